@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: MIT
  *
- * The one list of kernels. Prototypes, the table type, every kernel set's table, the tests and the benches come from it.
+ * The one list of kernels. Prototypes, the table type, every kernel set's table, the tests and the
+ * benches come from it.
  *
- * Kernels are leaf functions: no checks, no allocation, no globals; they touch exactly the elements named by their
- * arguments. Strides are element counts between runs. Two families:
- *   rows   NHWC: a run is a row of c channels, per-channel parameters are indexed by the position in the run
- *   span   NCHW: a run is a plane of len pixels, per-channel parameters are indexed by the run
+ * Kernels are leaf functions: no checks, no allocation, no globals; they touch exactly the elements
+ * named by their arguments. Strides are element counts between runs. Two families: rows   NHWC: a
+ * run is a row of c channels, per-channel parameters are indexed by the position in the run span
+ * NCHW: a run is a plane of len pixels, per-channel parameters are indexed by the run
  */
 #ifndef BNORM_DISPATCH_ISA_H
 #define BNORM_DISPATCH_ISA_H
@@ -15,10 +16,10 @@
 
 /* Where the argument v of the activation comes from in backward. */
 enum bnorm_pre {
-    BNORM_PRE_NONE = 0,  /* not needed: g = dy */
-    BNORM_PRE_X,         /* v = fma(x - center, scale, shift) */
-    BNORM_PRE_RESIDUAL,  /* the same + extra */
-    BNORM_PRE_Y          /* v = extra: the forward's y stands in for v */
+    BNORM_PRE_NONE = 0, /* not needed: g = dy */
+    BNORM_PRE_X,        /* v = fma(x - center, scale, shift) */
+    BNORM_PRE_RESIDUAL, /* the same + extra */
+    BNORM_PRE_Y         /* v = extra: the forward's y stands in for v */
 };
 
 /* y = act(fma(x - center, scale, shift) + residual) over `runs` runs of `len` elements. */
@@ -32,7 +33,8 @@ typedef struct bnorm_apply_args {
 } bnorm_apply_args;
 
 /* g = dy*act'(v); sums_*: sum(g) and sum(g*(x - center)) in double; dx_*: dresidual = g and
- * dx = fma(x - center, slope, fma(g, scale, offset)), or g*scale where slope is NULL (frozen statistics). */
+ * dx = fma(x - center, slope, fma(g, scale, offset)), or g*scale where slope is NULL (frozen
+ * statistics). */
 typedef struct bnorm_grad_args {
     size_t runs, len;
     const float *x, *dy, *extra;
@@ -46,21 +48,25 @@ typedef struct bnorm_grad_args {
     size_t dx_stride, dresidual_stride;
 } bnorm_grad_args;
 
-/* The reduction order of docs/numerics.md is part of these kernels' contract: outputs are equal to the bit on every set.
- * `chains` is the number of interleaved partial sums per channel, a power of two (see bnorm_chains in src/plan.h). */
-#define BNORM_KERNELS(X)                                                                                               \
-    /* One block of rows: per channel sum(x) and sum((x - sum/rows)^2). */                                             \
-    X(moments_rows, (const float *x, size_t stride, size_t rows, size_t c, size_t chains, double *sum, double *m2))    \
-    /* One block of each of `planes` planes, as moments_rows with c = 1 and chains = 64. */                            \
-    X(moments_span, (const float *x, size_t stride, size_t planes, size_t len, double *sum, double *m2))               \
-    /* Merge one block of n_block elements into the running (mean, m2) of n_before elements, for c channels. */        \
-    X(merge, (size_t c, double n_before, double n_block, const double *sum, const double *block_m2, double *mean,      \
-              double *m2))                                                                                             \
-    X(apply_rows, (const bnorm_apply_args *a))                                                                         \
-    X(apply_span, (const bnorm_apply_args *a))                                                                         \
-    X(sums_rows, (const bnorm_grad_args *a, size_t chains, double *sum_g, double *sum_gx))                             \
-    X(sums_span, (const bnorm_grad_args *a, double *sum_g, double *sum_gx))                                            \
-    X(dx_rows, (const bnorm_grad_args *a))                                                                             \
+/* The reduction order of docs/numerics.md is part of these kernels' contract: outputs are equal to
+ * the bit on every set. `chains` is the number of interleaved partial sums per channel, a power of
+ * two (see bnorm_chains in src/plan.h). */
+#define BNORM_KERNELS(X)                                                                           \
+    /* One block of rows: per channel sum(x) and sum((x - sum/rows)^2). */                         \
+    X(moments_rows, (const float *x, size_t stride, size_t rows, size_t c, size_t chains,          \
+                     double *sum, double *m2))                                                     \
+    /* One block of each of `planes` planes, as moments_rows with c = 1 and chains = 64. */        \
+    X(moments_span,                                                                                \
+      (const float *x, size_t stride, size_t planes, size_t len, double *sum, double *m2))         \
+    /* Merge one block of n_block elements into the running (mean, m2) of n_before elements, for c \
+     * channels. */                                                                                \
+    X(merge, (size_t c, double n_before, double n_block, const double *sum,                        \
+              const double *block_m2, double *mean, double *m2))                                   \
+    X(apply_rows, (const bnorm_apply_args *a))                                                     \
+    X(apply_span, (const bnorm_apply_args *a))                                                     \
+    X(sums_rows, (const bnorm_grad_args *a, size_t chains, double *sum_g, double *sum_gx))         \
+    X(sums_span, (const bnorm_grad_args *a, double *sum_g, double *sum_gx))                        \
+    X(dx_rows, (const bnorm_grad_args *a))                                                         \
     X(dx_span, (const bnorm_grad_args *a))
 
 struct bnorm_isa {

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: MIT
+#
+# GNU make. `make help` lists what there is. Everything that is built lies under $(BUILD).
+
+CC = gcc
+CXX = g++
+AR = ar
+NM = nm
+OBJDUMP = objdump
+CFLAGS = -O2 -g
+CXXFLAGS = -O2 -g
+LDFLAGS =
+BUILD = build
+PREFIX = /usr/local
+LIBDIR = $(PREFIX)/lib
+DESTDIR =
+# Put before the programs that are run here, as in RUN=qemu-aarch64.
+RUN =
+# Not empty: commands are shown in full.
+V =
+
+# ---------------------------------------------------------------------------------------------------
+# What belongs to every compilation, whatever CFLAGS says
+
+VERSION := $(shell sed -n 's/^.define BNORM_VERSION_[A-Z]* *//p' include/bnorm.h | paste -sd.)
+SOVERSION := $(firstword $(subst ., ,$(VERSION)))
+
+warnings = -Wall -Wextra -Wpedantic -Wshadow -Wconversion
+# Without -ffp-contract=off gcc may turn a*b + c into one fma and so change bits.
+c_flags = -std=c11 -ffp-contract=off -Iinclude $(warnings) -MMD -MP
+# Hidden but for BNORM_API: the shared library exports the functions of bnorm.h and nothing else.
+lib_flags = -fPIC -fvisibility=hidden -DBNORM_SHARED
+
+lib_sources := $(wildcard src/*.c src/*/*.c dispatch/*.c)
+test_sources := $(wildcard tests/*.c)
+bench_sources := $(wildcard bench/*.c)
+digits_sources := $(wildcard examples/digits/*.c)
+scripts := .ci/run $(wildcard scripts/* tests/*.sh bench/*.sh examples/*/*.sh)
+formatted := $(shell find include src dispatch tests bench examples -name '*.[ch]' -o -name '*.cc')
+
+say = $(if $(V),,@printf '%5s  %s\n' '$(1)' '$@' &&)
+objects = $(patsubst %,$(BUILD)/%.o,$(1))
+lib_objects := $(call objects,$(lib_sources))
+test_objects := $(call objects,$(test_sources))
+bench_objects := $(call objects,$(bench_sources) bench/shim.cc)
+digits_objects := $(call objects,$(digits_sources))
+
+static_lib = $(BUILD)/libbnorm.a
+soname = libbnorm.so.$(SOVERSION)
+shared_lib = $(BUILD)/libbnorm.so.$(VERSION)
+
+# ---------------------------------------------------------------------------------------------------
+# Packages: what each one is for
+
+# compilers and tools; test framework and ONNX's batch-norm cases; benchmark framework, pictures; example
+deps_packages = gcc g++ libc6-dev binutils make pkgconf \
+	libcmocka-dev libonnx-testdata libbenchmark-dev gnuplot-nox libpthreadpool-dev
+deps_lint_packages = clang clang-format clang-tidy cppcheck shellcheck
+deps_cross_packages = qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross libcmocka-dev:arm64 \
+	gcc-riscv64-linux-gnu libc6-dev-riscv64-cross gcc-s390x-linux-gnu libc6-dev-s390x-cross
+
+# ---------------------------------------------------------------------------------------------------
+# Packages come first, also under make -j.
+ifneq ($(filter deps%,$(MAKECMDGOALS)),)
+.NOTPARALLEL:
+endif
+
+##@ Build
+
+all: $(static_lib) $(shared_lib) $(BUILD)/bnorm.pc ## static and shared library (the default)
+
+$(static_lib): $(lib_objects)
+	@rm -f $@
+	$(call say,AR) $(AR) rcs $@ $^
+
+$(shared_lib): $(lib_objects)
+	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -shared -Wl,-soname,$(soname) -Wl,--no-undefined -o $@ $^ -lm
+
+$(BUILD)/bnorm.pc: bnorm.pc.in FORCE
+	@mkdir -p $(@D)
+	@sed 's|@PREFIX@|$(PREFIX)|; s|@LIBDIR@|$(LIBDIR)|; s|@VERSION@|$(VERSION)|' $< >$@
+
+$(lib_objects): private c_flags += $(lib_flags)
+# The plain loop that a user would write, with all that the compiler has: also fma, as is gcc's default.
+$(BUILD)/bench/plain.c.o: private c_flags += -O3 -march=native -ffp-contract=fast
+
+$(BUILD)/%.c.o: %.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(call say,CC) $(CC) $(CFLAGS) $(c_flags) -c -o $@ $<
+
+$(BUILD)/%.cc.o: %.cc $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(call say,CXX) $(CXX) $(CXXFLAGS) -std=c++17 -Iinclude $(warnings) -MMD -MP -c -o $@ $<
+
+# Changes, and so has everything rebuilt, when the compiler or its flags do.
+flags = $(CC) $(CXX) $(CFLAGS) $(CXXFLAGS) $(LDFLAGS) $(c_flags) $(lib_flags)
+$(BUILD)/flags: FORCE
+	@mkdir -p $(@D)
+	@echo '$(flags)' | cmp -s - $@ || echo '$(flags)' >$@
+
+-include $(patsubst %.o,%.d,$(lib_objects) $(test_objects) $(bench_objects) $(digits_objects))
+
+install: all ## header, libraries and pkg-config file into PREFIX (under DESTDIR, if given)
+	install -d '$(DESTDIR)$(PREFIX)/include' '$(DESTDIR)$(LIBDIR)/pkgconfig'
+	install -m 644 include/bnorm.h '$(DESTDIR)$(PREFIX)/include'
+	install -m 644 $(static_lib) '$(DESTDIR)$(LIBDIR)'
+	install -m 755 $(shared_lib) '$(DESTDIR)$(LIBDIR)'
+	ln -sf $(notdir $(shared_lib)) '$(DESTDIR)$(LIBDIR)/$(soname)'
+	ln -sf $(soname) '$(DESTDIR)$(LIBDIR)/libbnorm.so'
+	install -m 644 $(BUILD)/bnorm.pc '$(DESTDIR)$(LIBDIR)/pkgconfig'
+
+uninstall: ## removes what install put there
+	rm -f '$(DESTDIR)$(PREFIX)/include/bnorm.h' '$(DESTDIR)$(LIBDIR)/pkgconfig/bnorm.pc' \
+		$(patsubst %,'$(DESTDIR)$(LIBDIR)/%',libbnorm.a libbnorm.so $(soname) $(notdir $(shared_lib)))
+
+clean: ## removes everything that was built
+	rm -rf build $(BUILD)
+
+##@ Prove
+
+test: hygiene $(BUILD)/bnorm-tests ## all tests; TESTS=apply/* picks some, BNORM_REQUIRE=avx2 insists on a kernel set
+	$(run_tests)
+
+# The runner alone, as for other compilers, flags and CPUs.
+run-tests: $(BUILD)/bnorm-tests
+	$(run_tests)
+
+run_tests = $(RUN) $(BUILD)/bnorm-tests $(TESTS)
+
+hygiene: $(static_lib) $(shared_lib)
+	CC='$(CC)' CXX='$(CXX)' NM='$(NM)' OBJDUMP='$(OBJDUMP)' STATIC_LIB='$(static_lib)' \
+		SHARED_LIB='$(shared_lib)' tests/hygiene.sh
+
+$(BUILD)/bnorm-tests: $(test_objects) $(static_lib)
+	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lcmocka -lpthread -lm
+
+test-cross: ## the tests for Arm and older x86 CPUs under qemu, and two CPUs without SIMD kernels
+	BNORM_TEST_QUICK=1 BNORM_REQUIRE=neon $(MAKE) run-tests \
+		BUILD=$(BUILD)/aarch64 CC=aarch64-linux-gnu-gcc RUN=qemu-aarch64
+	BNORM_TEST_QUICK=1 BNORM_REQUIRE=scalar $(MAKE) run-tests RUN='qemu-x86_64 -cpu Nehalem'
+	BNORM_TEST_QUICK=1 BNORM_REQUIRE=avx2 $(MAKE) run-tests RUN='qemu-x86_64 -cpu Haswell'
+	$(MAKE) compare-riscv64 compare-s390x
+
+# Training on digits under qemu: to the bit what the same kernel set gives on this CPU.
+compare-%: $(BUILD)/digits
+	$(MAKE) BUILD=$(BUILD)/$* CC=$*-linux-gnu-gcc LDFLAGS=-static $(BUILD)/$*/digits
+	$(BUILD)/digits --verify-sets | grep '^scalar' >$(BUILD)/$*/native.txt
+	qemu-$* $(BUILD)/$*/digits --verify-sets | grep '^scalar' >$(BUILD)/$*/emulated.txt
+	diff $(BUILD)/$*/native.txt $(BUILD)/$*/emulated.txt
+	@echo '$*: the same weights, to the bit, as on this CPU'; cat $(BUILD)/$*/emulated.txt
+
+sanitize: ## the tests under ASan and UBSan, those with threads under TSan
+	$(MAKE) BUILD=$(BUILD)/asan LDFLAGS= run-tests CFLAGS='-O1 -g -fsanitize=address,undefined \
+		-fno-sanitize-recover=all -fno-omit-frame-pointer'
+	$(MAKE) BUILD=$(BUILD)/tsan LDFLAGS= run-tests CFLAGS='-O1 -g -fsanitize=thread' TESTS='threads/*'
+
+##@ Measure
+
+bench: $(BUILD)/bnorm-bench ## speed against plain C and the memory's roof, in about a minute
+	$<
+
+bench-full: $(BUILD)/bnorm-bench ## the same for every op, layout, kernel set and shape
+	$< --full
+
+plot: ## draws the roofline picture of the last bench run
+	bench/plot.sh
+
+$(BUILD)/bnorm-bench: $(bench_objects) $(static_lib)
+	$(call say,LINK) $(CXX) $(CXXFLAGS) $(LDFLAGS) -o $@ $^ -lbenchmark -lpthread -lm
+
+##@ Try
+
+digits: $(BUILD)/digits ## trains a small network on handwritten digits, with and without batch norm
+	$<
+
+$(BUILD)/digits: $(digits_objects) $(static_lib)
+	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lpthread -lm
+
+examples: $(BUILD)/hello $(BUILD)/threads ## the README's example, and bnorm on a thread pool
+
+$(BUILD)/hello: $(BUILD)/examples/hello.c.o $(static_lib)
+	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lm
+
+$(BUILD)/threads: examples/threads.c $(static_lib) $(BUILD)/flags
+	$(call say,LINK) $(CC) $(CFLAGS) $(c_flags) $(LDFLAGS) -o $@ $< $(static_lib) $(thread_pools) -lm
+
+# The flags where a program can be built with them, else nothing.
+if_works = $(if $(shell echo 'int main(void) { return 0; }' | $(CC) -xc - -o /dev/null $(1) 2>&1 || \
+	echo no),,$(1))
+thread_pools = $(call if_works,-fopenmp) \
+	$(call if_works,-DHAVE_PTHREADPOOL -include pthreadpool.h -lpthreadpool)
+
+##@ Work on bnorm
+
+deps: ## installs what test, bench and plot need (Debian and Ubuntu; through sudo where not root)
+	@scripts/apt-install 'to build, test and measure' $(deps_packages)
+
+deps-lint: ## installs what lint and format need
+	@scripts/apt-install 'to check and format the sources' $(deps_lint_packages)
+
+deps-cross: ## installs what test-cross needs; adds Debian's arm64 architecture
+	@scripts/apt-install 'to cross-compile and emulate' --arch arm64 $(deps_cross_packages)
+
+format: ## formats every C and C++ file
+	clang-format -i $(formatted)
+
+lint: warnings ## formatting, scripts, static analysis, the README's code
+	clang-format --dry-run -Werror $(formatted)
+	shellcheck $(scripts)
+	scripts/check-readme
+	cppcheck --quiet --error-exitcode=1 --std=c11 --enable=warning,performance,portability \
+		--inline-suppr --suppress=missingIncludeSystem -Iinclude -I. $(lib_sources)
+	clang-tidy --quiet $(lib_sources) -- -std=c11 -Iinclude -I. $(warnings)
+
+warnings: ## builds everything with gcc and with clang; a warning is an error
+	$(MAKE) BUILD=$(BUILD)/gcc CC=gcc CXX=g++ CFLAGS='-O2 -Werror' CXXFLAGS='-O2 -Werror' everything
+	$(MAKE) BUILD=$(BUILD)/clang CC=clang CXX=clang++ CFLAGS='-O2 -Werror' CXXFLAGS='-O2 -Werror' everything
+
+everything: all examples $(BUILD)/bnorm-tests $(BUILD)/bnorm-bench $(BUILD)/digits
+
+help: ## this list
+	@echo 'Targets of bnorm $(VERSION):'
+	@awk -F ':.*## ' '/^##@/ { print "\n" substr($$0, 5) } \
+		/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@printf '\nVariables: CC CXX AR CFLAGS CXXFLAGS LDFLAGS BUILD PREFIX LIBDIR DESTDIR; V=1 shows commands\n'
+
+.PHONY: all install uninstall clean test run-tests hygiene test-cross sanitize bench bench-full plot \
+	digits examples deps deps-lint deps-cross format lint warnings everything help FORCE
+.DELETE_ON_ERROR:

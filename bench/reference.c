@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: MIT */
+#include "reference.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+/* Sums of a channel and of the magnitudes of what is summed. */
+typedef struct channel {
+    double mean, invstd;
+    double mean_size;
+    double dbeta, dbeta_size, dgamma, dgamma_size;
+} channel;
+
+typedef struct tolerance {
+    double relative;
+    const char *who;
+} tolerance;
+
+static int same(const tolerance *t, const char *what, size_t i, double got, double want,
+                double size) {
+    if (fabs(got - want) <= t->relative * size)
+        return 1;
+    fprintf(
+        stderr,
+        "bnorm-bench: %s: %s[%zu] is %.9g, the reference says %.9g (allowed difference %.2g).\n",
+        t->who, what, i, got, want, t->relative * size);
+    return 0;
+}
+
+/* A run is contiguous: the channels of a pixel (NHWC) or the pixels of a plane (NCHW). */
+static size_t run_length(const bench_problem *p) {
+    return p->layout == BNORM_NHWC ? p->c : p->hw;
+}
+
+static size_t channel_of(const bench_problem *p, size_t run, size_t i) {
+    return p->layout == BNORM_NHWC ? i : run % p->c;
+}
+
+static void batch_statistics(const bench_problem *p, channel *channels) {
+    const size_t length = run_length(p), runs = p->n * p->c * p->hw / length;
+    const double count = (double)(p->n * p->hw);
+    for (size_t run = 0; run < runs; run++)
+        for (size_t i = 0; i < length; i++) {
+            channel *ch = &channels[channel_of(p, run, i)];
+            ch->mean += p->x[run * length + i];
+            ch->mean_size += fabs((double)p->x[run * length + i]);
+        }
+    for (size_t c = 0; c < p->c; c++) {
+        channels[c].mean /= count;
+        channels[c].mean_size /= count;
+    }
+    for (size_t run = 0; run < runs; run++)
+        for (size_t i = 0; i < length; i++) {
+            channel *ch = &channels[channel_of(p, run, i)];
+            const double deviation = p->x[run * length + i] - ch->mean;
+            ch->invstd += deviation * deviation;
+        }
+    for (size_t c = 0; c < p->c; c++)
+        channels[c].invstd = 1 / sqrt(channels[c].invstd / count + p->eps);
+}
+
+static void gradient_sums(const bench_problem *p, channel *channels) {
+    const size_t length = run_length(p), runs = p->n * p->c * p->hw / length;
+    for (size_t run = 0; run < runs; run++)
+        for (size_t i = 0; i < length; i++) {
+            channel *ch = &channels[channel_of(p, run, i)];
+            const double g = p->dy[run * length + i];
+            const double normalized = (p->x[run * length + i] - ch->mean) * ch->invstd;
+            ch->dbeta += g;
+            ch->dbeta_size += fabs(g);
+            ch->dgamma += g * normalized;
+            ch->dgamma_size += fabs(g * normalized);
+        }
+}
+
+static int check_channels(const bench_problem *p, const bench_result *r, const channel *channels,
+                          const tolerance *t) {
+    const double count = (double)(p->n * p->hw);
+    int good = 1;
+    for (size_t c = 0; good && c < p->c; c++) {
+        const channel *ch = &channels[c];
+        if (p->op == BENCH_TRAINING) {
+            const double var = 1 / (ch->invstd * ch->invstd) - p->eps;
+            const double sample = count > 1 ? var * count / (count - 1) : var;
+            const double running = 1 + BENCH_RATE * (sample - 1);
+            good = same(t, "save_mean", c, r->mean[c], ch->mean, ch->mean_size) &&
+                   same(t, "save_invstd", c, r->invstd[c], ch->invstd, ch->invstd) &&
+                   same(t, "running_mean", c, r->running_mean[c], BENCH_RATE * ch->mean,
+                        ch->mean_size) &&
+                   same(t, "running_var", c, r->running_var[c], running, running);
+        } else if (p->op == BENCH_BACKWARD) {
+            good = same(t, "dbeta", c, r->dbeta[c], ch->dbeta, ch->dbeta_size) &&
+                   same(t, "dgamma", c, r->dgamma[c], ch->dgamma, ch->dgamma_size);
+        }
+    }
+    return good;
+}
+
+static int check_element(const bench_problem *p, const bench_result *r, const channel *ch, size_t c,
+                         size_t i, const tolerance *t) {
+    const double x = p->x[i], gamma = p->gamma[c], beta = p->beta[c];
+    if (p->op == BENCH_BACKWARD) {
+        const double count = (double)(p->n * p->hw);
+        const double g = p->dy[i], normalized = (x - ch->mean) * ch->invstd;
+        const double want =
+            gamma * ch->invstd * (g - ch->dbeta / count - normalized * ch->dgamma / count);
+        const double size = fabs(gamma * ch->invstd) *
+                            (fabs(g) + ch->dbeta_size / count +
+                             (fabs(x) + fabs(ch->mean)) * ch->invstd * ch->dgamma_size / count);
+        return same(t, "dx", i, r->tensor[i], want, size);
+    }
+    const double v = gamma * ch->invstd * (x - ch->mean) + beta;
+    const double size = fabs(gamma * ch->invstd) * (fabs(x) + fabs(ch->mean)) + fabs(beta);
+    return same(t, "y", i, r->tensor[i], p->op == BENCH_INFERENCE_RELU && v < 0 ? 0 : v, size);
+}
+
+int reference_check(const bench_problem *p, const bench_result *r, double relative,
+                    const char *who) {
+    const tolerance t = {relative, who};
+    channel *channels = calloc(p->c, sizeof *channels);
+    if (!channels) {
+        fprintf(stderr, "bnorm-bench: out of memory while checking.\n");
+        return 0;
+    }
+    if (p->op == BENCH_TRAINING) {
+        batch_statistics(p, channels);
+    } else {
+        for (size_t c = 0; c < p->c; c++) {
+            channels[c].mean = p->mean[c];
+            channels[c].invstd = p->invstd[c];
+        }
+        if (p->op == BENCH_BACKWARD)
+            gradient_sums(p, channels);
+    }
+    int good = check_channels(p, r, channels, &t);
+    const size_t length = run_length(p), elements = p->n * p->c * p->hw;
+    for (size_t first = 0; good && first < elements; first += length)
+        for (size_t i = 0; good && i < length; i++) {
+            const size_t c = channel_of(p, first / length, i);
+            good = check_element(p, r, &channels[c], c, first + i, &t);
+        }
+    free(channels);
+    return good;
+}

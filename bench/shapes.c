@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: MIT */
+#include "shapes.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { MAX_SHAPES = 1024 };
+
+/* Is n one of the numbers of a list such as "1,32"? */
+static int in_list(const char *list, size_t n) {
+    while (*list) {
+        char *end;
+        if (strtoull(list, &end, 10) == n && end != list)
+            return 1;
+        list = *end == ',' ? end + 1 : "";
+    }
+    return 0;
+}
+
+/* The product of "56x56" or "1000"; 0 for anything else. */
+static size_t positions(const char *hw) {
+    size_t product = 1;
+    for (;;) {
+        char *end;
+        const size_t size = strtoull(hw, &end, 10);
+        if (end == hw || size == 0 || size > 1000000)
+            return 0;
+        product *= size;
+        if (*end == '\0')
+            return product;
+        if (*end != 'x')
+            return 0;
+        hw = end + 1;
+    }
+}
+
+/* Appends the shapes of one line, one per N; 0 where the line is malformed. */
+static int read_line(const char *line, bench_shape *shapes, size_t *count) {
+    bench_shape shape = {0};
+    char batches[32], hw[24], tag[32] = "";
+    const int fields = sscanf(line, "%47s %31s %31s %zu %23s %31s", shape.network, shape.layer,
+                              batches, &shape.c, hw, tag);
+    if (fields < 5 || (fields == 6 && strncmp(tag, "quick=", 6) != 0))
+        return 0;
+    shape.hw = positions(hw);
+    if (shape.hw == 0 || shape.c == 0)
+        return 0;
+    for (const char *batch = batches;; batch++) {
+        char *end;
+        shape.n = strtoull(batch, &end, 10);
+        if (end == batch || shape.n == 0 || (*end != ',' && *end != '\0') || *count == MAX_SHAPES)
+            return 0;
+        batch = end;
+        shape.quick = tag[0] && in_list(tag + 6, shape.n);
+        if (shape.hw == 1)
+            snprintf(shape.size, sizeof shape.size, "%zux%zu", shape.n, shape.c);
+        else
+            snprintf(shape.size, sizeof shape.size, "%zux%zux%s", shape.n, shape.c, hw);
+        shapes[(*count)++] = shape;
+        if (*batch == '\0')
+            return 1;
+    }
+}
+
+bench_shape *bench_shapes_read(const char *path, size_t *count) {
+    FILE *file = fopen(path, "r");
+    if (!file) {
+        fprintf(stderr,
+                "bnorm-bench: cannot read %s: %s. Run from the repository root or give "
+                "--shapes=FILE.\n",
+                path, strerror(errno));
+        return NULL;
+    }
+    bench_shape *shapes = malloc(MAX_SHAPES * sizeof *shapes);
+    char line[256];
+    int good = shapes != NULL;
+    *count = 0;
+    for (int number = 1; good && fgets(line, sizeof line, file); number++) {
+        if (line[0] == '#' || line[strspn(line, " \t\r\n")] == '\0')
+            continue;
+        good = read_line(line, shapes, count);
+        if (!good)
+            fprintf(stderr, "bnorm-bench: %s:%d is not \"network layer N C HxW [quick=N]\".\n",
+                    path, number);
+    }
+    fclose(file);
+    if (good)
+        return shapes;
+    free(shapes);
+    return NULL;
+}

@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Reads shapes.txt, which explains its own format. */
+#ifndef BNORM_BENCH_SHAPES_H
+#define BNORM_BENCH_SHAPES_H
+
+#include <stddef.h>
+
+typedef struct bench_shape {
+    char network[48];
+    char layer[32];
+    char size[48]; /* "32x64x56x56" */
+    size_t n, c, hw;
+    int quick;
+} bench_shape;
+
+/* The shapes of a file, one per N; NULL after a message where it cannot be read. Free with free().
+ */
+bench_shape *bench_shapes_read(const char *path, size_t *count);
+
+#endif

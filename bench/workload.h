@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * What is measured: an op on a dense f32 tensor, its inputs, and where its results go. */
+#ifndef BNORM_BENCH_WORKLOAD_H
+#define BNORM_BENCH_WORKLOAD_H
+
+#include <stddef.h>
+
+#include "bnorm.h"
+
+enum bench_op {
+    BENCH_INFERENCE,      /* bnorm_apply, centred form */
+    BENCH_INFERENCE_RELU, /* the same with fused ReLU */
+    BENCH_TRAINING,       /* bnorm_forward_train with running statistics, mean and invstd saved */
+    BENCH_BACKWARD,       /* bnorm_backward for dx, dgamma and dbeta */
+    BENCH_OPS
+};
+
+/* Name of an op, and the tensors that it must at least read or write: the traffic that GB/s and
+ * percent of the roof count, whatever an implementation really moves. inference  x in, y out
+ *   training   x in, y out (a tensor too large for the cache is really read twice: statistics, then
+ * y) backward   x and dy in, dx out (x and dy really twice) */
+typedef struct bench_op_info {
+    const char *name;
+    size_t tensors;
+} bench_op_info;
+
+extern const bench_op_info bench_ops[BENCH_OPS];
+extern const char *const bench_layouts[2]; /* by bnorm_layout */
+
+typedef struct bench_problem {
+    enum bench_op op;
+    bnorm_layout layout;
+    size_t n, c, hw;
+    double eps;
+    const float *x, *dy;
+    const float *gamma, *beta;
+    const float *mean, *invstd; /* inference, backward */
+    const float *scale;         /* gamma*invstd; inference */
+    void *ws;
+    size_t ws_size;
+} bench_problem;
+
+/* Arrays of c floats, but tensor. */
+typedef struct bench_result {
+    float *tensor;                                     /* y or dx */
+    float *mean, *invstd, *running_mean, *running_var; /* training */
+    float *dgamma, *dbeta;                             /* backward */
+} bench_result;
+
+#define BENCH_RATE 0.1 /* weight of the batch in the running statistics, which start at 0 and 1 */
+
+/* Inputs and results, shared by all problems: each uses the front part of every buffer. */
+typedef struct bench_memory {
+    float *x, *dy;
+    float *gamma, *beta, *mean, *invstd, *scale;
+    void *ws;
+    bench_result timed, expected; /* what is timed; the scalar set's results */
+    size_t filled;                /* elements of the tensors that are initialised */
+    unsigned random;
+    void *blocks[16];
+    size_t block_count;
+} bench_memory;
+
+/* Memory for problems of up to this size; 0 where there is not enough. */
+int bench_memory_create(bench_memory *memory, size_t elements, size_t channels, size_t ws_size);
+void bench_memory_destroy(bench_memory *memory);
+/* Bytes that bench_memory_create takes for tensors of this many elements. */
+size_t bench_memory_bytes(size_t elements);
+
+bench_problem bench_problem_make(bench_memory *memory, enum bench_op op, bnorm_layout layout,
+                                 size_t n, size_t c, size_t hw);
+/* Bytes of workspace for this problem. */
+size_t bench_workspace(enum bench_op op, bnorm_layout layout, size_t n, size_t c, size_t hw);
+
+bnorm_status bench_run(const bench_problem *problem, const bnorm_isa *isa, const bnorm_exec *exec,
+                       const bench_result *result);
+
+/* Compares the scalar set with the double reference, every other kernel set with the scalar set to
+ * the bit, and the plain C loops with the reference. 0 after a message on stderr where one differs.
+ */
+int bench_check(const bench_problem *problem, bench_memory *memory, const bnorm_exec *exec);
+
+#endif

@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: MIT */
+#include "isa.h"
+#include "cpu.h"
+
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* The kernel sets, best first. */
+static const struct {
+    unsigned cpu;
+    const bnorm_isa *isa;
+} sets[] = {
+#if BNORM_HAVE_X86
+    {BNORM_CPU_AVX512, &bnorm_isa_avx512},
+    {BNORM_CPU_AVX2, &bnorm_isa_avx2},
+#endif
+#if BNORM_HAVE_NEON
+    {BNORM_CPU_NEON, &bnorm_isa_neon},
+#endif
+    {BNORM_CPU_SCALAR, &bnorm_isa_scalar},
+};
+
+const bnorm_isa *bnorm_isa_at(size_t i) {
+    const unsigned features = bnorm_cpu_features();
+    for (size_t k = 0; k < sizeof sets / sizeof sets[0]; k++)
+        if ((sets[k].cpu & features) && i-- == 0)
+            return sets[k].isa;
+    return NULL;
+}
+
+const bnorm_isa *bnorm_isa_find(const char *name) {
+    const bnorm_isa *isa = NULL;
+    for (size_t i = 0; name && (isa = bnorm_isa_at(i)) != NULL; i++)
+        if (strcmp(isa->name, name) == 0)
+            break;
+    return isa;
+}
+
+/* A pure function of CPU and environment: first calls that race all store the same value, so
+ * relaxed is enough (what the pointer points to is constant data). */
+const bnorm_isa *bnorm_isa_best(void) {
+    static _Atomic(const bnorm_isa *) best;
+    const bnorm_isa *isa = atomic_load_explicit(&best, memory_order_relaxed);
+    if (!isa) {
+        isa = bnorm_isa_find(getenv("BNORM_ISA"));
+        if (!isa)
+            isa = bnorm_isa_at(0);
+        atomic_store_explicit(&best, isa, memory_order_relaxed);
+    }
+    return isa;
+}
+
+const char *bnorm_isa_name(const bnorm_isa *isa) {
+    return (isa ? isa : bnorm_isa_best())->name;
+}

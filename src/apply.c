@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: MIT */
+#include "apply.h"
+
+bnorm_view bnorm_elementwise_view(const bnorm_shape *shape, bnorm_walk *const *walks,
+                                  size_t count) {
+    bnorm_view view = bnorm_view_of(shape);
+    int gaps = 0, dense = view.rows;
+    for (size_t i = 0; i < count; i++) {
+        if (!walks[i]->data)
+            continue;
+        gaps |= walks[i]->step != 1;
+        dense &= view.images == 1 || walks[i]->image_stride == view.runs * walks[i]->run_stride;
+    }
+    if (gaps) {
+        for (size_t i = 0; i < count; i++)
+            *walks[i] = (bnorm_walk){walks[i]->data, walks[i]->run_stride, walks[i]->step, 1};
+        return (bnorm_view){0, shape->n, shape->c, 1, shape->c};
+    }
+    if (dense) {
+        view.runs *= view.images;
+        view.images = 1;
+    }
+    return view;
+}
+
+/* Stand-ins for absent parameters, this many channels at a time. */
+#define DEFAULTS 64
+#define EIGHT(v) v, v, v, v, v, v, v, v
+static const float ones[DEFAULTS] = {EIGHT(1), EIGHT(1), EIGHT(1), EIGHT(1),
+                                     EIGHT(1), EIGHT(1), EIGHT(1), EIGHT(1)};
+static const float zeros[DEFAULTS] = {0};
+
+void bnorm_elementwise_piece(const bnorm_elementwise *pass, const bnorm_piece *piece) {
+    const int rows = pass->view.rows;
+    const size_t first = bnorm_piece_channel(&pass->view, piece),
+                 channels = rows ? piece->len : piece->runs;
+    const size_t step = pass->scale && pass->shift ? channels : DEFAULTS;
+    for (size_t at = 0; at < channels; at += step) {
+        const size_t channel = first + at, count = bnorm_min(step, channels - at);
+        const size_t run = piece->run + (rows ? 0 : at), i = piece->i + (rows ? at : 0);
+        const bnorm_apply_args args = {
+            .runs = rows ? piece->runs : count,
+            .len = rows ? count : piece->len,
+            .x = bnorm_at(&pass->x, piece->image, run, i),
+            .residual = bnorm_at(&pass->residual, piece->image, run, i),
+            .y = bnorm_at(&pass->y, piece->image, run, i),
+            .x_stride = pass->x.run_stride,
+            .residual_stride = pass->residual.run_stride,
+            .y_stride = pass->y.run_stride,
+            .center = pass->center ? pass->center + channel : NULL,
+            .scale = pass->scale ? pass->scale + channel : ones,
+            .shift = pass->shift ? pass->shift + channel : zeros,
+            .act = pass->act,
+        };
+        if (rows)
+            pass->isa->apply_rows(&args);
+        else
+            pass->isa->apply_span(&args);
+    }
+}
+
+struct job {
+    const bnorm_elementwise *pass;
+    bnorm_grid grid;
+};
+
+/* Last piece first: where a pass over x came before, its end is still in cache. */
+static void task(void *arg, size_t i) {
+    const struct job *job = arg;
+    const bnorm_piece piece = bnorm_grid_piece(&job->grid, bnorm_grid_count(&job->grid) - 1 - i);
+    bnorm_elementwise_piece(job->pass, &piece);
+}
+
+void bnorm_elementwise_run(const bnorm_elementwise *pass, const bnorm_exec *exec) {
+    struct job job = {pass, bnorm_grid_of(pass->view, bnorm_piece_elements(exec, &pass->view))};
+    bnorm_run(exec, task, &job, bnorm_grid_count(&job.grid));
+}
+
+bnorm_status bnorm_apply(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
+                         const bnorm_affine *affine, const bnorm_exec *exec) {
+    const bnorm_affine copy = {0};
+    bnorm_tensor tx, ty, tr;
+    bnorm_status status = bnorm_check_shape(shape);
+
+    if (!affine)
+        affine = &copy;
+    if (!status)
+        status = bnorm_check_act(&affine->act);
+    if (status || bnorm_is_empty(shape))
+        return status;
+    if (!x.data || !y.data)
+        return BNORM_NULL_POINTER;
+    if ((status = bnorm_check_tensor(shape, x.data, x.run_stride, x.image_stride, &tx)) ||
+        (status = bnorm_check_tensor(shape, y.data, y.run_stride, y.image_stride, &ty)) ||
+        (status = bnorm_check_tensor(shape, affine->residual.data, affine->residual.run_stride,
+                                     affine->residual.image_stride, &tr)))
+        return status;
+    const bnorm_buffer output = bnorm_tensor_buffer(&ty),
+                       inputs[] = {
+                           bnorm_tensor_buffer(&tx),
+                           bnorm_tensor_buffer(&tr),
+                           bnorm_array_buffer(affine->center, shape->c),
+                           bnorm_array_buffer(affine->scale, shape->c),
+                           bnorm_array_buffer(affine->shift, shape->c),
+                       };
+    status = bnorm_check_overlap(shape, inputs, sizeof inputs / sizeof inputs[0], &output, 1);
+    if (status)
+        return status;
+
+    bnorm_elementwise pass = {
+        .x = bnorm_walk_of(shape, &tx),
+        .residual = bnorm_walk_of(shape, &tr),
+        .y = bnorm_walk_of(shape, &ty),
+        .center = affine->center,
+        .scale = affine->scale,
+        .shift = affine->shift,
+        .act = affine->act,
+        .isa = bnorm_exec_isa(exec),
+    };
+    bnorm_walk *const walks[] = {&pass.x, &pass.residual, &pass.y};
+    pass.view = bnorm_elementwise_view(shape, walks, 3);
+    bnorm_elementwise_run(&pass, exec);
+    return BNORM_OK;
+}

@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The elementwise pass y = act((x - center)*scale + shift + residual), shared by inference and
+ * training. */
+#ifndef BNORM_APPLY_H
+#define BNORM_APPLY_H
+
+#include "driver.h"
+
+typedef struct bnorm_elementwise {
+    bnorm_view view;
+    bnorm_walk x, residual, y;
+    const float *center, *scale, *shift; /* as in bnorm_affine */
+    bnorm_act act;
+    const bnorm_isa *isa;
+} bnorm_elementwise;
+
+/* The view for an elementwise pass over `count` tensors, and their walks adapted to it: (N, C) data
+ * with gaps between channels becomes planes of one pixel; images that follow one another without a
+ * gap become one. */
+bnorm_view bnorm_elementwise_view(const bnorm_shape *shape, bnorm_walk *const *walks, size_t count);
+
+void bnorm_elementwise_piece(const bnorm_elementwise *pass, const bnorm_piece *piece);
+void bnorm_elementwise_run(const bnorm_elementwise *pass, const bnorm_exec *exec);
+
+#endif

@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The vec_* primitives for AVX2 and FMA: 8 floats or 4 doubles. See src/kernels/kernels.h for their meaning. */
+#define VEC_F 8 /* floats per vector */
+#define VEC_D 4 /* doubles per vector */
+
+typedef __m256 vec_f;
+typedef __m256d vec_d;
+
+/* A mask with the first n of 8 or 4 lanes set is a window into these. */
+static const int vec_window_f[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+static const long long vec_window_d[8] = {-1, -1, -1, -1};
+
+static inline __m256i vec_mask_f(size_t n) {
+    return _mm256_loadu_si256((const __m256i *)(const void *)(vec_window_f + 8 - n));
+}
+static inline __m256i vec_mask_d(size_t n) {
+    return _mm256_loadu_si256((const __m256i *)(const void *)(vec_window_d + 4 - n));
+}
+static inline __m128i vec_mask_half(size_t n) {
+    return _mm_loadu_si128((const __m128i *)(const void *)(vec_window_f + 8 - n));
+}
+
+static inline vec_f vec_load(const float *p) {
+    return _mm256_loadu_ps(p);
+}
+static inline vec_f vec_load_n(const float *p, size_t n) {
+    return _mm256_maskload_ps(p, vec_mask_f(n));
+}
+static inline void vec_store(float *p, vec_f v) {
+    _mm256_storeu_ps(p, v);
+}
+static inline void vec_store_n(float *p, vec_f v, size_t n) {
+    _mm256_maskstore_ps(p, vec_mask_f(n), v);
+}
+static inline vec_f vec_set1(float v) {
+    return _mm256_set1_ps(v);
+}
+static inline vec_f vec_add(vec_f a, vec_f b) {
+    return _mm256_add_ps(a, b);
+}
+static inline vec_f vec_sub(vec_f a, vec_f b) {
+    return _mm256_sub_ps(a, b);
+}
+static inline vec_f vec_mul(vec_f a, vec_f b) {
+    return _mm256_mul_ps(a, b);
+}
+static inline vec_f vec_fma(vec_f a, vec_f b, vec_f c) {
+    return _mm256_fmadd_ps(a, b, c);
+}
+static inline vec_f vec_if_le(vec_f a, vec_f b, vec_f yes, vec_f no) {
+    return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_LE_OQ));
+}
+static inline vec_f vec_if_gt(vec_f a, vec_f b, vec_f yes, vec_f no) {
+    return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_GT_OQ));
+}
+static inline vec_f vec_canonical(vec_f v) {
+    const vec_f quiet = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000));
+    return _mm256_blendv_ps(v, quiet, _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+}
+
+static inline vec_d vec_load_d(const double *p) {
+    return _mm256_loadu_pd(p);
+}
+static inline vec_d vec_load_d_n(const double *p, size_t n) {
+    return _mm256_maskload_pd(p, vec_mask_d(n));
+}
+static inline void vec_store_d(double *p, vec_d v) {
+    _mm256_storeu_pd(p, v);
+}
+static inline void vec_store_d_n(double *p, vec_d v, size_t n) {
+    _mm256_maskstore_pd(p, vec_mask_d(n), v);
+}
+static inline vec_d vec_set1_d(double v) {
+    return _mm256_set1_pd(v);
+}
+static inline vec_d vec_add_d(vec_d a, vec_d b) {
+    return _mm256_add_pd(a, b);
+}
+static inline vec_d vec_sub_d(vec_d a, vec_d b) {
+    return _mm256_sub_pd(a, b);
+}
+static inline vec_d vec_mul_d(vec_d a, vec_d b) {
+    return _mm256_mul_pd(a, b);
+}
+static inline vec_d vec_div_d(vec_d a, vec_d b) {
+    return _mm256_div_pd(a, b);
+}
+static inline vec_d vec_fma_d(vec_d a, vec_d b, vec_d c) {
+    return _mm256_fmadd_pd(a, b, c);
+}
+static inline vec_d vec_if_lt_d(vec_d a, vec_d b, vec_d yes, vec_d no) {
+    return _mm256_blendv_pd(no, yes, _mm256_cmp_pd(a, b, _CMP_LT_OQ));
+}
+static inline vec_d vec_canonical_d(vec_d v) {
+    const vec_d quiet = _mm256_castsi256_pd(_mm256_set1_epi64x(0x7ff8000000000000));
+    return _mm256_blendv_pd(v, quiet, _mm256_cmp_pd(v, v, _CMP_UNORD_Q));
+}
+/* Lanes of v outside [low, high], NaN included, one bit each. */
+static inline unsigned vec_outside_d(vec_d v, double low, double high) {
+    return (unsigned)_mm256_movemask_pd(_mm256_or_pd(_mm256_cmp_pd(v, vec_set1_d(low), _CMP_NGE_UQ),
+                                                     _mm256_cmp_pd(v, vec_set1_d(high), _CMP_NLE_UQ)));
+}
+
+/* float -> double: from memory, and the lower and upper half of a vector. */
+static inline vec_d vec_widen(const float *p) {
+    return _mm256_cvtps_pd(_mm_loadu_ps(p));
+}
+static inline vec_d vec_widen_n(const float *p, size_t n) {
+    return _mm256_cvtps_pd(_mm_maskload_ps(p, vec_mask_half(n)));
+}
+static inline vec_d vec_low(vec_f v) {
+    return _mm256_cvtps_pd(_mm256_castps256_ps128(v));
+}
+static inline vec_d vec_high(vec_f v) {
+    return _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1));
+}
+/* double -> float, rounded: VEC_D floats to memory. */
+static inline void vec_narrow_store(float *p, vec_d v) {
+    _mm_storeu_ps(p, _mm256_cvtpd_ps(v));
+}

@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The AVX-512 kernel set. The target is chosen here, so that no build needs special flags. */
+#include "../../dispatch/cpu.h"
+#include "../../dispatch/isa.h"
+
+#if BNORM_HAVE_X86
+
+#include <immintrin.h>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+#endif
+
+#include "vec.h"
+#include "../kernels/kernels.h"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+const struct bnorm_isa bnorm_isa_avx512 = BNORM_KERNEL_TABLE("avx512");
+
+#endif

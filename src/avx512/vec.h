@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The vec_* primitives for AVX-512 (F, BW, DQ, VL): 16 floats or 8 doubles. See src/kernels/kernels.h for their meaning. */
+#define VEC_F 16 /* floats per vector */
+#define VEC_D 8  /* doubles per vector */
+
+typedef __m512 vec_f;
+typedef __m512d vec_d;
+
+static inline __mmask16 vec_mask_f(size_t n) {
+    return (__mmask16)((1u << n) - 1);
+}
+static inline __mmask8 vec_mask_d(size_t n) {
+    return (__mmask8)((1u << n) - 1);
+}
+
+static inline vec_f vec_load(const float *p) {
+    return _mm512_loadu_ps(p);
+}
+static inline vec_f vec_load_n(const float *p, size_t n) {
+    return _mm512_maskz_loadu_ps(vec_mask_f(n), p);
+}
+static inline void vec_store(float *p, vec_f v) {
+    _mm512_storeu_ps(p, v);
+}
+static inline void vec_store_n(float *p, vec_f v, size_t n) {
+    _mm512_mask_storeu_ps(p, vec_mask_f(n), v);
+}
+static inline vec_f vec_set1(float v) {
+    return _mm512_set1_ps(v);
+}
+static inline vec_f vec_add(vec_f a, vec_f b) {
+    return _mm512_add_ps(a, b);
+}
+static inline vec_f vec_sub(vec_f a, vec_f b) {
+    return _mm512_sub_ps(a, b);
+}
+static inline vec_f vec_mul(vec_f a, vec_f b) {
+    return _mm512_mul_ps(a, b);
+}
+static inline vec_f vec_fma(vec_f a, vec_f b, vec_f c) {
+    return _mm512_fmadd_ps(a, b, c);
+}
+static inline vec_f vec_if_le(vec_f a, vec_f b, vec_f yes, vec_f no) {
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LE_OQ), no, yes);
+}
+static inline vec_f vec_if_gt(vec_f a, vec_f b, vec_f yes, vec_f no) {
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), no, yes);
+}
+static inline vec_f vec_canonical(vec_f v) {
+    const vec_f quiet = _mm512_castsi512_ps(_mm512_set1_epi32(0x7fc00000));
+    return _mm512_mask_mov_ps(v, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), quiet);
+}
+
+static inline vec_d vec_load_d(const double *p) {
+    return _mm512_loadu_pd(p);
+}
+static inline vec_d vec_load_d_n(const double *p, size_t n) {
+    return _mm512_maskz_loadu_pd(vec_mask_d(n), p);
+}
+static inline void vec_store_d(double *p, vec_d v) {
+    _mm512_storeu_pd(p, v);
+}
+static inline void vec_store_d_n(double *p, vec_d v, size_t n) {
+    _mm512_mask_storeu_pd(p, vec_mask_d(n), v);
+}
+static inline vec_d vec_set1_d(double v) {
+    return _mm512_set1_pd(v);
+}
+static inline vec_d vec_add_d(vec_d a, vec_d b) {
+    return _mm512_add_pd(a, b);
+}
+static inline vec_d vec_sub_d(vec_d a, vec_d b) {
+    return _mm512_sub_pd(a, b);
+}
+static inline vec_d vec_mul_d(vec_d a, vec_d b) {
+    return _mm512_mul_pd(a, b);
+}
+static inline vec_d vec_div_d(vec_d a, vec_d b) {
+    return _mm512_div_pd(a, b);
+}
+static inline vec_d vec_fma_d(vec_d a, vec_d b, vec_d c) {
+    return _mm512_fmadd_pd(a, b, c);
+}
+static inline vec_d vec_if_lt_d(vec_d a, vec_d b, vec_d yes, vec_d no) {
+    return _mm512_mask_blend_pd(_mm512_cmp_pd_mask(a, b, _CMP_LT_OQ), no, yes);
+}
+static inline vec_d vec_canonical_d(vec_d v) {
+    const vec_d quiet = _mm512_castsi512_pd(_mm512_set1_epi64(0x7ff8000000000000));
+    return _mm512_mask_mov_pd(v, _mm512_cmp_pd_mask(v, v, _CMP_UNORD_Q), quiet);
+}
+/* Lanes of v outside [low, high], NaN included, one bit each. */
+static inline unsigned vec_outside_d(vec_d v, double low, double high) {
+    return (unsigned)(_mm512_cmp_pd_mask(v, vec_set1_d(low), _CMP_NGE_UQ) |
+                      _mm512_cmp_pd_mask(v, vec_set1_d(high), _CMP_NLE_UQ));
+}
+
+/* float -> double: from memory, and the lower and upper half of a vector. */
+static inline vec_d vec_widen(const float *p) {
+    return _mm512_cvtps_pd(_mm256_loadu_ps(p));
+}
+static inline vec_d vec_widen_n(const float *p, size_t n) {
+    return _mm512_cvtps_pd(_mm256_maskz_loadu_ps(vec_mask_d(n), p));
+}
+static inline vec_d vec_low(vec_f v) {
+    return _mm512_cvtps_pd(_mm512_castps512_ps256(v));
+}
+static inline vec_d vec_high(vec_f v) {
+    return _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1));
+}
+/* double -> float, rounded: VEC_D floats to memory. */
+static inline void vec_narrow_store(float *p, vec_d v) {
+    _mm256_storeu_ps(p, _mm512_cvtpd_ps(v));
+}

@@ -1,0 +1,164 @@
+/* SPDX-License-Identifier: MIT */
+#include "check.h"
+
+#include <float.h>
+#include <stdint.h>
+
+/* No object is larger than this; pointer differences inside it are representable. */
+#define MAX_ELEMENTS ((size_t)PTRDIFF_MAX / sizeof(float))
+
+/* *product = a*b, or 0 where that exceeds MAX_ELEMENTS. */
+static int multiply(size_t a, size_t b, size_t *product) {
+    if (b != 0 && a > MAX_ELEMENTS / b)
+        return 0;
+    *product = a * b;
+    return 1;
+}
+
+bnorm_status bnorm_check_shape(const bnorm_shape *shape) {
+    size_t elements;
+    if (!shape)
+        return BNORM_NULL_POINTER;
+    if ((unsigned)shape->layout > BNORM_NCHW || (unsigned)shape->dtype > BNORM_F32)
+        return BNORM_BAD_ENUM;
+    if (shape->c == 0 || !multiply(shape->n, shape->c, &elements) ||
+        !multiply(elements, shape->hw, &elements) || !multiply(shape->c, shape->hw, &elements) ||
+        shape->c > MAX_ELEMENTS)
+        return BNORM_BAD_SHAPE;
+    return shape->c_block ? BNORM_UNSUPPORTED : BNORM_OK;
+}
+
+bnorm_status bnorm_check_act(const bnorm_act *act) {
+    if ((unsigned)act->kind > BNORM_ACT_HARD_SWISH)
+        return BNORM_BAD_ENUM;
+    if (act->kind == BNORM_ACT_CLAMP && !(act->a < act->b))
+        return BNORM_BAD_PARAMETER;
+    if (act->kind == BNORM_ACT_LEAKY_RELU && !(act->a >= -FLT_MAX && act->a <= FLT_MAX))
+        return BNORM_BAD_PARAMETER;
+    return BNORM_OK;
+}
+
+bnorm_status bnorm_check_eps(double eps) {
+    return eps >= 0 && eps <= DBL_MAX ? BNORM_OK : BNORM_BAD_PARAMETER;
+}
+
+bnorm_status bnorm_check_workspace(size_t need, size_t ws_size) {
+    if (need == 0)
+        return BNORM_BAD_SHAPE;
+    return ws_size < need ? BNORM_WORKSPACE_TOO_SMALL : BNORM_OK;
+}
+
+/* Elements from the first to one past the last of `count` pieces of `extent` elements each,
+ * `stride` apart. */
+static int span(size_t count, size_t stride, size_t extent, size_t *total) {
+    size_t before;
+    if (!multiply(count - 1, stride, &before) || before > MAX_ELEMENTS - extent)
+        return 0;
+    *total = before + extent;
+    return 1;
+}
+
+bnorm_status bnorm_check_tensor(const bnorm_shape *shape, const void *data, size_t run_stride,
+                                size_t image_stride, bnorm_tensor *tensor) {
+    const int nhwc = shape->layout == BNORM_NHWC;
+    const size_t run = nhwc ? shape->c : shape->hw, runs = nhwc ? shape->hw : shape->c;
+    size_t image, batch;
+
+    tensor->data = (float *)(uintptr_t)data;
+    tensor->run_stride = tensor->image_stride = tensor->extent = 0;
+    if (!data)
+        return BNORM_OK;
+    if (runs > 1)
+        tensor->run_stride = run_stride ? run_stride : run;
+    if (!span(runs, tensor->run_stride, run, &image))
+        return BNORM_BAD_STRIDE;
+    if (shape->n > 1 && !(tensor->image_stride = image_stride)) {
+        /* Dense images: a run's padding belongs to the image. */
+        const size_t pitch = run_stride ? run_stride : run;
+        if (!multiply(runs, pitch, &tensor->image_stride))
+            return BNORM_BAD_STRIDE;
+    }
+    if (!span(shape->n, tensor->image_stride, run, &batch) ||
+        !span(runs, tensor->run_stride, batch, &tensor->extent))
+        return BNORM_BAD_STRIDE;
+    /* Distinct addresses: runs inside images that follow one another, or images inside runs (C, N,
+     * HW). */
+    const int images_outside = (runs == 1 || tensor->run_stride >= run) &&
+                               (shape->n == 1 || tensor->image_stride >= image);
+    const int runs_outside = (shape->n == 1 || tensor->image_stride >= run) &&
+                             (runs == 1 || tensor->run_stride >= batch);
+    return images_outside || runs_outside ? BNORM_OK : BNORM_BAD_STRIDE;
+}
+
+static int same_tensor(const bnorm_tensor *a, const bnorm_tensor *b) {
+    return a->data == b->data && a->run_stride == b->run_stride &&
+           a->image_stride == b->image_stride;
+}
+
+static int ranges_meet(const bnorm_buffer *a, const bnorm_buffer *b) {
+    const uintptr_t a0 = (uintptr_t)a->begin, b0 = (uintptr_t)b->begin;
+    return a->bytes && b->bytes && a0 < b0 + b->bytes && b0 < a0 + a->bytes;
+}
+
+/* Whether two tensors with the same strides, b `distance` elements behind a, have an element in
+ * common: is there a difference of indices (outer, inner, position) that makes up the distance?
+ * Tensors do not overlap themselves, so at each level only the two multiples of the stride around
+ * the distance can. */
+static int elements_meet(const bnorm_shape *shape, const bnorm_tensor *a, size_t distance) {
+    const int nhwc = shape->layout == BNORM_NHWC;
+    const size_t run = nhwc ? shape->c : shape->hw, runs = nhwc ? shape->hw : shape->c;
+    const int images_outer = a->image_stride >= a->run_stride;
+    const size_t outer_stride = images_outer ? a->image_stride : a->run_stride;
+    const size_t inner_stride = images_outer ? a->run_stride : a->image_stride;
+    const size_t outer_count = images_outer ? shape->n : runs,
+                 inner_count = images_outer ? runs : shape->n;
+
+    for (size_t up = 0; up < 2; up++) {
+        const size_t outer = (outer_stride ? distance / outer_stride : 0) + up;
+        if (outer >= outer_count)
+            break;
+        const size_t reached = outer * outer_stride;
+        const size_t rest = up ? reached - distance : distance - reached;
+        for (size_t next = 0; next < 2; next++) {
+            const size_t inner = (inner_stride ? rest / inner_stride : 0) + next;
+            if (inner >= inner_count)
+                break;
+            const size_t at = inner * inner_stride;
+            if ((next ? at - rest : rest - at) < run)
+                return 1;
+        }
+    }
+    return 0;
+}
+
+static int clash(const bnorm_shape *shape, const bnorm_buffer *one, const bnorm_buffer *two,
+                 int may_be_same) {
+    const bnorm_tensor *a = one->tensor, *b = two->tensor;
+    if (!ranges_meet(one, two))
+        return 0;
+    if (!a || !b)
+        return 1;
+    if (same_tensor(a, b))
+        return !may_be_same;
+    /* Different strides inside one range are not followed up: refuse. */
+    if (a->run_stride != b->run_stride || a->image_stride != b->image_stride)
+        return 1;
+    const uintptr_t lower = (uintptr_t)(a->data < b->data ? a->data : b->data);
+    const uintptr_t upper = (uintptr_t)(a->data < b->data ? b->data : a->data);
+    return (upper - lower) % sizeof(float) ||
+           elements_meet(shape, a, (upper - lower) / sizeof(float));
+}
+
+bnorm_status bnorm_check_overlap(const bnorm_shape *shape, const bnorm_buffer *inputs,
+                                 size_t input_count, const bnorm_buffer *outputs,
+                                 size_t output_count) {
+    for (size_t i = 0; i < output_count; i++) {
+        for (size_t k = 0; k < input_count; k++)
+            if (clash(shape, &outputs[i], &inputs[k], 1))
+                return BNORM_BAD_OVERLAP;
+        for (size_t k = 0; k < i; k++)
+            if (clash(shape, &outputs[i], &outputs[k], 0))
+                return BNORM_BAD_OVERLAP;
+    }
+    return BNORM_OK;
+}

@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * What the layout-neutral drivers share: how a tensor looks to the kernels, how work is handed out,
+ * the workspace. */
+#ifndef BNORM_DRIVER_H
+#define BNORM_DRIVER_H
+
+#include "../dispatch/isa.h"
+#include "check.h"
+#include "plan.h"
+
+#include <stdint.h>
+
+/* How the kernels walk a tensor. Per image there are `runs` runs of `len` elements.
+ *   rows  runs are pixels, len = c; a run's element i belongs to channel i
+ *   span  runs are planes, run r belongs to channel r
+ * NCHW with HW = 1 is (N, C) data and walks as rows, whatever the strides. (N, C) data is one image
+ * of N rows. */
+typedef struct bnorm_view {
+    int rows;
+    size_t images, runs, len;
+    size_t c;
+} bnorm_view;
+
+/* One tensor seen through a view: element (image, run, i) at image*image_stride + run*run_stride +
+ * i*step. step is 1 except for NCHW with HW = 1 and padded planes. An absent tensor has data NULL.
+ */
+typedef struct bnorm_walk {
+    float *data;
+    size_t image_stride, run_stride, step;
+} bnorm_walk;
+
+static inline size_t bnorm_min(size_t a, size_t b) {
+    return a < b ? a : b;
+}
+
+static inline size_t bnorm_ceil_div(size_t a, size_t b) {
+    return a / b + (a % b != 0);
+}
+
+static inline bnorm_view bnorm_view_of(const bnorm_shape *shape) {
+    if (shape->hw == 1)
+        return (bnorm_view){1, 1, shape->n, shape->c, shape->c};
+    if (shape->layout == BNORM_NHWC)
+        return (bnorm_view){1, shape->n, shape->hw, shape->c, shape->c};
+    return (bnorm_view){0, shape->n, shape->c, shape->hw, shape->c};
+}
+
+static inline bnorm_walk bnorm_walk_of(const bnorm_shape *shape, const bnorm_tensor *tensor) {
+    if (shape->hw == 1 && shape->layout == BNORM_NHWC)
+        return (bnorm_walk){tensor->data, 0, tensor->image_stride, 1};
+    if (shape->hw == 1)
+        return (bnorm_walk){tensor->data, 0, tensor->image_stride,
+                            shape->c > 1 ? tensor->run_stride : 1};
+    return (bnorm_walk){tensor->data, tensor->image_stride, tensor->run_stride, 1};
+}
+
+/* Address of (image, run, i); NULL stays NULL. */
+static inline float *bnorm_at(const bnorm_walk *walk, size_t image, size_t run, size_t i) {
+    return walk->data
+               ? walk->data + image * walk->image_stride + run * walk->run_stride + i * walk->step
+               : NULL;
+}
+
+/* A piece of work: runs [run, run + runs) of one image, elements [i, i + len) of each. */
+typedef struct bnorm_piece {
+    size_t image, run, runs, i, len;
+} bnorm_piece;
+
+/* A tensor cut into a grid of pieces: images x groups of runs x parts of runs. */
+typedef struct bnorm_grid {
+    bnorm_view view;
+    size_t run_step, run_parts, len_step, len_parts;
+} bnorm_grid;
+
+static inline size_t bnorm_grid_count(const bnorm_grid *grid) {
+    return grid->view.images * grid->run_parts * grid->len_parts;
+}
+
+static inline bnorm_piece bnorm_grid_piece(const bnorm_grid *grid, size_t index) {
+    bnorm_piece piece;
+    piece.i = index % grid->len_parts * grid->len_step;
+    index /= grid->len_parts;
+    piece.run = index % grid->run_parts * grid->run_step;
+    piece.image = index / grid->run_parts;
+    piece.runs = bnorm_min(grid->run_step, grid->view.runs - piece.run);
+    piece.len = bnorm_min(grid->len_step, grid->view.len - piece.i);
+    return piece;
+}
+
+/* Pieces of about `elements` elements each; parts of runs begin at multiples of 64 elements. */
+static inline bnorm_grid bnorm_grid_of(bnorm_view view, size_t elements) {
+    bnorm_grid grid = {view, 1, 1, view.len, 1};
+    if (view.len > elements)
+        grid.len_step = (elements + 63) / 64 * 64;
+    else
+        grid.run_step = bnorm_min(elements / view.len, view.runs);
+    grid.len_parts = bnorm_ceil_div(view.len, grid.len_step);
+    grid.run_parts = bnorm_ceil_div(view.runs, grid.run_step);
+    return grid;
+}
+
+/* The first channel of a piece, for its per-channel parameters. */
+static inline size_t bnorm_piece_channel(const bnorm_view *view, const bnorm_piece *piece) {
+    return view->rows ? piece->i : piece->run;
+}
+
+static inline int bnorm_is_parallel(const bnorm_exec *exec) {
+    return exec && exec->parallel;
+}
+
+static inline const bnorm_isa *bnorm_exec_isa(const bnorm_exec *exec) {
+    return exec && exec->isa ? exec->isa : bnorm_isa_best();
+}
+
+static inline void bnorm_run(const bnorm_exec *exec, void (*task)(void *arg, size_t i), void *arg,
+                             size_t count) {
+    if (count > 1 && bnorm_is_parallel(exec)) {
+        exec->parallel(exec->pool, task, arg, count);
+        return;
+    }
+    for (size_t i = 0; i < count; i++)
+        task(arg, i);
+}
+
+/* Elements per piece of elementwise work: everything at once without `parallel`, else 64 KiB, more
+ * for big tensors so that there are at most a few hundred pieces. The result does not depend on it.
+ */
+static inline size_t bnorm_piece_elements(const bnorm_exec *exec, const bnorm_view *view) {
+    const size_t total = view->images * view->runs * view->len;
+    if (!bnorm_is_parallel(exec))
+        return total;
+    return total / 256 > 16384 ? total / 256 : 16384;
+}
+
+/* Blocks of the reductions per image and altogether. */
+typedef struct bnorm_blocks {
+    size_t size; /* positions of a channel per block; the last one of an image may have fewer */
+    size_t per_image;
+    size_t count;
+    size_t chains;
+} bnorm_blocks;
+
+static inline bnorm_blocks bnorm_blocks_of(const bnorm_view *view) {
+    const size_t positions = view->rows ? view->runs : view->len, c = view->rows ? view->c : 1;
+    bnorm_blocks blocks = {bnorm_block_rows(c), 0, 0, bnorm_chains(c)};
+    blocks.per_image = bnorm_ceil_div(positions, blocks.size);
+    blocks.count = blocks.per_image * view->images;
+    return blocks;
+}
+
+/* Positions in block b, counted through all images. */
+static inline size_t bnorm_block_len(const bnorm_view *view, const bnorm_blocks *blocks, size_t b) {
+    const size_t positions = view->rows ? view->runs : view->len;
+    return bnorm_min(blocks->size, positions - b % blocks->per_image * blocks->size);
+}
+
+#endif

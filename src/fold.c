@@ -1,0 +1,136 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Inference parameters from statistics, alone or folded into the layer before. */
+#include "check.h"
+#include "numbers.h"
+
+/* gamma/sqrt(var + eps), 0 where var + eps = 0. */
+static double fold_scale(const float *gamma, const float *var, double eps, size_t i) {
+    const double variance = (double)var[i] + eps, g = bnorm_parameter(gamma, i, 1);
+    return variance == 0 ? 0 : g / sqrt(variance);
+}
+
+static bnorm_status check_statistics(size_t c, const float *mean, const float *var, double eps) {
+    if (!mean || !var)
+        return BNORM_NULL_POINTER;
+    const bnorm_status status = bnorm_check_eps(eps);
+    if (status)
+        return status;
+    for (size_t i = 0; i < c; i++)
+        if ((double)var[i] + eps < 0)
+            return BNORM_BAD_PARAMETER;
+    return BNORM_OK;
+}
+
+/* The same array, or no byte in common. */
+static int same_or_apart(const void *a, size_t a_bytes, const void *b, size_t b_bytes) {
+    const uintptr_t a0 = (uintptr_t)a, b0 = (uintptr_t)b;
+    return !a || !b || (a0 == b0 && a_bytes == b_bytes) || a0 + a_bytes <= b0 || b0 + b_bytes <= a0;
+}
+
+bnorm_status bnorm_fold(size_t c, const float *gamma, const float *beta, const float *mean,
+                        const float *var, double eps, float *scale, float *shift) {
+    if (c == 0 || c > (size_t)PTRDIFF_MAX / sizeof(float))
+        return BNORM_BAD_SHAPE;
+    if (!scale || !shift)
+        return BNORM_NULL_POINTER;
+    const bnorm_status status = check_statistics(c, mean, var, eps);
+    if (status)
+        return status;
+    const size_t bytes = c * sizeof(float);
+    const float *const inputs[] = {gamma, beta, mean, var};
+    for (size_t k = 0; k < sizeof inputs / sizeof inputs[0]; k++)
+        if (!same_or_apart(scale, bytes, inputs[k], bytes) ||
+            !same_or_apart(shift, bytes, inputs[k], bytes))
+            return BNORM_BAD_OVERLAP;
+    if (scale == shift || !same_or_apart(scale, bytes, shift, bytes))
+        return BNORM_BAD_OVERLAP;
+
+    for (size_t i = 0; i < c; i++) {
+        /* With the rounded scale, x = mean gives beta as exactly as a float can. */
+        const float s = bnorm_to_float(fold_scale(gamma, var, eps, i));
+        const double b = fma(-(double)mean[i], (double)s, bnorm_parameter(beta, i, 0));
+        scale[i] = s;
+        shift[i] = bnorm_to_float(b);
+    }
+    return BNORM_OK;
+}
+
+/* Weights seen as [outer][out_channel][inner] for each group: the channel of an element follows
+ * from its index. */
+struct weights_view {
+    size_t outer, channels, inner; /* outer*channels*inner elements */
+    size_t group_outer;            /* outer indices per group; 0 = all channels in one */
+};
+
+static struct weights_view view_of(const bnorm_conv *conv, size_t groups) {
+    const size_t o = conv->out_channels, i = conv->in_channels, k = conv->kernel;
+    switch (conv->layout) {
+    case BNORM_OIHW:
+    case BNORM_OHWI:
+        return (struct weights_view){1, o, i / groups * k, 0};
+    case BNORM_HWIO:
+        return (struct weights_view){k * (i / groups), o, 1, 0};
+    case BNORM_IOHW: /* input channels are cut into groups; each has its own o/groups output
+                        channels */
+        return (struct weights_view){i, o / groups, k, i / groups};
+    case BNORM_HWOI:
+        break;
+    }
+    return (struct weights_view){k, o, i, 0};
+}
+
+/* in_channels*out_channels*kernel elements must be addressable; groups only makes it fewer. */
+static int conv_overflows(const bnorm_conv *conv) {
+    const size_t most = (size_t)PTRDIFF_MAX / sizeof(float);
+    return conv->in_channels > most / conv->out_channels ||
+           conv->kernel > most / (conv->in_channels * conv->out_channels);
+}
+
+bnorm_status bnorm_fold_conv(const bnorm_conv *conv, const float *gamma, const float *beta,
+                             const float *mean, const float *var, double eps, const float *weights,
+                             const float *bias, float *out_weights, float *out_bias) {
+    if (!conv || !weights || !out_weights || !out_bias)
+        return BNORM_NULL_POINTER;
+    if ((unsigned)conv->layout > BNORM_HWOI)
+        return BNORM_BAD_ENUM;
+    const size_t groups = conv->groups ? conv->groups : 1, c = conv->out_channels;
+    if (c == 0 || conv->in_channels == 0 || conv->kernel == 0 || c % groups ||
+        conv->in_channels % groups || conv_overflows(conv))
+        return BNORM_BAD_SHAPE;
+    if (conv->layout == BNORM_HWOI && groups != 1)
+        return BNORM_UNSUPPORTED;
+    const bnorm_status status = check_statistics(c, mean, var, eps);
+    if (status)
+        return status;
+
+    const struct weights_view view = view_of(conv, groups);
+    const size_t count = view.outer * view.channels * view.inner;
+    const size_t bytes = c * sizeof(float), weight_bytes = count * sizeof(float);
+    const float *const inputs[] = {gamma, beta, mean, var, bias};
+    for (size_t k = 0; k < sizeof inputs / sizeof inputs[0]; k++)
+        if (!same_or_apart(out_bias, bytes, inputs[k], bytes) ||
+            (inputs[k] && (inputs[k] == out_weights ||
+                           !same_or_apart(out_weights, weight_bytes, inputs[k], bytes))))
+            return BNORM_BAD_OVERLAP;
+    if (!same_or_apart(out_weights, weight_bytes, weights, weight_bytes) || out_bias == weights ||
+        !same_or_apart(out_bias, bytes, weights, weight_bytes) || out_bias == out_weights ||
+        !same_or_apart(out_bias, bytes, out_weights, weight_bytes))
+        return BNORM_BAD_OVERLAP;
+
+    for (size_t outer = 0; outer < view.outer; outer++) {
+        const size_t first = view.group_outer ? outer / view.group_outer * view.channels : 0;
+        for (size_t o = 0; o < view.channels; o++) {
+            const double s = fold_scale(gamma, var, eps, first + o);
+            const size_t at = (outer * view.channels + o) * view.inner;
+            for (size_t i = 0; i < view.inner; i++)
+                out_weights[at + i] = bnorm_to_float((double)weights[at + i] * s);
+        }
+    }
+    for (size_t o = 0; o < c; o++) {
+        const double s = fold_scale(gamma, var, eps, o);
+        const double b = bnorm_parameter(bias, o, 0) - (double)mean[o];
+        out_bias[o] = bnorm_to_float(fma(b, s, bnorm_parameter(beta, o, 0)));
+    }
+    return BNORM_OK;
+}

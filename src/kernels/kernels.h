@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The SIMD kernels, one source for every instruction set. Included once by each ISA folder's .c, after its vec.h, never
+ * compiled alone. vec.h provides, for vectors of VEC_F floats (vec_f) and VEC_D = VEC_F/2 doubles (vec_d):
+ *   vec_load, vec_store, vec_set1, vec_add, vec_sub, vec_mul, vec_fma(a, b, c) = a*b + c rounded once
+ *   vec_load_n, vec_store_n       the first n >= 1 lanes; memory behind them is not touched, other lanes load as 0
+ *   vec_if_le, vec_if_gt(a, b, yes, no)   per lane; a NaN compares false
+ *   vec_canonical                 every NaN becomes 0x7fc00000
+ *   ..._d                         the same for doubles, and vec_div_d, vec_if_lt_d, vec_outside_d
+ *   vec_widen, vec_widen_n        floats from memory as doubles; vec_low, vec_high: the halves of a vec_f
+ *   vec_narrow_store              VEC_D doubles rounded to floats
+ * Wherever a product is added to something, it is written as a fma: a compiler that contracts finds nothing to do. */
+#include "../plan.h"
+
+#include <float.h>
+#include <string.h>
+
+#define BNORM_INLINE static inline __attribute__((always_inline))
+#if defined(__clang__)
+#define BNORM_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define BNORM_UNROLL _Pragma("GCC unroll 8")
+#endif
+
+/* Channels that a reduction kernel takes at a time, and room for the lanes of one vector behind them. */
+#define BNORM_TILE 512
+#define BNORM_PAD 16
+
+BNORM_INLINE size_t lesser(size_t a, size_t b) {
+    return a < b ? a : b;
+}
+
+/* Lanes of row q of a group: n where the row is whole, what the tail row has in it, or none. */
+BNORM_INLINE size_t row_lanes(size_t q, size_t whole, size_t i, size_t n, size_t tail) {
+    if (q < whole)
+        return n;
+    return q == whole && tail > i ? lesser(n, tail - i) : 0;
+}
+
+BNORM_INLINE vec_f load_lanes(const float *p, size_t n) {
+    return n == VEC_F ? vec_load(p) : n ? vec_load_n(p, n) : vec_set1(0);
+}
+
+BNORM_INLINE void store_lanes(float *p, vec_f v, size_t n) {
+    if (n == VEC_F)
+        vec_store(p, v);
+    else
+        vec_store_n(p, v, n);
+}
+
+BNORM_INLINE vec_d widen_lanes(const float *p, size_t n) {
+    return n == VEC_D ? vec_widen(p) : n ? vec_widen_n(p, n) : vec_set1_d(0);
+}
+
+/* s[0..n) += v, 1 <= n <= VEC_D */
+BNORM_INLINE void accumulate_d(double *s, vec_d v, size_t n) {
+    if (n == VEC_D)
+        vec_store_d(s, vec_add_d(vec_load_d(s), v));
+    else
+        vec_store_d_n(s, vec_add_d(vec_load_d_n(s, n), v), n);
+}
+
+/* s[0..n) += v widened, 1 <= n <= VEC_F */
+BNORM_INLINE void accumulate_f(double *s, vec_f v, size_t n) {
+    accumulate_d(s, vec_low(v), lesser(n, VEC_D));
+    if (n > VEC_D)
+        accumulate_d(s + VEC_D, vec_high(v), n - VEC_D);
+}
+
+/* s[i] for i < c: the chains of channel i, which lie c apart, folded upper half onto lower half. */
+BNORM_INLINE void fold_chains(double *s, size_t c, size_t chains) {
+    for (size_t half = chains / 2; half > 0; half /= 2) {
+        const size_t n = half * c;
+        size_t i = 0;
+        for (; i + VEC_D <= n; i += VEC_D)
+            vec_store_d(s + i, vec_add_d(vec_load_d(s + i), vec_load_d(s + n + i)));
+        for (; i < n; i++)
+            s[i] += s[n + i];
+    }
+}
+
+#include "moments.h"
+#include "elementwise.h"
+#include "gradient.h"
+
+/* The table of this kernel set, made from the one list. */
+#define BNORM_ENTRY(kernel, args) .kernel = kernel,
+#define BNORM_KERNEL_TABLE(set) {.name = set, BNORM_KERNELS(BNORM_ENTRY)}

@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The NEON kernel set: Advanced SIMD, which every AArch64 CPU has. */
+#include "../../dispatch/cpu.h"
+#include "../../dispatch/isa.h"
+
+#if BNORM_HAVE_NEON
+
+#include <arm_neon.h>
+
+#include "vec.h"
+#include "../kernels/kernels.h"
+
+const struct bnorm_isa bnorm_isa_neon = BNORM_KERNEL_TABLE("neon");
+
+#endif

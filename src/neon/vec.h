@@ -1,0 +1,125 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The vec_* primitives for AArch64 Advanced SIMD: 4 floats or 2 doubles. See src/kernels/kernels.h for their meaning. */
+#define VEC_F 4 /* floats per vector */
+#define VEC_D 2 /* doubles per vector */
+
+typedef float32x4_t vec_f;
+typedef float64x2_t vec_d;
+
+static inline vec_f vec_load(const float *p) {
+    return vld1q_f32(p);
+}
+/* 1 <= n <= 4 */
+static inline vec_f vec_load_n(const float *p, size_t n) {
+    vec_f v = vdupq_n_f32(0);
+    if (n >= 4)
+        return vld1q_f32(p);
+    if (n & 2) {
+        v = vcombine_f32(vld1_f32(p), vget_low_f32(v));
+        return n & 1 ? vld1q_lane_f32(p + 2, v, 2) : v;
+    }
+    return vld1q_lane_f32(p, v, 0);
+}
+static inline void vec_store(float *p, vec_f v) {
+    vst1q_f32(p, v);
+}
+static inline void vec_store_n(float *p, vec_f v, size_t n) {
+    if (n >= 4) {
+        vst1q_f32(p, v);
+    } else if (n & 2) {
+        vst1_f32(p, vget_low_f32(v));
+        if (n & 1)
+            vst1q_lane_f32(p + 2, v, 2);
+    } else {
+        vst1q_lane_f32(p, v, 0);
+    }
+}
+static inline vec_f vec_set1(float v) {
+    return vdupq_n_f32(v);
+}
+static inline vec_f vec_add(vec_f a, vec_f b) {
+    return vaddq_f32(a, b);
+}
+static inline vec_f vec_sub(vec_f a, vec_f b) {
+    return vsubq_f32(a, b);
+}
+static inline vec_f vec_mul(vec_f a, vec_f b) {
+    return vmulq_f32(a, b);
+}
+static inline vec_f vec_fma(vec_f a, vec_f b, vec_f c) {
+    return vfmaq_f32(c, a, b);
+}
+static inline vec_f vec_if_le(vec_f a, vec_f b, vec_f yes, vec_f no) {
+    return vbslq_f32(vcleq_f32(a, b), yes, no);
+}
+static inline vec_f vec_if_gt(vec_f a, vec_f b, vec_f yes, vec_f no) {
+    return vbslq_f32(vcgtq_f32(a, b), yes, no);
+}
+static inline vec_f vec_canonical(vec_f v) {
+    return vbslq_f32(vceqq_f32(v, v), v, vreinterpretq_f32_u32(vdupq_n_u32(0x7fc00000u)));
+}
+
+static inline vec_d vec_load_d(const double *p) {
+    return vld1q_f64(p);
+}
+/* 1 <= n <= 2 */
+static inline vec_d vec_load_d_n(const double *p, size_t n) {
+    return n >= 2 ? vld1q_f64(p) : vcombine_f64(vld1_f64(p), vdup_n_f64(0));
+}
+static inline void vec_store_d(double *p, vec_d v) {
+    vst1q_f64(p, v);
+}
+static inline void vec_store_d_n(double *p, vec_d v, size_t n) {
+    if (n >= 2)
+        vst1q_f64(p, v);
+    else
+        vst1q_lane_f64(p, v, 0);
+}
+static inline vec_d vec_set1_d(double v) {
+    return vdupq_n_f64(v);
+}
+static inline vec_d vec_add_d(vec_d a, vec_d b) {
+    return vaddq_f64(a, b);
+}
+static inline vec_d vec_sub_d(vec_d a, vec_d b) {
+    return vsubq_f64(a, b);
+}
+static inline vec_d vec_mul_d(vec_d a, vec_d b) {
+    return vmulq_f64(a, b);
+}
+static inline vec_d vec_div_d(vec_d a, vec_d b) {
+    return vdivq_f64(a, b);
+}
+static inline vec_d vec_fma_d(vec_d a, vec_d b, vec_d c) {
+    return vfmaq_f64(c, a, b);
+}
+static inline vec_d vec_if_lt_d(vec_d a, vec_d b, vec_d yes, vec_d no) {
+    return vbslq_f64(vcltq_f64(a, b), yes, no);
+}
+static inline vec_d vec_canonical_d(vec_d v) {
+    return vbslq_f64(vceqq_f64(v, v), v, vreinterpretq_f64_u64(vdupq_n_u64(0x7ff8000000000000u)));
+}
+/* Lanes of v outside [low, high], NaN included, one bit each. */
+static inline unsigned vec_outside_d(vec_d v, double low, double high) {
+    const uint64x2_t inside = vandq_u64(vcgeq_f64(v, vdupq_n_f64(low)), vcleq_f64(v, vdupq_n_f64(high)));
+    return (unsigned)(~vgetq_lane_u64(inside, 0) & 1) | (unsigned)(~vgetq_lane_u64(inside, 1) & 2);
+}
+
+/* float -> double: from memory, and the lower and upper half of a vector. */
+static inline vec_d vec_widen(const float *p) {
+    return vcvt_f64_f32(vld1_f32(p));
+}
+static inline vec_d vec_widen_n(const float *p, size_t n) {
+    return vcvt_f64_f32(n >= 2 ? vld1_f32(p) : vld1_lane_f32(p, vdup_n_f32(0), 0));
+}
+static inline vec_d vec_low(vec_f v) {
+    return vcvt_f64_f32(vget_low_f32(v));
+}
+static inline vec_d vec_high(vec_f v) {
+    return vcvt_high_f64_f32(v);
+}
+/* double -> float, rounded: VEC_D floats to memory. */
+static inline void vec_narrow_store(float *p, vec_d v) {
+    vst1_f32(p, vcvt_f32_f64(v));
+}

@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Reduce, finish, apply: the course of every operation with per-channel sums.
+ *   reduce  fill a table of partial results, one entry per block and channel; any order
+ *   finish  merge the entries of a channel in index order and derive its coefficients
+ *   apply   an elementwise pass that uses the coefficients
+ * The blocks depend on the shape alone; how they are grouped into tasks changes nothing but the
+ * time. */
+#ifndef BNORM_REDUCE_H
+#define BNORM_REDUCE_H
+
+#include "driver.h"
+
+/* What lies in the workspace: two tables of partial results (blocks x c), two merged results and up
+ * to four coefficients per channel. */
+typedef struct bnorm_tables {
+    double *entries[2];
+    double *merged[2];
+    float *coefficients[4];
+} bnorm_tables;
+
+size_t bnorm_reduction_workspace(const bnorm_shape *shape); /* bytes; 0 where that overflows */
+bnorm_tables bnorm_tables_of(const bnorm_shape *shape, void *ws);
+
+typedef struct bnorm_reduction {
+    const void *self; /* first argument of the functions */
+    bnorm_view view;
+    bnorm_blocks blocks;
+    bnorm_view apply_view; /* of the elementwise pass */
+    size_t tensors;        /* that reduce reads: 1 or 2 */
+    /* Table entries of block b for channels [channel, channel + channels); NULL = nothing to
+     * reduce. */
+    void (*reduce)(const void *self, size_t b, size_t channel, size_t channels);
+    void (*finish)(const void *self, size_t channel, size_t channels);
+    void (*apply)(const void *self, const bnorm_piece *piece); /* NULL = no elementwise pass */
+} bnorm_reduction;
+
+void bnorm_reduction_run(const bnorm_reduction *op, const bnorm_exec *exec);
+
+#endif

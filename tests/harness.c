@@ -1,0 +1,405 @@
+/* SPDX-License-Identifier: MIT */
+#define _GNU_SOURCE 1 /* MAP_ANONYMOUS */
+#include "harness.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Random numbers: splitmix64                                                                     */
+
+uint64_t rng_u64(struct rng *r) {
+    r->state += 0x9e3779b97f4a7c15u;
+    uint64_t z = r->state;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+
+size_t rng_below(struct rng *r, size_t n) {
+    return (size_t)(rng_u64(r) % n);
+}
+
+double rng_uniform(struct rng *r, double low, double high) {
+    return low + (high - low) * ((double)(rng_u64(r) >> 11) * 0x1p-53);
+}
+
+/* Sum of twelve uniform values: near enough to normal for test data, and cheap. Three draws give
+ * four 16-bit values each. */
+double rng_normal(struct rng *r) {
+    uint64_t sum = 0;
+    for (int i = 0; i < 3; i++) {
+        uint64_t u = rng_u64(r);
+        sum += (u & 0xffff) + (u >> 16 & 0xffff) + (u >> 32 & 0xffff) + (u >> 48);
+    }
+    return (double)sum * 0x1p-16 - 6.0;
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Failing                                                                                        */
+
+void test_context(struct test *t, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    vsnprintf(t->context, sizeof t->context, format, args);
+    va_end(args);
+}
+
+void test_fail(struct test *t, const char *format, ...) {
+    char message[512];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(message, sizeof message, format, args);
+    va_end(args);
+    print_error("%s: %s\n", t->name, message); /* the context follows in close_case() */
+    _fail(__FILE__, __LINE__);
+    abort(); /* not reached */
+}
+
+int test_quick(void) {
+    const char *quick = getenv("BNORM_TEST_QUICK");
+    return quick && *quick && strcmp(quick, "0") != 0;
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Buffers between guard pages                                                                    */
+
+#define CANARY_BYTE   0xa5
+#define CANARY_MARGIN 256
+
+/* A mapping of `capacity` bytes between two guard pages. Slots are used again and again: mapping
+ * one per buffer would dominate the run time. */
+struct buffer_slot {
+    unsigned char *base;
+    size_t capacity;
+    int used;
+};
+
+static struct buffer_slot slots[128];
+static size_t slot_count;
+
+static _Noreturn void die(const char *what) {
+    perror(what);
+    exit(2);
+}
+
+static struct buffer_slot *slot_take(size_t bytes) {
+    struct buffer_slot *best = NULL;
+    for (size_t i = 0; i < slot_count; i++) {
+        struct buffer_slot *s = &slots[i];
+        if (!s->used && s->capacity >= bytes && (!best || s->capacity < best->capacity))
+            best = s;
+    }
+    if (!best) {
+        if (slot_count == sizeof slots / sizeof slots[0]) {
+            fprintf(stderr, "Too many buffers in one case: raise the size of `slots`.\n");
+            exit(2);
+        }
+        const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+        size_t capacity = 16 * page;
+        while (capacity < bytes)
+            capacity *= 2;
+        unsigned char *map = mmap(NULL, capacity + 2 * page, PROT_NONE,
+                                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (map == MAP_FAILED)
+            die("mmap");
+        if (mprotect(map + page, capacity, PROT_READ | PROT_WRITE))
+            die("mprotect");
+        best = &slots[slot_count++];
+        best->base = map + page;
+        best->capacity = capacity;
+    }
+    best->used = 1;
+    return best;
+}
+
+/* The canary bytes before and after the buffer. */
+struct canaries {
+    unsigned char *before, *after;
+    size_t before_bytes, after_bytes;
+};
+
+static struct canaries canaries_of(const struct buffer *b) {
+    struct canaries c;
+    unsigned char *end = b->slot->base + b->slot->capacity;
+    size_t before = (size_t)(b->data - b->slot->base);
+    size_t after = (size_t)(end - (b->data + b->bytes));
+    c.before_bytes = before < CANARY_MARGIN ? before : CANARY_MARGIN;
+    c.after_bytes = after < CANARY_MARGIN ? after : CANARY_MARGIN;
+    c.before = b->data - c.before_bytes;
+    c.after = b->data + b->bytes;
+    return c;
+}
+
+void buffer_new(struct buffer *b, size_t bytes, enum side side, size_t shift) {
+    b->slot = slot_take(bytes + 2 * CANARY_MARGIN);
+    b->bytes = bytes;
+    b->side = side;
+    b->data = side == SIDE_START ? b->slot->base + shift
+                                 : b->slot->base + b->slot->capacity - shift - bytes;
+    const struct canaries c = canaries_of(b);
+    memset(c.before, CANARY_BYTE, c.before_bytes);
+    memset(c.after, CANARY_BYTE, c.after_bytes);
+    const uint32_t canary = CANARY_BITS;
+    size_t i = 0;
+    for (; i + 4 <= bytes; i += 4)
+        memcpy(b->data + i, &canary, 4);
+    memset(b->data + i, CANARY_BYTE, bytes - i);
+}
+
+static void check_canaries(struct test *t, const unsigned char *p, size_t bytes, const char *what,
+                           const char *where) {
+    for (size_t i = 0; i < bytes; i++)
+        if (p[i] != CANARY_BYTE)
+            test_fail(t, "%s: byte %zu of %zu %s the buffer was overwritten with 0x%02x", what, i,
+                      bytes, where, p[i]);
+}
+
+void buffer_check(struct test *t, const struct buffer *b, const char *what) {
+    const struct canaries c = canaries_of(b);
+    check_canaries(t, c.before, c.before_bytes, what, "before");
+    check_canaries(t, c.after, c.after_bytes, what, "after");
+}
+
+void buffer_free(struct buffer *b) {
+    b->slot->used = 0;
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Memory of a case                                                                               */
+
+/* A list, so that a case that fails in the middle leaks nothing. */
+struct block {
+    struct block *next;
+    max_align_t data[];
+};
+
+static struct block *blocks;
+
+void *test_alloc(struct test *t, size_t bytes) {
+    struct block *b = calloc(1, sizeof *b + bytes);
+    if (!b)
+        test_fail(t, "out of memory: %zu bytes", bytes);
+    b->next = blocks;
+    blocks = b;
+    return b->data;
+}
+
+float *test_floats(struct test *t, size_t count) {
+    return test_alloc(t, count * sizeof(float));
+}
+
+void test_release(struct test *t) {
+    (void)t;
+    while (blocks) {
+        struct block *next = blocks->next;
+        free(blocks);
+        blocks = next;
+    }
+    for (size_t i = 0; i < slot_count; i++)
+        slots[i].used = 0;
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Strided tensors                                                                                */
+
+size_t shape_runs(const bnorm_shape *shape) {
+    return shape->layout == BNORM_NHWC ? shape->hw : shape->c;
+}
+
+size_t shape_len(const bnorm_shape *shape) {
+    return shape->layout == BNORM_NHWC ? shape->c : shape->hw;
+}
+
+size_t shape_count(const bnorm_shape *shape) {
+    return shape->n * shape->c * shape->hw;
+}
+
+size_t shape_channel(const bnorm_shape *shape, size_t i) {
+    return shape->layout == BNORM_NHWC ? i % shape->c : i / shape->hw % shape->c;
+}
+
+void tensor_new(struct tensor *t, const bnorm_shape *shape, const struct placement *p) {
+    const size_t runs = shape_runs(shape), len = shape_len(shape);
+    t->given_run_stride = p->run_stride;
+    t->given_image_stride = p->image_stride;
+    t->run_stride = p->run_stride ? p->run_stride : len;
+    t->image_stride = p->image_stride ? p->image_stride : t->run_stride * runs;
+    t->span = shape_count(shape)
+                  ? (shape->n - 1) * t->image_stride + (runs - 1) * t->run_stride + len
+                  : 0;
+    buffer_new(&t->buffer, t->span * sizeof(float), p->side, p->shift * sizeof(float));
+    t->data = (float *)(void *)t->buffer.data;
+}
+
+static float *run_at(const struct tensor *t, const bnorm_shape *shape, size_t run) {
+    const size_t runs = shape_runs(shape);
+    return t->data + run / runs * t->image_stride + run % runs * t->run_stride;
+}
+
+void tensor_put(struct tensor *t, const bnorm_shape *shape, const float *dense) {
+    const size_t len = shape_len(shape), runs = shape->n * shape_runs(shape);
+    for (size_t run = 0; len && run < runs; run++)
+        memcpy(run_at(t, shape, run), dense + run * len, len * sizeof(float));
+}
+
+void tensor_get(const struct tensor *t, const bnorm_shape *shape, float *dense) {
+    const size_t len = shape_len(shape), runs = shape->n * shape_runs(shape);
+    for (size_t run = 0; len && run < runs; run++)
+        memcpy(dense + run * len, run_at(t, shape, run), len * sizeof(float));
+}
+
+void tensor_check_gaps(struct test *t, const struct tensor *x, const bnorm_shape *shape,
+                       const char *what) {
+    buffer_check(t, &x->buffer, what);
+    const size_t count = shape_count(shape);
+    if (x->span == count)
+        return; /* dense: no gaps */
+    const size_t len = shape_len(shape), runs = shape->n * shape_runs(shape);
+    unsigned char *element = calloc(x->span, 1);
+    if (!element)
+        die("calloc");
+    for (size_t run = 0; run < runs; run++)
+        memset(element + (run_at(x, shape, run) - x->data), 1, len);
+    size_t i = 0;
+    while (i < x->span && (element[i] || float_bits(x->data[i]) == CANARY_BITS))
+        i++;
+    free(element);
+    if (i < x->span)
+        test_fail(t, "%s: the gap between runs was overwritten at float %zu with 0x%08" PRIx32,
+                  what, i, float_bits(x->data[i]));
+}
+
+bnorm_in tensor_in(const struct tensor *t) {
+    return (bnorm_in){t->data, t->given_run_stride, t->given_image_stride};
+}
+
+bnorm_out tensor_out(const struct tensor *t) {
+    return (bnorm_out){t->data, t->given_run_stride, t->given_image_stride};
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Comparisons                                                                                    */
+
+uint32_t float_bits(float f) {
+    uint32_t bits;
+    memcpy(&bits, &f, sizeof bits);
+    return bits;
+}
+
+float bits_float(uint32_t bits) {
+    float f;
+    memcpy(&f, &bits, sizeof f);
+    return f;
+}
+
+void check_bits(struct test *t, const char *what, const float *got, const float *want,
+                size_t count) {
+    if (!count || !memcmp(got, want, count * sizeof(float)))
+        return;
+    size_t first = count, differ = 0;
+    for (size_t i = 0; i < count; i++)
+        if (float_bits(got[i]) != float_bits(want[i])) {
+            if (!differ)
+                first = i;
+            differ++;
+        }
+    test_fail(t,
+              "%s[%zu] is %.9g (0x%08" PRIx32 "), expected the bits of %.9g (0x%08" PRIx32
+              "); %zu of %zu differ",
+              what, first, (double)got[first], float_bits(got[first]), (double)want[first],
+              float_bits(want[first]), differ, count);
+}
+
+void check_near(struct test *t, const char *what, size_t index, float got, double want,
+                double bound) {
+    const double g = (double)got;
+    int near;
+    if (isnan(want))
+        near = isnan(g);
+    else if (isinf(want))
+        near = g == want;
+    else if (isinf(g)) /* right where the float nearest to some value within bounds is infinite */
+        near = fabs(want) + bound >= 0x1.ffffffp127 && (g > 0) == (want > 0);
+    else
+        near = fabs(g - want) <= bound; /* false for a NaN */
+    if (!near)
+        test_fail(t,
+                  "%s[%zu] is %.9g (0x%08" PRIx32 "), expected %.17g (0x%08" PRIx32
+                  " rounded) within %.3g; it is off by %.3g",
+                  what, index, g, float_bits(got), want, float_bits((float)want), bound,
+                  fabs(g - want));
+}
+
+void check_status(struct test *t, const char *what, bnorm_status got, bnorm_status want) {
+    if (got != want)
+        test_fail(t, "%s returned %d (%s), expected %d (%s)", what, (int)got, bnorm_strerror(got),
+                  (int)want, bnorm_strerror(want));
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Ways to run tasks                                                                              */
+
+void parallel_serial(void *pool, void (*task)(void *arg, size_t i), void *arg, size_t count) {
+    (void)pool;
+    for (size_t i = 0; i < count; i++)
+        task(arg, i);
+}
+
+void parallel_reversed(void *pool, void (*task)(void *arg, size_t i), void *arg, size_t count) {
+    (void)pool;
+    for (size_t i = count; i-- > 0;)
+        task(arg, i);
+}
+
+void parallel_shuffled(void *pool, void (*task)(void *arg, size_t i), void *arg, size_t count) {
+    struct rng *r = pool;
+    size_t *order = malloc((count ? count : 1) * sizeof *order);
+    if (!order)
+        die("malloc");
+    for (size_t i = 0; i < count; i++)
+        order[i] = i;
+    for (size_t i = count; i > 1; i--) {
+        const size_t j = rng_below(r, i), swap = order[i - 1];
+        order[i - 1] = order[j];
+        order[j] = swap;
+    }
+    for (size_t i = 0; i < count; i++)
+        task(arg, order[i]);
+    free(order);
+}
+
+struct work {
+    void (*task)(void *arg, size_t i);
+    void *arg;
+    size_t count;
+    atomic_size_t next;
+};
+
+static void *work_pull(void *arg) {
+    struct work *w = arg;
+    for (size_t i; (i = atomic_fetch_add_explicit(&w->next, 1, memory_order_relaxed)) < w->count;)
+        w->task(w->arg, i);
+    return NULL;
+}
+
+void parallel_threads(void *pool, void (*task)(void *arg, size_t i), void *arg, size_t count) {
+    size_t *calls = pool;
+    if (calls)
+        ++*calls;
+    struct work w = {.task = task, .arg = arg, .count = count};
+    atomic_init(&w.next, 0);
+    pthread_t threads[4];
+    for (size_t i = 0; i < 4; i++)
+        if (pthread_create(&threads[i], NULL, work_pull, &w))
+            die("pthread_create");
+    for (size_t i = 0; i < 4; i++)
+        pthread_join(threads[i], NULL);
+}

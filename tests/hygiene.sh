@@ -1,0 +1,233 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT
+#
+# What bnorm promises to those who embed it, read off the header and the built libraries: one line
+# per check, exit status 1 if any fails. `make test` runs it from the top of the tree with
+# STATIC_LIB, SHARED_LIB, CC, CXX, NM and OBJDUMP in the environment; by hand:
+#
+#   STATIC_LIB=build/libbnorm.a SHARED_LIB=build/libbnorm.so.0.1.0 tests/hygiene.sh
+set -u
+export LC_ALL=C
+
+CC=${CC:-cc} CXX=${CXX:-c++} NM=${NM:-nm} OBJDUMP=${OBJDUMP:-objdump}
+: "${STATIC_LIB:?names the static library: run make test, or set it}"
+: "${SHARED_LIB:?names the shared library: run make test, or set it}"
+if [ ! -f include/bnorm.h ]; then
+    echo "hygiene.sh: run it from the top of the bnorm tree." >&2
+    exit 2
+fi
+for file in "$STATIC_LIB" "$SHARED_LIB"; do
+    if [ ! -f "$file" ]; then
+        echo "hygiene.sh: $file does not exist; build it with make." >&2
+        exit 2
+    fi
+done
+top=$PWD
+scratch=$(mktemp -d) || exit 2
+trap 'rm -rf "$scratch"' EXIT
+trap 'exit 2' HUP INT TERM
+failures=0
+
+pass() {
+    printf 'PASS  hygiene: %s\n' "$1"
+}
+
+# $1: what was checked; $2: what is wrong, maybe many lines.
+fail() {
+    printf 'FAIL  hygiene: %s\n' "$1"
+    printf '%s\n' "$2" | head -n 20 | sed 's/^/      /'
+    failures=$((failures + 1))
+}
+
+# Passes if nothing is wrong: $2 is empty.
+expect_nothing() {
+    if [ -z "$2" ]; then pass "$1"; else fail "$1" "$2"; fi
+}
+
+expect_equal() {
+    if [ "$2" = "$3" ]; then
+        pass "$1"
+    else
+        fail "$1" "got:      $2
+expected: $3"
+    fi
+}
+
+# ---------------------------------------------------------------------------------------------------
+# The header alone. CC and CXX may hold flags, so they are not quoted.
+
+warnings='-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Werror'
+echo '#include "bnorm.h"
+#include "bnorm.h"
+typedef bnorm_shape not_an_empty_file;' >"$scratch/header.c"
+cp "$scratch/header.c" "$scratch/header.cc"
+for std in c99 c11 c17; do
+    # shellcheck disable=SC2086
+    expect_nothing "bnorm.h compiles alone as $std" \
+        "$($CC -std=$std $warnings -Wstrict-prototypes -Iinclude -fsyntax-only "$scratch/header.c" 2>&1)"
+done
+for std in c++11 c++17 c++20; do
+    # shellcheck disable=SC2086
+    expect_nothing "bnorm.h compiles alone as $std" \
+        "$($CXX -std=$std $warnings -Iinclude -fsyntax-only "$scratch/header.cc" 2>&1)"
+done
+echo '#include "bnorm.h"
+int main() { return bnorm_version() && bnorm_isa_best() ? 0 : 1; }' >"$scratch/link.cc"
+# shellcheck disable=SC2086
+expect_nothing "a C++ program links with the static library" \
+    "$($CXX -std=c++11 -Iinclude "$scratch/link.cc" "$STATIC_LIB" -lm -o "$scratch/link" 2>&1)"
+
+# ---------------------------------------------------------------------------------------------------
+# Symbols
+
+# All symbols of the archive's members, "name type" per line.
+$NM -P "$STATIC_LIB" | awk 'NF >= 2 && $2 ~ /^[A-Za-z]$/ { print $1, $2 }' >"$scratch/symbols"
+if [ ! -s "$scratch/symbols" ]; then
+    fail "the static library has symbols" "$NM shows none in $STATIC_LIB"
+fi
+expect_nothing "global symbols of the static library start with bnorm_" \
+    "$(awk '$2 ~ /^[A-TV-Z]$/ && $1 !~ /^bnorm_/' "$scratch/symbols")"
+
+declared=$(tr '\n' ' ' <include/bnorm.h | grep -o 'BNORM_API [^;(]*(' |
+    grep -o 'bnorm_[a-z0-9_]*(' | tr -d '(' | sort)
+exported=$($NM -D -P --defined-only "$SHARED_LIB" | awk '{ print $1 }' | sort)
+expect_equal "the shared library exports the functions of bnorm.h and nothing else" \
+    "$(echo "$exported" | tr '\n' ' ')" "$(echo "$declared" | tr '\n' ' ')"
+soname=$($OBJDUMP -p "$SHARED_LIB" | awk '$1 == "SONAME" { print $2 }')
+version=$(awk '$2 == "BNORM_VERSION_MAJOR" { print $3 }' include/bnorm.h)
+expect_equal "the shared library's name carries the major version" "$soname" "libbnorm.so.$version"
+expect_nothing "the shared library needs libc and libm only" \
+    "$($OBJDUMP -p "$SHARED_LIB" | awk '$1 == "NEEDED" && $2 !~ /^(libc|libm|ld-linux.*)\.so/ { print $2 }')"
+
+# Memory, text, environment, and arithmetic that the compiler may leave to libm; no allocation,
+# streams, threads or abort. __stack_chk_fail is the compiler's own.
+allowed='memcpy memset memmove memcmp strcmp getenv sqrt fma fmaf _GLOBAL_OFFSET_TABLE_ __stack_chk_fail __stack_chk_guard'
+expect_nothing "the library calls nothing but $allowed" "$(awk -v allowed="$allowed" '
+    BEGIN { split(allowed, names, " "); for (i in names) known[names[i]] = 1 }
+    $2 == "U" { used[$1] = 1; next }
+    { known[$1] = 1 }
+    END { for (name in used) if (!(name in known)) print name }' "$scratch/symbols")"
+
+# ---------------------------------------------------------------------------------------------------
+# Sections: "member section size" per line
+
+$OBJDUMP -h "$STATIC_LIB" | awk '
+    /file format/ { member = $1; sub(/:$/, "", member) }
+    $1 ~ /^[0-9]+$/ && $3 !~ /^0+$/ { print member, $2, $3 }' >"$scratch/sections"
+if ! grep -q ' \.text' "$scratch/sections"; then
+    fail "the static library has code" "$OBJDUMP shows no .text in $STATIC_LIB"
+fi
+expect_nothing "no mutable initialised data" \
+    "$(awk '$2 ~ /^\.(data|sdata|ldata|tdata)/ && $2 !~ /^\.data\.rel\.ro/' "$scratch/sections")"
+# The one word is the cached kernel set, a pointer in dispatch/isa.c.
+expect_equal "no mutable state but one pointer" \
+    "$(awk '$2 ~ /^\.(bss|sbss|lbss|tbss)/ { print $1, $2, $3 }' "$scratch/sections" |
+        sed 's/^isa\(\.c\)*\.o \.bss[a-z0-9._]* 0*\(4\|8\)$/one pointer in isa.o/')" \
+    "one pointer in isa.o"
+expect_nothing "no common symbols" "$(awk '$2 == "C"' "$scratch/symbols")"
+expect_nothing "no constructors or destructors" \
+    "$(awk '$2 ~ /^\.(init|fini|ctors|dtors|preinit)/' "$scratch/sections")"
+tables=$($OBJDUMP -t "$STATIC_LIB" | awk '
+    $NF ~ /^bnorm_isa_[a-z0-9]+$/ && / O / {
+        for (i = 1; i <= NF; i++) if ($i ~ /^\.[a-z]/) print $NF, $i
+    }')
+expect_nothing "the kernel sets' tables are read-only" \
+    "$(if [ -z "$tables" ]; then
+        echo "no table bnorm_isa_* found"
+    fi
+    echo "$tables" | grep -v '^$' | grep -v ' \.rodata\| \.data\.rel\.ro')"
+
+# ---------------------------------------------------------------------------------------------------
+# Instructions: only the objects of the ISA folders may go beyond the baseline. The check itself is
+# checked by looking for the vectors that those objects must have.
+
+# "member mnemonic operands" per instruction.
+disassemble() {
+    $OBJDUMP -d --no-show-raw-insn "$1" | awk '
+        /file format/ { member = $1; sub(/:$/, "", member) }
+        /^ *[0-9a-f]+:\t/ { sub(/^ *[0-9a-f]+:\t/, ""); print member, $0 }'
+}
+
+if $OBJDUMP -f "$STATIC_LIB" | grep -q 'elf64-x86-64'; then
+    disassemble "$STATIC_LIB" >"$scratch/code"
+    # The archive's members that come from ISA folders, as a pattern.
+    isa_members=$(for source in src/*/*.c; do
+        case $source in
+        src/scalar/* | src/kernels/*) ;;
+        *) basename "$source" .c ;;
+        esac
+    done | paste -sd '|')
+    # VEX and EVEX: v..., ymm, zmm, masks, BMI. SSE3 to SSE4.2: by name, there is no mark.
+    expect_nothing "no instruction beyond SSE2 outside $isa_members (built with -march?)" \
+        "$(awk -v isa="^($isa_members)(\\\\.c)?\\\\.o\$" '
+        BEGIN {
+            bmi = "^(andn|bextr|blsi|blsmsk|blsr|bzhi|mulx|pdep|pext|rorx|sarx|shlx|shrx|lzcnt|popcnt)[lq]?$"
+            sse3 = "^(addsubp|haddp|hsubp|lddqu|movddup|movs[hl]dup|fisttp)"
+            ssse3 = "^(pabs|palignr|phadd|phsub|pmaddubsw|pmulhrsw|pshufb|psign)"
+            sse4 = "^(blend|dpp|extractps|insertps|movntdqa|mpsadbw|packusdw|pblend|pcmpeqq|pcmpgtq|" \
+                "pcmp[ei]str|pextr[bdq]|phminpos|pinsr[bdq]|pmaxs[bd]|pmaxu[dw]|pmins[bd]|pminu[dw]|" \
+                "pmov[sz]x|pmuldq|pmulld|ptest|round[ps][sd]|crc32)"
+        }
+        $1 ~ isa { next }
+        $2 ~ /^v/ || /%[yz]mm|%k[0-7]/ || $2 ~ bmi || $2 ~ sse3 || $2 ~ ssse3 || $2 ~ sse4' "$scratch/code")"
+    expect_nothing "avx2 stays within AVX2 and FMA" \
+        "$(awk '$1 ~ /^avx2(\.c)?\.o$/ && /%zmm|%k[0-7]|%[xy]mm(1[6-9]|2|3[01])([^0-9]|$)/' "$scratch/code")"
+    for pair in avx2:ymm avx512:zmm; do
+        isa=${pair%:*} register=${pair#*:}
+        if grep -q "^$isa\(\.c\)*\.o vfmadd.*%$register" "$scratch/code"; then
+            pass "$isa has fused multiply-adds on $register"
+        else
+            fail "$isa has fused multiply-adds on $register" "none found in the object of src/$isa"
+        fi
+    done
+else
+    echo "SKIP  hygiene: instructions beyond the baseline (looked at on x86-64 only)"
+fi
+
+# ---------------------------------------------------------------------------------------------------
+# Without the Makefile, in one line
+
+mkdir "$scratch/build"
+cp -r include src dispatch "$scratch/build"
+cd "$scratch/build" || exit 2
+line='-std=c11 -O2 -c -Iinclude src/*.c src/*/*.c dispatch/*.c'
+# shellcheck disable=SC2086
+expect_nothing "$CC $line" "$($CC -std=c11 -O2 -c -Iinclude src/*.c src/*/*.c dispatch/*.c 2>&1)"
+expect_equal "every source has an object of its own name" \
+    "$(find . -name '*.o' | wc -l)" "$(find src dispatch -name '*.c' | wc -l)"
+
+# ---------------------------------------------------------------------------------------------------
+# $BNORM_ISA, with those objects: it is read once per process, so each value needs its own
+
+cat >isas.c <<'END'
+#include <stdio.h>
+#include "bnorm.h"
+
+/* With an argument: all usable sets, best first. Without: the best. */
+int main(int argc, char **argv) {
+    (void)argv;
+    for (size_t i = 0; argc > 1 && bnorm_isa_at(i); i++)
+        puts(bnorm_isa_name(bnorm_isa_at(i)));
+    if (argc == 1)
+        puts(bnorm_isa_name(NULL));
+    return 0;
+}
+END
+# shellcheck disable=SC2086
+expect_nothing "a program links with those objects" "$($CC -Iinclude isas.c ./*.o -lm -o isas 2>&1)"
+unset BNORM_ISA
+sets=$(./isas all)
+fastest=$(echo "$sets" | head -n 1)
+expect_equal "without BNORM_ISA the fastest set runs" "$(./isas)" "${fastest:-a set}"
+for set in $sets; do
+    expect_equal "BNORM_ISA=$set is followed" "$(BNORM_ISA=$set ./isas)" "$set"
+done
+for set in '' nonsense AVX2 'scalar ' scalarx; do
+    expect_equal "BNORM_ISA='$set' is ignored" "$(BNORM_ISA=$set ./isas)" "$fastest"
+done
+cd "$top" || exit 2
+
+if [ "$failures" -ne 0 ]; then
+    echo "hygiene: $failures checks failed."
+    exit 1
+fi

@@ -1,0 +1,927 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Refusals: every status of bnorm.h is provoked for every function that can return it, and all
+ * memory of the call is byte-identical afterwards. Also what must not be refused: optional
+ * pointers, in place, slices of one buffer. */
+#include <limits.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+#include "harness.h"
+
+enum { N = 2, C = 6, HW = 3, COUNT = N * C * HW, ROOM = 512, PARAM_ROOM = 32, WS_ROOM = 1 << 16 };
+
+enum view_id { X, Y, DY, DX, RESIDUAL, DRESIDUAL, FORWARD_Y, VIEWS };
+
+enum param_id {
+    GAMMA,
+    BETA,
+    MEAN,
+    VAR,
+    SAVE_MEAN,
+    SAVE_INVSTD,
+    SAVE_MEAN_LO,
+    DGAMMA,
+    DBETA,
+    CENTER,
+    SCALE,
+    SHIFT,
+    BIAS,
+    OUT_BIAS,
+    PARAMS
+};
+
+static const char *const view_names[VIEWS] = {"x",        "y",         "dy", "dx",
+                                              "residual", "dresidual", "y"};
+static const char *const param_names[PARAMS] = {
+    "gamma",  "beta",  "mean",   "var",   "save_mean", "save_invstd", "save_mean_lo",
+    "dgamma", "dbeta", "center", "scale", "shift",     "bias",        "out_bias"};
+
+#define BIT(i) (1u << (i))
+
+/* All memory that a call can reach; compared as a whole. */
+struct memory {
+    float view[VIEWS][ROOM];
+    float param[PARAMS][PARAM_ROOM];
+    unsigned char ws[WS_ROOM];
+    unsigned char after_ws[ROOM * sizeof(float)];
+};
+
+struct view {
+    float *data;
+    size_t run_stride, image_stride;
+};
+
+struct call;
+
+struct function {
+    const char *name;
+    bnorm_status (*invoke)(const struct call *k);
+    int op; /* of bnorm_workspace(), or -1 */
+    /* Bit sets of enum view_id and enum param_id. */
+    unsigned views_in, views_out, views_required;
+    unsigned params_in, params_out, params_required;
+};
+
+/* The arguments of one call, whatever the function. */
+struct call {
+    struct test *t;
+    const struct function *function;
+    struct memory *memory, *before;
+    int no_shape, no_options;
+    bnorm_shape shape;
+    struct view view[VIEWS];
+    float *param[PARAMS];
+    bnorm_act act;
+    double eps, rate;
+    bnorm_variance variance;
+    bnorm_conv conv;
+    void *ws;
+    size_t ws_size;
+};
+
+static bnorm_in in(const struct call *k, enum view_id id) {
+    const struct view *v = &k->view[id];
+    return (bnorm_in){v->data, v->run_stride, v->image_stride};
+}
+
+static bnorm_out out(const struct call *k, enum view_id id) {
+    const struct view *v = &k->view[id];
+    return (bnorm_out){v->data, v->run_stride, v->image_stride};
+}
+
+static const bnorm_shape *shape_of(const struct call *k) { return k->no_shape ? NULL : &k->shape; }
+
+static bnorm_status invoke_apply(const struct call *k) {
+    const bnorm_affine affine = {
+        k->param[CENTER], k->param[SCALE], k->param[SHIFT], in(k, RESIDUAL), k->act};
+    return bnorm_apply(shape_of(k), in(k, X), out(k, Y), k->no_options ? NULL : &affine, NULL);
+}
+
+static bnorm_status invoke_moments(const struct call *k) {
+    return bnorm_moments(shape_of(k), in(k, X), k->param[MEAN], k->param[VAR], k->ws, k->ws_size,
+                         NULL);
+}
+
+static bnorm_status invoke_train(const struct call *k) {
+    const bnorm_train train = {
+        .gamma = k->param[GAMMA],
+        .beta = k->param[BETA],
+        .eps = k->eps,
+        .running = {k->param[MEAN], k->param[VAR], k->rate, k->variance},
+        .save_mean = k->param[SAVE_MEAN],
+        .save_invstd = k->param[SAVE_INVSTD],
+        .save_mean_lo = k->param[SAVE_MEAN_LO],
+        .residual = in(k, RESIDUAL),
+        .act = k->act,
+    };
+    return bnorm_forward_train(shape_of(k), in(k, X), out(k, Y), k->no_options ? NULL : &train,
+                               k->ws, k->ws_size, NULL);
+}
+
+static bnorm_status invoke_backward(const struct call *k) {
+    const bnorm_grad grad = {
+        .gamma = k->param[GAMMA],
+        .beta = k->param[BETA],
+        .save_mean = k->param[SAVE_MEAN],
+        .save_invstd = k->param[SAVE_INVSTD],
+        .save_mean_lo = k->param[SAVE_MEAN_LO],
+        .act = k->act,
+        .residual = in(k, RESIDUAL),
+        .y = in(k, FORWARD_Y),
+        .dresidual = out(k, DRESIDUAL),
+        .dgamma = k->param[DGAMMA],
+        .dbeta = k->param[DBETA],
+    };
+    return bnorm_backward(shape_of(k), in(k, X), in(k, DY), out(k, DX),
+                          k->no_options ? NULL : &grad, k->ws, k->ws_size, NULL);
+}
+
+static bnorm_status invoke_fold(const struct call *k) {
+    return bnorm_fold(k->shape.c, k->param[GAMMA], k->param[BETA], k->param[MEAN], k->param[VAR],
+                      k->eps, k->param[SCALE], k->param[SHIFT]);
+}
+
+static bnorm_status invoke_fold_conv(const struct call *k) {
+    return bnorm_fold_conv(k->no_options ? NULL : &k->conv, k->param[GAMMA], k->param[BETA],
+                           k->param[MEAN], k->param[VAR], k->eps, k->view[X].data, k->param[BIAS],
+                           k->view[Y].data, k->param[OUT_BIAS]);
+}
+
+static const struct function apply = {
+    .name = "apply",
+    .invoke = invoke_apply,
+    .op = -1,
+    .views_in = BIT(X) | BIT(RESIDUAL),
+    .views_out = BIT(Y),
+    .views_required = BIT(X) | BIT(Y),
+    .params_in = BIT(CENTER) | BIT(SCALE) | BIT(SHIFT),
+};
+
+static const struct function moments = {
+    .name = "moments",
+    .invoke = invoke_moments,
+    .op = BNORM_OP_MOMENTS,
+    .views_in = BIT(X),
+    .views_required = BIT(X),
+    .params_out = BIT(MEAN) | BIT(VAR),
+};
+
+/* MEAN and VAR are the running statistics: both or none. */
+static const struct function train = {
+    .name = "forward_train",
+    .invoke = invoke_train,
+    .op = BNORM_OP_FORWARD_TRAIN,
+    .views_in = BIT(X) | BIT(RESIDUAL),
+    .views_out = BIT(Y),
+    .views_required = BIT(X) | BIT(Y),
+    .params_in = BIT(GAMMA) | BIT(BETA),
+    .params_out = BIT(MEAN) | BIT(VAR) | BIT(SAVE_MEAN) | BIT(SAVE_INVSTD) | BIT(SAVE_MEAN_LO),
+    .params_required = BIT(MEAN) | BIT(VAR),
+};
+
+#define BACKWARD(function_name, forward_tensor)                                                    \
+    {                                                                                              \
+        .name = function_name, .invoke = invoke_backward, .op = BNORM_OP_BACKWARD,                 \
+        .views_in = BIT(X) | BIT(DY) | BIT(forward_tensor),                                        \
+        .views_out = BIT(DX) | BIT(DRESIDUAL), .views_required = BIT(X) | BIT(DY),                 \
+        .params_in =                                                                               \
+            BIT(GAMMA) | BIT(BETA) | BIT(SAVE_MEAN) | BIT(SAVE_INVSTD) | BIT(SAVE_MEAN_LO),        \
+        .params_out = BIT(DGAMMA) | BIT(DBETA),                                                    \
+        .params_required = BIT(SAVE_MEAN) | BIT(SAVE_INVSTD),                                      \
+    }
+
+static const struct function backward_residual = BACKWARD("backward-residual", RESIDUAL);
+static const struct function backward_y = BACKWARD("backward-y", FORWARD_Y);
+
+static const struct function fold = {
+    .name = "fold",
+    .invoke = invoke_fold,
+    .op = -1,
+    .params_in = BIT(GAMMA) | BIT(BETA) | BIT(MEAN) | BIT(VAR),
+    .params_out = BIT(SCALE) | BIT(SHIFT),
+    .params_required = BIT(MEAN) | BIT(VAR) | BIT(SCALE) | BIT(SHIFT),
+};
+
+/* X and Y are the weights: 6 out, 4/2 in, 3 kernel positions = COUNT. */
+static const struct function fold_conv = {
+    .name = "fold_conv",
+    .invoke = invoke_fold_conv,
+    .op = -1,
+    .views_in = BIT(X),
+    .views_out = BIT(Y),
+    .views_required = BIT(X) | BIT(Y),
+    .params_in = BIT(GAMMA) | BIT(BETA) | BIT(MEAN) | BIT(VAR) | BIT(BIAS),
+    .params_out = BIT(OUT_BIAS),
+    .params_required = BIT(MEAN) | BIT(VAR) | BIT(OUT_BIAS),
+};
+
+static unsigned views_of(const struct call *k) {
+    return k->function->views_in | k->function->views_out;
+}
+
+static unsigned params_of(const struct call *k) {
+    return k->function->params_in | k->function->params_out;
+}
+
+/* Makes *k a valid call of its function on fresh memory. */
+static void fresh(struct call *k, bnorm_layout layout) {
+    struct memory *m = k->memory;
+    memset(m, 0xa5, sizeof *m);
+    for (size_t i = 0; i < VIEWS; i++)
+        for (size_t j = 0; j < ROOM; j++)
+            m->view[i][j] = 0.5f + 0.25f * (float)((i + j) % 7);
+    for (size_t i = 0; i < PARAMS; i++)
+        for (size_t j = 0; j < PARAM_ROOM; j++)
+            m->param[i][j] = 0.5f + 0.25f * (float)((i + j) % 5);
+    k->no_shape = k->no_options = 0;
+    k->shape = (bnorm_shape){.layout = layout, .n = N, .c = C, .hw = HW};
+    for (size_t i = 0; i < VIEWS; i++)
+        k->view[i] = (struct view){views_of(k) & BIT(i) ? m->view[i] : NULL, 0, 0};
+    for (size_t i = 0; i < PARAMS; i++)
+        k->param[i] = params_of(k) & BIT(i) ? m->param[i] : NULL;
+    k->act = (bnorm_act){BNORM_ACT_RELU, 0, 0};
+    k->eps = 1e-5;
+    k->rate = 0.1;
+    k->variance = BNORM_VARIANCE_SAMPLE;
+    k->conv = (bnorm_conv){BNORM_OIHW, .out_channels = C, .in_channels = 4, .kernel = HW, 2};
+    k->ws = NULL;
+    k->ws_size = 0;
+    if (k->function->op >= 0) {
+        k->ws = m->ws;
+        k->ws_size = bnorm_workspace((bnorm_op)k->function->op, &k->shape);
+        if (k->ws_size > WS_ROOM)
+            test_fail(k->t, "workspace of %zu bytes, raise WS_ROOM", k->ws_size);
+    }
+}
+
+/* Runs *k; where it is refused, no byte may have changed. */
+static void attempt(struct call *k, bnorm_status want, const char *what) {
+    test_context(k->t, "%s, %s, %s", k->function->name,
+                 k->shape.layout == BNORM_NCHW ? "nchw" : "nhwc", what);
+    *k->before = *k->memory;
+    const bnorm_status got = k->function->invoke(k);
+    check_status(k->t, what, got, want);
+    if (got != BNORM_OK && memcmp(k->before, k->memory, sizeof *k->memory) != 0)
+        test_fail(k->t, "the call was refused but wrote memory");
+}
+
+static struct call new_call(struct test *t) {
+    return (struct call){.t = t,
+                         .function = t->param,
+                         .memory = test_alloc(t, sizeof(struct memory)),
+                         .before = test_alloc(t, sizeof(struct memory))};
+}
+
+/* A valid call with one thing changed, named by the code that changes it. */
+#define EXPECT(status, ...)                                                                        \
+    do {                                                                                           \
+        fresh(k, layout);                                                                          \
+        __VA_ARGS__;                                                                               \
+        attempt(k, status, #__VA_ARGS__);                                                          \
+    } while (0)
+
+#define FOR_EACH_LAYOUT                                                                            \
+    for (bnorm_layout layout = BNORM_NHWC; layout <= BNORM_NCHW; layout = (bnorm_layout)(layout + 1))
+
+/* As EXPECT, for changes made in a loop: what is a printf format. */
+static void attempt_named(struct call *k, bnorm_status want, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+static void attempt_named(struct call *k, bnorm_status want, const char *format, ...) {
+    char what[128];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(what, sizeof what, format, args);
+    va_end(args);
+    attempt(k, want, what);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* NULL                                                                                           */
+
+static void test_null(struct test *t) {
+    struct call call = new_call(t), *k = &call;
+    const struct function *f = k->function;
+    FOR_EACH_LAYOUT {
+        EXPECT(BNORM_OK, (void)0);
+        for (size_t i = 0; i < VIEWS; i++) {
+            if (!(views_of(k) & BIT(i)))
+                continue;
+            fresh(k, layout);
+            k->view[i].data = NULL;
+            attempt_named(k, f->views_required & BIT(i) ? BNORM_NULL_POINTER : BNORM_OK,
+                          "%s = NULL", view_names[i]);
+        }
+        for (size_t i = 0; i < PARAMS; i++) {
+            if (!(params_of(k) & BIT(i)))
+                continue;
+            fresh(k, layout);
+            k->param[i] = NULL;
+            attempt_named(k, f->params_required & BIT(i) ? BNORM_NULL_POINTER : BNORM_OK,
+                          "%s = NULL", param_names[i]);
+        }
+    }
+}
+
+static void test_null_structs(struct test *t) {
+    struct call call = new_call(t), *k = &call;
+    FOR_EACH_LAYOUT {
+        EXPECT(BNORM_NULL_POINTER, k->no_shape = 1);
+        if (k->function->op >= 0)
+            EXPECT(BNORM_NULL_POINTER, k->ws = NULL);
+        if (k->function == &apply)
+            EXPECT(BNORM_OK, k->no_options = 1);
+        else if (k->function != &moments)
+            EXPECT(BNORM_NULL_POINTER, k->no_options = 1);
+        if (k->function == &train)
+            EXPECT(BNORM_OK, k->param[MEAN] = k->param[VAR] = NULL);
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Shapes and strides                                                                             */
+
+static void test_shape(struct test *t) {
+    struct call call = new_call(t), *k = &call;
+    const size_t max = SIZE_MAX;
+    FOR_EACH_LAYOUT {
+        EXPECT(BNORM_BAD_ENUM, k->shape.layout = (bnorm_layout)2);
+        EXPECT(BNORM_BAD_ENUM, k->shape.layout = (bnorm_layout)-1);
+        EXPECT(BNORM_BAD_ENUM, k->shape.dtype = (bnorm_dtype)1);
+        EXPECT(BNORM_BAD_ENUM, k->shape.dtype = (bnorm_dtype)-1);
+        EXPECT(BNORM_UNSUPPORTED, k->shape.c_block = 8);
+        EXPECT(BNORM_UNSUPPORTED, k->shape.c_block = 1);
+        EXPECT(BNORM_BAD_SHAPE, k->shape.c = 0);
+        EXPECT(BNORM_BAD_SHAPE, k->shape.n = max);
+        EXPECT(BNORM_BAD_SHAPE, k->shape.c = max);
+        EXPECT(BNORM_BAD_SHAPE, k->shape.hw = max);
+        EXPECT(BNORM_BAD_SHAPE, k->shape.n = max / (C * HW) + 1); /* elements */
+        EXPECT(BNORM_BAD_SHAPE, k->shape.c = max / (N * HW) + 1);
+        EXPECT(BNORM_BAD_SHAPE, k->shape.hw = max / (N * C) + 1);
+        EXPECT(BNORM_BAD_SHAPE, k->shape.n = max / sizeof(float) / (C * HW) + 1); /* bytes */
+        EXPECT(BNORM_BAD_SHAPE, k->shape.c = max / sizeof(float) / (N * HW) + 1);
+        EXPECT(BNORM_BAD_SHAPE, k->shape.hw = max / sizeof(float) / (N * C) + 1);
+    }
+}
+
+static void test_stride(struct test *t) {
+    struct call call = new_call(t), *k = &call;
+    FOR_EACH_LAYOUT {
+        const size_t len = layout == BNORM_NHWC ? C : HW;
+        const size_t max = SIZE_MAX;
+        /* Two elements at one address, the last element past SIZE_MAX bytes, or both by wrapping. */
+        const struct {
+            size_t run_stride, image_stride;
+        } bad[] = {
+            {1, 0},
+            {len - 1, 0},
+            {0, 1},
+            {0, C * HW - 1},
+            {len + 1, C * HW}, /* dense images, runs that are not */
+            {max, 0},
+            {max / 2, 0},
+            {max / 4, 0},
+            {max - len + 1, 0},
+            {0, max},
+            {0, max / 4},
+            {0, max - C * HW + 1},
+            {max, max},
+        };
+        const struct {
+            size_t run_stride, image_stride;
+        } good[] = {{len, 0}, {0, C * HW}, {len + 3, 0}, {0, C * HW + 5}, {len + 1, C * HW * 2}};
+        for (size_t i = 0; i < VIEWS; i++) {
+            if (!(views_of(k) & BIT(i)))
+                continue;
+            for (size_t j = 0; j < sizeof bad / sizeof bad[0]; j++) {
+                fresh(k, layout);
+                k->view[i].run_stride = bad[j].run_stride;
+                k->view[i].image_stride = bad[j].image_stride;
+                attempt_named(k, BNORM_BAD_STRIDE, "strides of %s = %zu, %zu", view_names[i],
+                              bad[j].run_stride, bad[j].image_stride);
+            }
+            for (size_t j = 0; j < sizeof good / sizeof good[0]; j++) {
+                fresh(k, layout);
+                k->view[i].run_stride = good[j].run_stride;
+                k->view[i].image_stride = good[j].image_stride;
+                attempt_named(k, BNORM_OK, "strides of %s = %zu, %zu", view_names[i],
+                              good[j].run_stride, good[j].image_stride);
+            }
+        }
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Overlap                                                                                        */
+
+/* What bnorm.h allows in place. */
+static int views_may_be_same(enum view_id a, enum view_id b) {
+    const unsigned pair = BIT(a) | BIT(b);
+    return pair == (BIT(Y) | BIT(X)) || pair == (BIT(Y) | BIT(RESIDUAL)) ||
+           pair == (BIT(DX) | BIT(X)) || pair == (BIT(DX) | BIT(DY)) ||
+           pair == (BIT(DX) | BIT(RESIDUAL)) || pair == (BIT(DX) | BIT(FORWARD_Y)) ||
+           pair == (BIT(DRESIDUAL) | BIT(DY)) || pair == (BIT(DRESIDUAL) | BIT(RESIDUAL)) ||
+           pair == (BIT(DRESIDUAL) | BIT(FORWARD_Y));
+}
+
+static int params_may_be_same(const struct function *f, enum param_id a, enum param_id b) {
+    return (f == &fold || f == &fold_conv) && !(f->params_out & BIT(a) && f->params_out & BIT(b));
+}
+
+static void move_view(struct call *k, bnorm_layout layout, size_t a, size_t b, size_t offset) {
+    fresh(k, layout);
+    k->view[a].data = k->view[b].data + offset;
+}
+
+static void test_view_overlap(struct test *t) {
+    struct call call = new_call(t), *k = &call;
+    const struct function *f = k->function;
+    FOR_EACH_LAYOUT {
+        for (size_t a = 0; a < VIEWS; a++) {
+            for (size_t b = 0; b < VIEWS; b++) {
+                if (a == b || !(views_of(k) & BIT(a)) || !(views_of(k) & BIT(b)) ||
+                    !(f->views_out & (BIT(a) | BIT(b))))
+                    continue;
+                const char *an = view_names[a], *bn = view_names[b];
+                move_view(k, layout, a, b, 0);
+                attempt_named(k,
+                              views_may_be_same((enum view_id)a, (enum view_id)b)
+                                  ? BNORM_OK
+                                  : BNORM_BAD_OVERLAP,
+                              "%s = %s", an, bn);
+                move_view(k, layout, a, b, 1);
+                attempt_named(k, BNORM_BAD_OVERLAP, "%s = %s + 1", an, bn);
+                move_view(k, layout, a, b, COUNT - 1);
+                attempt_named(k, BNORM_BAD_OVERLAP, "%s = last of %s", an, bn);
+                move_view(k, layout, a, b, COUNT);
+                attempt_named(k, BNORM_OK, "%s = just past %s", an, bn);
+            }
+        }
+    }
+}
+
+/* Tensors that interleave in one buffer, as the slices of a concatenation do. */
+static void test_slices(struct test *t) {
+    struct call call = new_call(t), *k = &call;
+    const struct function *f = k->function;
+    FOR_EACH_LAYOUT {
+        const size_t len = layout == BNORM_NHWC ? C : HW;
+        for (size_t a = 0; a < VIEWS; a++) {
+            for (size_t b = 0; b < VIEWS; b++) {
+                if (a == b || !(views_of(k) & BIT(a)) || !(views_of(k) & BIT(b)) ||
+                    !(f->views_out & (BIT(a) | BIT(b))))
+                    continue;
+                const char *an = view_names[a], *bn = view_names[b];
+                for (size_t by_image = 0; by_image < 2; by_image++) {
+                    const size_t part = by_image ? C * HW : len;
+                    for (size_t overlap = 0; overlap < 2; overlap++) {
+                        move_view(k, layout, a, b, part - overlap);
+                        if (by_image)
+                            k->view[a].image_stride = k->view[b].image_stride = 2 * part;
+                        else
+                            k->view[a].run_stride = k->view[b].run_stride = 2 * part;
+                        attempt_named(k, overlap ? BNORM_BAD_OVERLAP : BNORM_OK,
+                                      "%s and %s are slices of %zu, %zu of them shared", an, bn,
+                                      part, overlap);
+                    }
+                }
+                /* The same elements, once with the default strides and once spelled out. */
+                move_view(k, layout, a, b, 0);
+                k->view[a].run_stride = len;
+                k->view[b].image_stride = C * HW;
+                attempt_named(k,
+                              views_may_be_same((enum view_id)a, (enum view_id)b)
+                                  ? BNORM_OK
+                                  : BNORM_BAD_OVERLAP,
+                              "%s = %s with explicit strides", an, bn);
+                move_view(k, layout, a, b, 0);
+                k->view[a].run_stride = len + 1;
+                attempt_named(k, BNORM_BAD_OVERLAP, "%s = %s with another run stride", an, bn);
+                move_view(k, layout, a, b, 0);
+                k->view[a].image_stride = C * HW + 1;
+                attempt_named(k, BNORM_BAD_OVERLAP, "%s = %s with another image stride", an, bn);
+            }
+        }
+    }
+}
+
+static void test_param_overlap(struct test *t) {
+    struct call call = new_call(t), *k = &call;
+    const struct function *f = k->function;
+    FOR_EACH_LAYOUT {
+        for (size_t a = 0; a < PARAMS; a++) {
+            if (!(params_of(k) & BIT(a)))
+                continue;
+            for (size_t b = 0; b < PARAMS; b++) {
+                if (a == b || !(params_of(k) & BIT(b)) || !(f->params_out & (BIT(a) | BIT(b))))
+                    continue;
+                const char *an = param_names[a], *bn = param_names[b];
+                const int same = params_may_be_same(f, (enum param_id)a, (enum param_id)b);
+                fresh(k, layout);
+                k->param[a] = k->param[b];
+                attempt_named(k, same ? BNORM_OK : BNORM_BAD_OVERLAP, "%s = %s", an, bn);
+                fresh(k, layout);
+                k->param[a] = k->param[b] + C - 1;
+                attempt_named(k, BNORM_BAD_OVERLAP, "%s = last of %s", an, bn);
+                fresh(k, layout);
+                k->param[a] = k->param[b] + C;
+                attempt_named(k, BNORM_OK, "%s = just past %s", an, bn);
+            }
+            for (size_t v = 0; v < VIEWS; v++) {
+                if (!(views_of(k) & BIT(v)) || !(f->params_out & BIT(a) || f->views_out & BIT(v)))
+                    continue;
+                const char *an = param_names[a], *vn = view_names[v];
+                fresh(k, layout);
+                k->param[a] = k->view[v].data + COUNT - 1;
+                attempt_named(k, BNORM_BAD_OVERLAP, "%s = last of %s", an, vn);
+                fresh(k, layout);
+                k->view[v].data = k->param[a] + C - 1;
+                attempt_named(k, BNORM_BAD_OVERLAP, "%s = last of %s", vn, an);
+                fresh(k, layout);
+                k->param[a] = k->view[v].data + COUNT;
+                attempt_named(k, BNORM_OK, "%s = just past %s", an, vn);
+            }
+        }
+    }
+}
+
+static void test_options_of_apply(struct test *t) {
+    struct call call = new_call(t), *k = &call;
+    FOR_EACH_LAYOUT {
+        EXPECT(BNORM_OK, k->param[CENTER] = k->param[SCALE]);
+        EXPECT(BNORM_OK, k->param[CENTER] = k->param[SHIFT]);
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Workspace                                                                                      */
+
+static void test_workspace_refusals(struct test *t) {
+    struct call call = new_call(t), *k = &call;
+    FOR_EACH_LAYOUT {
+        EXPECT(BNORM_WORKSPACE_TOO_SMALL, k->ws_size -= 1);
+        EXPECT(BNORM_WORKSPACE_TOO_SMALL, k->ws_size = 0);
+        EXPECT(BNORM_OK, k->ws_size = WS_ROOM);
+        for (size_t v = 0; v < VIEWS; v++) {
+            if (!(views_of(k) & BIT(v)))
+                continue;
+            fresh(k, layout);
+            k->view[v].data = (float *)k->ws;
+            attempt_named(k, BNORM_BAD_OVERLAP, "%s = workspace", view_names[v]);
+            fresh(k, layout);
+            k->view[v].data = (float *)k->ws + (k->ws_size - 1) / sizeof(float);
+            attempt_named(k, BNORM_BAD_OVERLAP, "%s = end of the workspace", view_names[v]);
+            fresh(k, layout);
+            k->ws = k->memory->after_ws - k->ws_size;
+            k->view[v].data = (float *)k->memory->after_ws;
+            attempt_named(k, BNORM_OK, "%s = just past the workspace", view_names[v]);
+        }
+        for (size_t p = 0; p < PARAMS; p++) {
+            if (!(params_of(k) & BIT(p)))
+                continue;
+            fresh(k, layout);
+            k->param[p] = (float *)k->ws + 1;
+            attempt_named(k, BNORM_BAD_OVERLAP, "%s in the workspace", param_names[p]);
+            fresh(k, layout);
+            k->param[p] = (float *)k->ws + (k->ws_size - 1) / sizeof(float);
+            attempt_named(k, BNORM_BAD_OVERLAP, "%s = end of the workspace", param_names[p]);
+        }
+    }
+}
+
+/* Empty batches: BNORM_OK, nothing touched but dgamma and dbeta; a workspace is not needed. */
+static void test_empty(struct test *t) {
+    struct call call = new_call(t), *k = &call;
+    FOR_EACH_LAYOUT {
+        for (size_t i = 0; i < 3; i++) {
+            fresh(k, layout);
+            if (i != 1)
+                k->shape.n = 0;
+            if (i != 0)
+                k->shape.hw = 0;
+            if (i == 2) {
+                k->ws = NULL;
+                k->ws_size = 0;
+            }
+            attempt_named(k, BNORM_OK, "n = %zu, hw = %zu", k->shape.n, k->shape.hw);
+            for (size_t p = DGAMMA; p <= DBETA; p++)
+                for (size_t c = 0; c < C && k->param[p]; c++)
+                    k->before->param[p][c] = 0;
+            if (memcmp(k->before, k->memory, sizeof *k->memory) != 0)
+                test_fail(t, "an empty batch wrote memory");
+        }
+        EXPECT(BNORM_BAD_SHAPE, (k->shape.n = 0, k->shape.c = 0));
+        EXPECT(BNORM_BAD_ENUM, (k->shape.n = 0, k->shape.layout = (bnorm_layout)7));
+        if (k->function->views_out)
+            EXPECT(BNORM_BAD_ENUM, (k->shape.hw = 0, k->act.kind = (bnorm_act_kind)9));
+    }
+}
+
+static void test_workspace_size(struct test *t) {
+    const size_t max = SIZE_MAX;
+    for (int op = BNORM_OP_MOMENTS; op <= BNORM_OP_BACKWARD; op++) {
+        for (int layout = BNORM_NHWC; layout <= BNORM_NCHW; layout++) {
+            const bnorm_shape good = {
+                .layout = (bnorm_layout)layout, .n = N, .c = C, .hw = HW};
+            bnorm_shape bad[14];
+            for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
+                bad[i] = good;
+            bad[0].layout = (bnorm_layout)2;
+            bad[1].dtype = (bnorm_dtype)1;
+            bad[2].c_block = 8;
+            bad[3].c = 0;
+            bad[4].n = 0;
+            bad[5].hw = 0;
+            bad[6].n = max;
+            bad[7].c = max;
+            bad[8].hw = max;
+            bad[9].n = max / sizeof(float) / (C * HW) + 1;
+            bad[10].c = max / sizeof(float) / (N * HW) + 1;
+            bad[11].hw = max / sizeof(float) / (N * C) + 1;
+            bad[12].layout = (bnorm_layout)-1;
+            bad[13].dtype = (bnorm_dtype)-1;
+            test_context(t, "op %d, layout %d", op, layout);
+            if (bnorm_workspace((bnorm_op)op, &good) == 0)
+                test_fail(t, "no workspace for a valid shape");
+            if (bnorm_workspace((bnorm_op)op, NULL) != 0)
+                test_fail(t, "a workspace for no shape");
+            if (bnorm_workspace((bnorm_op)3, &good) != 0 ||
+                bnorm_workspace((bnorm_op)-1, &good) != 0)
+                test_fail(t, "a workspace for an op that does not exist");
+            for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
+                if (bnorm_workspace((bnorm_op)op, &bad[i]) != 0)
+                    test_fail(t, "a workspace for the refused or empty shape number %zu", i);
+        }
+    }
+}
+
+/* One call of every op; results go to `results`, 2*count + 4*c floats. */
+static void run_all(struct test *t, bnorm_op op, const bnorm_shape *shape, const float *x,
+                    const float *dy, void *ws, size_t ws_size, float *results) {
+    const size_t count = shape_count(shape), c = shape->c;
+    const bnorm_exec exec = {.isa = t->isa};
+    const bnorm_act relu = {BNORM_ACT_RELU, 0, 0};
+    const bnorm_in in_x = {.data = x};
+    float *a = results + 2 * count, *b = a + c, *lo = b + c;
+    bnorm_status status;
+    if (op == BNORM_OP_MOMENTS) {
+        status = bnorm_moments(shape, in_x, a, b, ws, ws_size, &exec);
+    } else if (op == BNORM_OP_FORWARD_TRAIN) {
+        const bnorm_train options = {
+            .eps = 1e-5, .save_mean = a, .save_invstd = b, .save_mean_lo = lo, .act = relu};
+        status = bnorm_forward_train(shape, in_x, (bnorm_out){.data = results}, &options, ws,
+                                     ws_size, &exec);
+    } else {
+        float *ones = lo + c;
+        for (size_t i = 0; i < c; i++)
+            ones[i] = 1;
+        const bnorm_grad options = {.save_mean = ones,
+                                    .save_invstd = ones,
+                                    .act = relu,
+                                    .dresidual = {.data = results + count},
+                                    .dgamma = a,
+                                    .dbeta = b};
+        status = bnorm_backward(shape, in_x, (bnorm_in){.data = dy}, (bnorm_out){.data = results},
+                                &options, ws, ws_size, &exec);
+    }
+    check_status(t, "call", status, BNORM_OK);
+}
+
+/* A workspace of exactly bnorm_workspace() bytes between guard pages, at every alignment and with
+ * garbage in it, gives the bits that a roomy zeroed one gives. */
+static void test_workspace_memory(struct test *t) {
+    static const struct {
+        size_t n, c, hw;
+    } sizes[] = {{1, 1, 1},  {2, 3, 5},   {3, 17, 40},   {1, 63, 9},   {2, 64, 33}, {5, 65, 1},
+                 {2, 200, 3}, {1, 1, 9000}, {2, 3, 5000}, {1, 1030, 70}, {33, 2, 2}, {1, 5, 8300}};
+    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+        for (int layout = BNORM_NHWC; layout <= BNORM_NCHW; layout++) {
+            const bnorm_shape shape = {.layout = (bnorm_layout)layout,
+                                       .n = sizes[i].n,
+                                       .c = sizes[i].c,
+                                       .hw = sizes[i].hw};
+            const size_t count = shape_count(&shape), room = 2 * count + 4 * shape.c;
+            float *x = test_floats(t, count), *dy = test_floats(t, count);
+            float *want = test_floats(t, room), *got = test_floats(t, room);
+            for (size_t j = 0; j < count; j++) {
+                x[j] = (float)rng_normal(&t->rng);
+                dy[j] = (float)rng_normal(&t->rng);
+            }
+            for (int op = BNORM_OP_MOMENTS; op <= BNORM_OP_BACKWARD; op++) {
+                const size_t size = bnorm_workspace((bnorm_op)op, &shape);
+                memset(want, 0, room * sizeof *want);
+                run_all(t, (bnorm_op)op, &shape, x, dy, test_alloc(t, size + 4096), size + 4096,
+                        want);
+                for (size_t shift = 0; shift < 64; shift += test_quick() ? 9 : 1) {
+                    for (int side = SIDE_START; side <= SIDE_END; side++) {
+                        test_context(t, "op %d, layout %d, %zux%zux%zu, workspace %s + %zu bytes",
+                                     op, layout, shape.n, shape.c, shape.hw,
+                                     side == SIDE_START ? "start" : "end", shift);
+                        struct buffer ws;
+                        buffer_new(&ws, size, (enum side)side, shift);
+                        memset(got, 0, room * sizeof *got);
+                        run_all(t, (bnorm_op)op, &shape, x, dy, ws.data, size, got);
+                        check_bits(t, "results", got, want, room);
+                        buffer_check(t, &ws, "workspace");
+                        buffer_free(&ws);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Parameters                                                                                     */
+
+static void test_act(struct test *t) {
+    struct call call = new_call(t), *k = &call;
+    FOR_EACH_LAYOUT {
+        EXPECT(BNORM_BAD_ENUM, k->act.kind = (bnorm_act_kind)5);
+        EXPECT(BNORM_BAD_ENUM, k->act.kind = (bnorm_act_kind)-1);
+        EXPECT(BNORM_BAD_PARAMETER, k->act = (bnorm_act){BNORM_ACT_CLAMP, 0, 0});
+        EXPECT(BNORM_BAD_PARAMETER, k->act = (bnorm_act){BNORM_ACT_CLAMP, 2, 1});
+        EXPECT(BNORM_BAD_PARAMETER, k->act = (bnorm_act){BNORM_ACT_CLAMP, NAN, 1});
+        EXPECT(BNORM_BAD_PARAMETER, k->act = (bnorm_act){BNORM_ACT_CLAMP, 0, NAN});
+        EXPECT(BNORM_BAD_PARAMETER, k->act = (bnorm_act){BNORM_ACT_LEAKY_RELU, NAN, 0});
+        EXPECT(BNORM_BAD_PARAMETER, k->act = (bnorm_act){BNORM_ACT_LEAKY_RELU, INFINITY, 0});
+        EXPECT(BNORM_BAD_PARAMETER, k->act = (bnorm_act){BNORM_ACT_LEAKY_RELU, -INFINITY, 0});
+        EXPECT(BNORM_OK, k->act = (bnorm_act){BNORM_ACT_CLAMP, -INFINITY, INFINITY});
+        EXPECT(BNORM_OK, k->act = (bnorm_act){BNORM_ACT_CLAMP, 0, 6});
+        EXPECT(BNORM_OK, k->act = (bnorm_act){BNORM_ACT_LEAKY_RELU, 0.25f, NAN});
+        EXPECT(BNORM_OK, k->act = (bnorm_act){BNORM_ACT_RELU, NAN, NAN});
+        if (k->function == &backward_y) {
+            EXPECT(BNORM_UNSUPPORTED, k->act.kind = BNORM_ACT_HARD_SWISH);
+            EXPECT(BNORM_UNSUPPORTED, k->act = (bnorm_act){BNORM_ACT_LEAKY_RELU, 0, 0});
+            EXPECT(BNORM_UNSUPPORTED, k->act = (bnorm_act){BNORM_ACT_LEAKY_RELU, -0.25f, 0});
+        } else {
+            EXPECT(BNORM_OK, k->act.kind = BNORM_ACT_HARD_SWISH);
+            EXPECT(BNORM_OK, k->act = (bnorm_act){BNORM_ACT_LEAKY_RELU, -0.25f, 0});
+            EXPECT(BNORM_OK, k->act.kind = BNORM_ACT_IDENTITY);
+        }
+        if (k->function == &backward_y)
+            EXPECT(BNORM_BAD_PARAMETER, k->view[RESIDUAL].data = k->memory->view[RESIDUAL]);
+        if (k->function == &backward_residual)
+            EXPECT(BNORM_BAD_PARAMETER, k->view[FORWARD_Y].data = k->memory->view[FORWARD_Y]);
+    }
+}
+
+static void test_eps(struct test *t) {
+    struct call call = new_call(t), *k = &call;
+    FOR_EACH_LAYOUT {
+        EXPECT(BNORM_BAD_PARAMETER, k->eps = -1e-9);
+        EXPECT(BNORM_BAD_PARAMETER, k->eps = (double)NAN);
+        EXPECT(BNORM_BAD_PARAMETER, k->eps = (double)INFINITY);
+        EXPECT(BNORM_BAD_PARAMETER, k->eps = -(double)INFINITY);
+        EXPECT(BNORM_OK, k->eps = 0);
+        EXPECT(BNORM_OK, k->eps = 1e30);
+    }
+}
+
+static void test_running(struct test *t) {
+    struct call call = new_call(t), *k = &call;
+    FOR_EACH_LAYOUT {
+        EXPECT(BNORM_BAD_PARAMETER, k->rate = (double)NAN);
+        EXPECT(BNORM_OK, k->rate = -1.2);
+        EXPECT(BNORM_OK, k->rate = 0);
+        EXPECT(BNORM_BAD_ENUM, k->variance = (bnorm_variance)2);
+        EXPECT(BNORM_BAD_ENUM, k->variance = (bnorm_variance)-1);
+    }
+}
+
+/* bnorm_fold and bnorm_fold_conv. */
+static void test_fold_parameters(struct test *t) {
+    struct call call = new_call(t), *k = &call;
+    const bnorm_layout layout = BNORM_NHWC;
+    const size_t max = SIZE_MAX;
+    EXPECT(BNORM_BAD_PARAMETER, k->memory->param[VAR][C - 1] = -1);
+    EXPECT(BNORM_BAD_PARAMETER, k->memory->param[VAR][0] = -INFINITY);
+    EXPECT(BNORM_OK, (k->memory->param[VAR][0] = -1, k->eps = 1)); /* a sum of zero */
+    EXPECT(BNORM_OK, (k->memory->param[VAR][0] = -1, k->eps = 2));
+    EXPECT(BNORM_OK, k->memory->param[VAR][0] = NAN);
+    EXPECT(BNORM_OK, k->memory->param[VAR][C] = -1); /* not of this call */
+    if (k->function == &fold) {
+        EXPECT(BNORM_BAD_SHAPE, k->shape.c = 0);
+        EXPECT(BNORM_BAD_SHAPE, k->shape.c = max);
+        EXPECT(BNORM_BAD_SHAPE, k->shape.c = max / sizeof(float) + 1);
+        return;
+    }
+    EXPECT(BNORM_NULL_POINTER, k->no_options = 1);
+    EXPECT(BNORM_BAD_ENUM, k->conv.layout = (bnorm_weights)5);
+    EXPECT(BNORM_BAD_ENUM, k->conv.layout = (bnorm_weights)-1);
+    EXPECT(BNORM_BAD_SHAPE, k->conv.out_channels = 0);
+    EXPECT(BNORM_BAD_SHAPE, k->conv.in_channels = 0);
+    EXPECT(BNORM_BAD_SHAPE, k->conv.kernel = 0);
+    EXPECT(BNORM_BAD_SHAPE, k->conv.groups = 4);                               /* not of out */
+    EXPECT(BNORM_BAD_SHAPE, k->conv.groups = 3);                               /* not of in */
+    EXPECT(BNORM_BAD_SHAPE, k->conv.groups = max);
+    EXPECT(BNORM_BAD_SHAPE, k->conv.out_channels = max - 1);
+    EXPECT(BNORM_BAD_SHAPE, k->conv.in_channels = max - 1);
+    EXPECT(BNORM_BAD_SHAPE, k->conv.kernel = max);
+    EXPECT(BNORM_BAD_SHAPE, k->conv.kernel = max / (C * 2) + 1);               /* elements */
+    EXPECT(BNORM_BAD_SHAPE, k->conv.kernel = max / (C * 2) / sizeof(float) + 1); /* bytes */
+    EXPECT(BNORM_UNSUPPORTED, k->conv.layout = BNORM_HWOI);
+    EXPECT(BNORM_OK, (k->conv.layout = BNORM_HWOI, k->conv.groups = 0));
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Texts and handles                                                                              */
+
+static void test_strerror(struct test *t) {
+    const int garbage[] = {BNORM_WORKSPACE_TOO_SMALL + 1, -1, 1000, INT_MAX, INT_MIN};
+    const char *texts[BNORM_WORKSPACE_TOO_SMALL + 1 + sizeof garbage / sizeof garbage[0]];
+    const size_t statuses = BNORM_WORKSPACE_TOO_SMALL + 1;
+    const size_t all = sizeof texts / sizeof texts[0];
+    for (size_t i = 0; i < all; i++) {
+        const int status = i < statuses ? (int)i : garbage[i - statuses];
+        test_context(t, "status %d", status);
+        const char *text = texts[i] = bnorm_strerror((bnorm_status)status);
+        if (text == NULL)
+            test_fail(t, "NULL");
+        const size_t length = strlen(text);
+        if (length < 8 || text[0] < 'A' || text[0] > 'Z' || text[length - 1] != '.' ||
+            strchr(text, ' ') == NULL)
+            test_fail(t, "\"%s\" is no sentence", text);
+        for (size_t j = 0; j < i && j < statuses; j++)
+            if (strcmp(texts[j], text) == 0)
+                test_fail(t, "\"%s\" says the same as status %zu", text, j);
+    }
+}
+
+static void test_isa_handles(struct test *t) {
+    char version[64];
+    snprintf(version, sizeof version, "%d.%d.%d", BNORM_VERSION_MAJOR, BNORM_VERSION_MINOR,
+             BNORM_VERSION_PATCH);
+    if (strcmp(bnorm_version(), version) != 0)
+        test_fail(t, "library %s, header %s", bnorm_version(), version);
+    size_t count = 0;
+    int best_listed = 0;
+    for (const bnorm_isa *isa; (isa = bnorm_isa_at(count)) != NULL; count++) {
+        const char *name = bnorm_isa_name(isa);
+        test_context(t, "set %zu", count);
+        if (name == NULL || name[0] == '\0')
+            test_fail(t, "no name");
+        if (bnorm_isa_find(name) != isa)
+            test_fail(t, "bnorm_isa_find(\"%s\") gives another set", name);
+        for (size_t i = 0; i < count; i++)
+            if (bnorm_isa_at(i) == isa)
+                test_fail(t, "%s is listed twice", name);
+        best_listed |= isa == bnorm_isa_best();
+        if (count > 64)
+            test_fail(t, "the list has no end");
+    }
+    test_context(t, "%zu sets", count);
+    if (count == 0 || strcmp(bnorm_isa_name(bnorm_isa_at(count - 1)), "scalar") != 0)
+        test_fail(t, "the last set is not scalar");
+    if (!best_listed)
+        test_fail(t, "bnorm_isa_best() is not in the list");
+    if (bnorm_isa_at(count + 1) != NULL || bnorm_isa_at(SIZE_MAX) != NULL)
+        test_fail(t, "a set past the end");
+    if (strcmp(bnorm_isa_name(NULL), bnorm_isa_name(bnorm_isa_best())) != 0)
+        test_fail(t, "bnorm_isa_name(NULL) is not the best");
+    const char *unknown[] = {NULL, "", "avx", "AVX2", "scala", "scalars", "avx2 ", "sse2"};
+    for (size_t i = 0; i < sizeof unknown / sizeof unknown[0]; i++)
+        if (bnorm_isa_find(unknown[i]) != NULL)
+            test_fail(t, "bnorm_isa_find(\"%s\") found something",
+                      unknown[i] ? unknown[i] : "NULL");
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+
+void add_errors(struct suite *s) {
+    static const struct function *const on_tensors[] = {&apply, &moments, &train,
+                                                        &backward_residual, &backward_y};
+    static const struct function *const folds[] = {&fold, &fold_conv};
+    for (size_t i = 0; i < sizeof on_tensors / sizeof on_tensors[0]; i++) {
+        const struct function *f = on_tensors[i];
+        suite_add(s, NULL, test_null, f, "errors/%s/null", f->name);
+        suite_add(s, NULL, test_null_structs, f, "errors/%s/null-structs", f->name);
+        suite_add(s, NULL, test_shape, f, "errors/%s/shape", f->name);
+        suite_add(s, NULL, test_stride, f, "errors/%s/stride", f->name);
+        suite_add(s, NULL, test_empty, f, "errors/%s/empty", f->name);
+        if (f->views_out) {
+            suite_add(s, NULL, test_view_overlap, f, "errors/%s/tensor-overlap", f->name);
+            suite_add(s, NULL, test_slices, f, "errors/%s/slices", f->name);
+            suite_add(s, NULL, test_act, f, "errors/%s/activation", f->name);
+        }
+        suite_add(s, NULL, test_param_overlap, f, "errors/%s/parameter-overlap", f->name);
+        if (f->op >= 0)
+            suite_add(s, NULL, test_workspace_refusals, f, "errors/%s/workspace", f->name);
+    }
+    suite_add(s, NULL, test_options_of_apply, &apply, "errors/apply/center-alias");
+    suite_add(s, NULL, test_eps, &train, "errors/forward_train/eps");
+    suite_add(s, NULL, test_running, &train, "errors/forward_train/running");
+    for (size_t i = 0; i < sizeof folds / sizeof folds[0]; i++) {
+        const struct function *f = folds[i];
+        suite_add(s, NULL, test_null, f, "errors/%s/null", f->name);
+        suite_add(s, NULL, test_eps, f, "errors/%s/eps", f->name);
+        suite_add(s, NULL, test_fold_parameters, f, "errors/%s/parameters", f->name);
+        suite_add(s, NULL, test_param_overlap, f, "errors/%s/parameter-overlap", f->name);
+    }
+    suite_add(s, NULL, test_view_overlap, &fold_conv, "errors/fold_conv/weights-overlap");
+    suite_add(s, NULL, test_workspace_size, NULL, "errors/workspace/size");
+    suite_add_per_isa(s, test_workspace_memory, NULL, "errors/workspace/memory/%s");
+    suite_add(s, NULL, test_strerror, NULL, "errors/strerror");
+    suite_add(s, NULL, test_isa_handles, NULL, "errors/isa-handles");
+}

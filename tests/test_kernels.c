@@ -1,0 +1,539 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Each kernel of each set against the scalar kernel, called directly: random arguments, lengths
+ * around every vector and tile edge, buffers between guard pages, outputs compared as bytes. The
+ * list of kernels is BNORM_KERNELS: one that is added there fails to compile until it has a
+ * check_<kernel>() here. */
+#include <float.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+#include "harness.h"
+#include "../dispatch/isa.h"
+#include "../src/plan.h"
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Operands: every array of a call exists twice, once for the scalar kernel and once, with the same
+ * bytes, between guard pages for the kernel under test.                                          */
+
+enum version { SCALAR, TESTED, VERSIONS };
+enum { MAX_OPERANDS = 12, POOL_BYTES = 24 << 20 };
+
+struct operand {
+    const char *name;
+    void *data[VERSIONS];
+    struct buffer buffer;
+    size_t bytes;
+};
+
+struct trial {
+    struct test *t;
+    struct rng *rng;
+    const struct bnorm_isa *isa[VERSIONS];
+    struct operand operands[MAX_OPERANDS];
+    size_t count;
+    unsigned char *pool; /* memory of the scalar versions */
+    size_t used;
+    int values; /* how floats are drawn, see draw() */
+};
+
+static struct trial new_trial(struct test *t) {
+    return (struct trial){.t = t,
+                          .rng = &t->rng,
+                          .isa = {&bnorm_isa_scalar, t->isa},
+                          .pool = test_alloc(t, POOL_BYTES)};
+}
+
+static void begin(struct trial *r) {
+    for (size_t i = 0; i < r->count; i++)
+        buffer_free(&r->operands[i].buffer);
+    r->count = r->used = 0;
+    r->values = (int)rng_below(r->rng, 5);
+}
+
+static int one_in(struct trial *r, size_t n) { return rng_below(r->rng, n) == 0; }
+
+static float special(struct rng *rng) {
+    static const uint32_t bits[] = {
+        0x00000000, 0x80000000,                         /* zeros */
+        0x7f800000, 0xff800000,                         /* infinities */
+        0x7fc00000, 0xffc00000, 0x7fc12345, 0x7f800001, /* NaNs, the last one signalling */
+        0x00000001, 0x80000001, 0x007fffff, 0x00800000, /* around the denormals' border */
+        0x7f7fffff, 0xff7fffff,                         /* largest finite */
+    };
+    static const float edges[] = {-3, 3, 6, 1, -1, 0.5f, 2.9999998f, -2.9999998f, 6.0000005f};
+    const size_t all = sizeof bits / sizeof bits[0] + sizeof edges / sizeof edges[0];
+    const size_t i = rng_below(rng, all);
+    return i < sizeof bits / sizeof bits[0] ? bits_float(bits[i])
+                                            : edges[i - sizeof bits / sizeof bits[0]];
+}
+
+static float draw(struct trial *r) {
+    switch (r->values) {
+    case 0: /* ordinary */
+        return (float)rng_normal(r->rng);
+    case 1: /* mean far above the deviation */
+        return (float)(1e6 + rng_normal(r->rng));
+    case 2: /* any magnitude: over- and underflow in the middle of a computation */
+        return (float)ldexp(rng_normal(r->rng), (int)rng_below(r->rng, 260) - 130);
+    case 3: /* now and then something special */
+        return one_in(r, 24) ? special(r->rng) : (float)(3 * rng_normal(r->rng));
+    default:
+        return special(r->rng);
+    }
+}
+
+/* Flush against a guard page, or up to 15 elements of `align` bytes away from it. */
+static struct operand *add_operand(struct trial *r, const char *name, size_t bytes, size_t align) {
+    if (r->count == MAX_OPERANDS || r->used + bytes > POOL_BYTES)
+        test_fail(r->t, "raise MAX_OPERANDS or POOL_BYTES");
+    struct operand *o = &r->operands[r->count++];
+    const enum side side = one_in(r, 2) ? SIDE_START : SIDE_END;
+    buffer_new(&o->buffer, bytes, side, one_in(r, 2) ? 0 : align * rng_below(r->rng, 16));
+    o->name = name;
+    o->bytes = bytes;
+    o->data[SCALAR] = r->pool + r->used;
+    o->data[TESTED] = o->buffer.data;
+    r->used += (bytes + 63) / 64 * 64;
+    return o;
+}
+
+/* Both versions with the same random floats. */
+static struct operand *floats(struct trial *r, const char *name, size_t count) {
+    struct operand *o = add_operand(r, name, count * sizeof(float), sizeof(float));
+    float *p = o->data[SCALAR];
+    for (size_t i = 0; i < count; i++)
+        p[i] = draw(r);
+    memcpy(o->data[TESTED], p, o->bytes);
+    return o;
+}
+
+/* Parameters near 1, so that values stay near the activations' corners, or any floats at all. */
+static struct operand *parameters(struct trial *r, const char *name, size_t count, float unit) {
+    struct operand *o = floats(r, name, count);
+    const int exact = one_in(r, 3), any = one_in(r, 3);
+    float *p = o->data[SCALAR];
+    for (size_t i = 0; i < count && !any; i++)
+        p[i] = exact ? unit : unit + 0.5f * (float)rng_normal(r->rng);
+    memcpy(o->data[TESTED], p, o->bytes);
+    return o;
+}
+
+/* Doubles, canaries until filled. */
+static struct operand *doubles(struct trial *r, const char *name, size_t count) {
+    struct operand *o = add_operand(r, name, count * sizeof(double), sizeof(double));
+    memcpy(o->data[SCALAR], o->data[TESTED], o->bytes);
+    return o;
+}
+
+static void fill_doubles(struct trial *r, struct operand *o, double low, double high) {
+    double *p = o->data[SCALAR];
+    for (size_t i = 0; i < o->bytes / sizeof(double); i++) {
+        p[i] = rng_uniform(r->rng, low, high);
+        /* What the other kernels hand over: their NaN is canonical too. */
+        if (r->values >= 3 && one_in(r, 6)) {
+            const double odd[] = {0, -0.0, (double)INFINITY, -(double)INFINITY, DBL_MAX, 0x1p-1074};
+            const size_t k = rng_below(r->rng, 7);
+            const uint64_t nan_bits = 0x7ff8000000000000u;
+            if (k < 6)
+                p[i] = odd[k];
+            else
+                memcpy(&p[i], &nan_bits, sizeof nan_bits);
+        }
+    }
+    memcpy(o->data[TESTED], p, o->bytes);
+}
+
+static void *at(const struct operand *o, enum version v) { return o ? o->data[v] : NULL; }
+
+/* After both calls: every array, inputs too, has the same bytes in both versions. */
+static void compare(struct trial *r) {
+    for (size_t i = 0; i < r->count; i++) {
+        const struct operand *o = &r->operands[i];
+        buffer_check(r->t, &o->buffer, o->name);
+        if (memcmp(o->data[SCALAR], o->data[TESTED], o->bytes) == 0)
+            continue;
+        const unsigned char *want = o->data[SCALAR], *got = o->data[TESTED];
+        size_t k = 0;
+        while (want[k] == got[k])
+            k++;
+        k = k / 4 * 4; /* in words, as for floats; doubles are two of them */
+        uint32_t a, b;
+        memcpy(&a, want + k, 4);
+        memcpy(&b, got + k, 4);
+        test_fail(r->t, "%s: 32-bit word %zu of %zu is %08x, the scalar kernel's %08x", o->name,
+                  k / 4, o->bytes / 4, b, a);
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Sizes                                                                                          */
+
+/* Calls trial(r, length) for each length 1..130 `rounds` times, and for some longer ones. */
+static void for_lengths(struct test *t, size_t rounds, const size_t *more, size_t more_count,
+                        void (*trial)(struct trial *r, size_t length, size_t round)) {
+    struct trial r = new_trial(t);
+    if (test_quick())
+        rounds = (rounds + 3) / 4;
+    for (size_t round = 0; round < rounds; round++) {
+        for (size_t length = 1; length <= 130; length++) {
+            begin(&r);
+            trial(&r, length, round);
+        }
+        for (size_t i = 0; i < more_count; i++) {
+            begin(&r);
+            trial(&r, more[i], round);
+        }
+    }
+    begin(&r);
+}
+
+static const size_t long_runs[] = {191, 192, 193,  255,  256,  257,  384, 511,
+                                   513, 960, 1000, 1023, 1024, 1025, 2051};
+#define LONG_RUNS (sizeof long_runs / sizeof long_runs[0])
+static const size_t long_planes[] = {191,  192,  193,  255,  256,  257,  511,  512,  513, 960,
+                                     1023, 1024, 1025, 2051, 3136, 4033, 4095, 4096};
+#define LONG_PLANES (sizeof long_planes / sizeof long_planes[0])
+
+static size_t gap(struct trial *r) { return one_in(r, 2) ? 0 : rng_below(r->rng, 20); }
+
+static size_t span(size_t runs, size_t stride, size_t len) { return (runs - 1) * stride + len; }
+
+/* Mostly few runs, sometimes enough for every unrolled loop. */
+static size_t some_runs(struct trial *r) { return 1 + rng_below(r->rng, one_in(r, 4) ? 70 : 9); }
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Statistics                                                                                     */
+
+/* How the drivers choose chains: by all channels of the tensor, of which a call may have one only,
+ * or any number where there is one chain. */
+static size_t some_chains(struct trial *r, size_t c) {
+    if (c == 1 && one_in(r, 2))
+        return bnorm_chains(1 + rng_below(r->rng, 100));
+    return one_in(r, 4) ? 1 : bnorm_chains(c);
+}
+
+/* Up to a block of rows, mostly around the edges of the groups. */
+static size_t some_rows(struct trial *r, size_t c, size_t chains) {
+    const size_t most = bnorm_block_rows(c), group = BNORM_GROUP * chains;
+    size_t rows;
+    switch (rng_below(r->rng, 8)) {
+    case 0:
+        rows = c * most <= 65536 || one_in(r, 8) ? most : 1 + rng_below(r->rng, most / 4);
+        break;
+    case 1:
+        rows = 1 + rng_below(r->rng, most);
+        break;
+    case 2:
+        rows = 1 + rng_below(r->rng, chains);
+        break;
+    default:
+        rows = 1 + rng_below(r->rng, 4 * group);
+    }
+    return rows < most ? rows : most;
+}
+
+/* Sometimes all values of the block are the same: the variance is exactly 0. */
+static void maybe_constant(struct trial *r, struct operand *x) {
+    if (!one_in(r, 12))
+        return;
+    const float value = draw(r);
+    float *p = x->data[SCALAR];
+    for (size_t i = 0; i < x->bytes / sizeof(float); i++)
+        p[i] = value;
+    memcpy(x->data[TESTED], p, x->bytes);
+}
+
+static void trial_moments_rows(struct trial *r, size_t c, size_t round) {
+    (void)round;
+    const size_t chains = some_chains(r, c), rows = some_rows(r, c, chains), stride = c + gap(r);
+    test_context(r->t, "c = %zu, rows = %zu, chains = %zu, stride = %zu, values %d", c, rows,
+                 chains, stride, r->values);
+    struct operand *x = floats(r, "x", span(rows, stride, c));
+    maybe_constant(r, x);
+    struct operand *sum = doubles(r, "sum", c), *m2 = doubles(r, "m2", c);
+    for (enum version v = SCALAR; v < VERSIONS; v++)
+        r->isa[v]->moments_rows(at(x, v), stride, rows, c, chains, at(sum, v), at(m2, v));
+    compare(r);
+}
+
+static void check_moments_rows(struct test *t) {
+    for_lengths(t, 10, long_runs, LONG_RUNS, trial_moments_rows);
+}
+
+static void trial_moments_span(struct trial *r, size_t len, size_t round) {
+    (void)round;
+    const size_t planes = 1 + rng_below(r->rng, 9), stride = len + gap(r);
+    test_context(r->t, "len = %zu, planes = %zu, stride = %zu, values %d", len, planes, stride,
+                 r->values);
+    struct operand *x = floats(r, "x", span(planes, stride, len));
+    maybe_constant(r, x);
+    struct operand *sum = doubles(r, "sum", planes), *m2 = doubles(r, "m2", planes);
+    for (enum version v = SCALAR; v < VERSIONS; v++)
+        r->isa[v]->moments_span(at(x, v), stride, planes, len, at(sum, v), at(m2, v));
+    compare(r);
+}
+
+static void trial_any_plane(struct trial *r, size_t number, size_t round) {
+    (void)number;
+    trial_moments_span(r, 1 + rng_below(r->rng, 4096), round);
+}
+
+static void check_moments_span(struct test *t) {
+    for_lengths(t, 14, long_planes, LONG_PLANES, trial_moments_span);
+    for_lengths(t, 1, NULL, 0, trial_any_plane);
+}
+
+static void trial_merge(struct trial *r, size_t c, size_t round) {
+    const double n_block = (double)(1 + rng_below(r->rng, 4096));
+    const double n_before = round % 3 == 0 ? 0 : (double)(4096 * (1 + rng_below(r->rng, 1 << 20)));
+    test_context(r->t, "c = %zu, n_before = %g, n_block = %g, values %d", c, n_before, n_block,
+                 r->values);
+    struct operand *sum = doubles(r, "sum", c), *block_m2 = doubles(r, "block_m2", c);
+    struct operand *mean = doubles(r, "mean", c), *m2 = doubles(r, "m2", c);
+    fill_doubles(r, sum, -n_block, n_block);
+    fill_doubles(r, block_m2, 0, n_block);
+    if (n_before != 0) { /* else they hold canaries: not to be read */
+        fill_doubles(r, mean, -1, 1);
+        fill_doubles(r, m2, 0, n_before);
+    }
+    for (enum version v = SCALAR; v < VERSIONS; v++)
+        r->isa[v]->merge(c, n_before, n_block, at(sum, v), at(block_m2, v), at(mean, v), at(m2, v));
+    compare(r);
+}
+
+static void check_merge(struct test *t) {
+    for_lengths(t, 24, long_runs, LONG_RUNS, trial_merge);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Elementwise                                                                                    */
+
+enum { ACTS = BNORM_ACT_HARD_SWISH + 1, PRES = BNORM_PRE_Y + 1 };
+
+static bnorm_act some_act(struct trial *r, size_t round) {
+    const bnorm_act_kind kind = (bnorm_act_kind)(round % ACTS);
+    const float slopes[] = {0.25f, 0.01f, 0.0f, -0.0f, -0.5f, 1, FLT_MAX, 1e-45f};
+    if (kind == BNORM_ACT_LEAKY_RELU)
+        return (bnorm_act){kind, slopes[rng_below(r->rng, 8)], 0};
+    if (kind == BNORM_ACT_CLAMP) {
+        const bnorm_act clamps[] = {{kind, 0, 6},   {kind, -0.0f, 6},          {kind, -1, 1},
+                                    {kind, -1, 0},  {kind, -INFINITY, 0.5f},   {kind, -1, -0.0f},
+                                    {kind, 0.5f, 1}, {kind, -INFINITY, INFINITY}};
+        return clamps[rng_below(r->rng, 8)];
+    }
+    return (bnorm_act){kind, NAN, NAN}; /* a and b are not of these */
+}
+
+/* Where apply writes. */
+enum place { APART, IN_X, IN_RESIDUAL };
+
+static void trial_apply(struct trial *r, int rows, size_t len, size_t round) {
+    const size_t runs = some_runs(r), channels = rows ? len : runs;
+    const size_t x_stride = len + gap(r), residual_stride = len + gap(r);
+    const enum place place = (enum place)rng_below(r->rng, 3);
+    const int with_residual = place == IN_RESIDUAL || one_in(r, 2), with_center = one_in(r, 2);
+    const size_t y_stride = place == APART  ? len + gap(r)
+                            : place == IN_X ? x_stride
+                                            : residual_stride;
+    const bnorm_act act = some_act(r, round);
+    test_context(r->t,
+                 "len = %zu, runs = %zu, act %d (%g, %g), center %d, residual %d, y %s, strides "
+                 "%zu %zu %zu, values %d",
+                 len, runs, (int)act.kind, (double)act.a, (double)act.b, with_center, with_residual,
+                 place == APART  ? "apart"
+                 : place == IN_X ? "in x"
+                                 : "in residual",
+                 x_stride, residual_stride, y_stride, r->values);
+    struct operand *x = floats(r, "x", span(runs, x_stride, len));
+    struct operand *residual =
+        with_residual ? floats(r, "residual", span(runs, residual_stride, len)) : NULL;
+    struct operand *y = place == APART  ? floats(r, "y", span(runs, y_stride, len))
+                        : place == IN_X ? x
+                                        : residual;
+    struct operand *center = with_center ? parameters(r, "center", channels, 0) : NULL;
+    struct operand *scale = parameters(r, "scale", channels, 1);
+    struct operand *shift = parameters(r, "shift", channels, -0.0f);
+    for (enum version v = SCALAR; v < VERSIONS; v++) {
+        const bnorm_apply_args args = {
+            .runs = runs,
+            .len = len,
+            .x = at(x, v),
+            .residual = at(residual, v),
+            .y = at(y, v),
+            .x_stride = x_stride,
+            .residual_stride = residual_stride,
+            .y_stride = y_stride,
+            .center = at(center, v),
+            .scale = at(scale, v),
+            .shift = at(shift, v),
+            .act = act,
+        };
+        if (rows)
+            r->isa[v]->apply_rows(&args);
+        else
+            r->isa[v]->apply_span(&args);
+    }
+    compare(r);
+}
+
+static void trial_apply_rows(struct trial *r, size_t len, size_t round) {
+    trial_apply(r, 1, len, round);
+}
+
+static void trial_apply_span(struct trial *r, size_t len, size_t round) {
+    trial_apply(r, 0, len, round);
+}
+
+static void check_apply_rows(struct test *t) {
+    for_lengths(t, 6 * ACTS, long_runs, LONG_RUNS, trial_apply_rows);
+}
+
+static void check_apply_span(struct test *t) {
+    for_lengths(t, 6 * ACTS, long_planes, LONG_PLANES, trial_apply_span);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Gradients                                                                                      */
+
+/* What sums_* and dx_* share. */
+struct grad {
+    bnorm_grad_args sizes; /* with pre and act, without pointers */
+    struct operand *x, *dy, *extra, *center, *scale, *shift;
+};
+
+static struct grad new_grad(struct trial *r, int rows, size_t runs, size_t len, size_t round) {
+    struct grad g = {
+        .sizes = {.runs = runs,
+                  .len = len,
+                  .x_stride = len + gap(r),
+                  .dy_stride = len + gap(r),
+                  .extra_stride = len + gap(r),
+                  .pre = (enum bnorm_pre)(round / ACTS % PRES),
+                  .act = some_act(r, round)},
+    };
+    const bnorm_grad_args *s = &g.sizes;
+    const size_t channels = rows ? len : runs;
+    const int has_extra = s->pre == BNORM_PRE_RESIDUAL || s->pre == BNORM_PRE_Y;
+    test_context(r->t,
+                 "len = %zu, runs = %zu, pre %d, act %d (%g, %g), strides %zu %zu %zu, values %d",
+                 len, runs, (int)s->pre, (int)s->act.kind, (double)s->act.a, (double)s->act.b,
+                 s->x_stride, s->dy_stride, s->extra_stride, r->values);
+    g.x = floats(r, "x", span(runs, s->x_stride, len));
+    g.dy = floats(r, "dy", span(runs, s->dy_stride, len));
+    g.extra = has_extra ? floats(r, "extra", span(runs, s->extra_stride, len)) : NULL;
+    g.center = parameters(r, "center", channels, 0);
+    g.scale = parameters(r, "scale", channels, 1);
+    g.shift = parameters(r, "shift", channels, -0.0f);
+    return g;
+}
+
+static bnorm_grad_args grad_args(const struct grad *g, enum version v) {
+    bnorm_grad_args args = g->sizes;
+    args.x = at(g->x, v);
+    args.dy = at(g->dy, v);
+    args.extra = at(g->extra, v);
+    args.center = at(g->center, v);
+    args.scale = at(g->scale, v);
+    args.shift = at(g->shift, v);
+    return args;
+}
+
+static void trial_sums_rows(struct trial *r, size_t c, size_t round) {
+    const size_t chains = some_chains(r, c), rows = some_rows(r, c, chains);
+    const struct grad g = new_grad(r, 1, rows, c, round);
+    struct operand *sum_g = doubles(r, "sum_g", c), *sum_gx = doubles(r, "sum_gx", c);
+    for (enum version v = SCALAR; v < VERSIONS; v++) {
+        const bnorm_grad_args args = grad_args(&g, v);
+        r->isa[v]->sums_rows(&args, chains, at(sum_g, v), at(sum_gx, v));
+    }
+    compare(r);
+}
+
+static void check_sums_rows(struct test *t) {
+    for_lengths(t, 1 * ACTS * PRES, long_runs, LONG_RUNS, trial_sums_rows);
+}
+
+static void trial_sums_span(struct trial *r, size_t len, size_t round) {
+    const size_t planes = 1 + rng_below(r->rng, 6);
+    const struct grad g = new_grad(r, 0, planes, len, round);
+    struct operand *sum_g = doubles(r, "sum_g", planes), *sum_gx = doubles(r, "sum_gx", planes);
+    for (enum version v = SCALAR; v < VERSIONS; v++) {
+        const bnorm_grad_args args = grad_args(&g, v);
+        r->isa[v]->sums_span(&args, at(sum_g, v), at(sum_gx, v));
+    }
+    compare(r);
+}
+
+static void check_sums_span(struct test *t) {
+    for_lengths(t, 1 * ACTS * PRES, long_planes, LONG_PLANES, trial_sums_span);
+}
+
+/* An output of dx_*: absent, apart, or in one of two inputs. */
+struct out_operand {
+    struct operand *operand;
+    size_t stride;
+};
+
+static struct out_operand some_output(struct trial *r, const char *name, const struct grad *g,
+                                      int may_be_x, const struct operand *taken) {
+    const bnorm_grad_args *s = &g->sizes;
+    const struct out_operand candidates[] = {
+        {g->dy, s->dy_stride}, {g->extra, s->extra_stride}, {may_be_x ? g->x : NULL, s->x_stride}};
+    const struct out_operand *in = &candidates[rng_below(r->rng, 3)];
+    if (one_in(r, 2) && in->operand && in->operand != taken)
+        return *in;
+    const size_t stride = s->len + gap(r);
+    return (struct out_operand){floats(r, name, span(s->runs, stride, s->len)), stride};
+}
+
+static void trial_dx(struct trial *r, int rows, size_t len, size_t round) {
+    const struct grad g = new_grad(r, rows, some_runs(r), len, round);
+    const size_t channels = rows ? len : g.sizes.runs, wanted = rng_below(r->rng, 4);
+    const struct out_operand none = {NULL, 0};
+    const struct out_operand dx = wanted == 0 ? none : some_output(r, "dx", &g, 1, NULL);
+    const struct out_operand dresidual =
+        wanted == 1 ? none : some_output(r, "dresidual", &g, 0, dx.operand);
+    const int frozen = one_in(r, 3);
+    struct operand *slope = frozen ? NULL : parameters(r, "slope", channels, -1);
+    struct operand *offset = frozen ? NULL : parameters(r, "offset", channels, 0);
+    char context[sizeof r->t->context];
+    snprintf(context, sizeof context, "%s", r->t->context);
+    test_context(r->t, "%.300s, frozen %d, dx %s, stride %zu, dresidual %s, stride %zu", context,
+                 frozen, dx.operand ? dx.operand->name : "absent", dx.stride,
+                 dresidual.operand ? dresidual.operand->name : "absent", dresidual.stride);
+    for (enum version v = SCALAR; v < VERSIONS; v++) {
+        bnorm_grad_args args = grad_args(&g, v);
+        args.slope = at(slope, v);
+        args.offset = at(offset, v);
+        args.dx = at(dx.operand, v);
+        args.dx_stride = dx.stride;
+        args.dresidual = at(dresidual.operand, v);
+        args.dresidual_stride = dresidual.stride;
+        if (rows)
+            r->isa[v]->dx_rows(&args);
+        else
+            r->isa[v]->dx_span(&args);
+    }
+    compare(r);
+}
+
+static void trial_dx_rows(struct trial *r, size_t len, size_t round) { trial_dx(r, 1, len, round); }
+
+static void trial_dx_span(struct trial *r, size_t len, size_t round) { trial_dx(r, 0, len, round); }
+
+static void check_dx_rows(struct test *t) {
+    for_lengths(t, 2 * ACTS * PRES, long_runs, LONG_RUNS, trial_dx_rows);
+}
+
+static void check_dx_span(struct test *t) {
+    for_lengths(t, 2 * ACTS * PRES, long_planes, LONG_PLANES, trial_dx_span);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+
+void add_kernels(struct suite *s) {
+#define X(kernel, args) suite_add_per_isa(s, check_##kernel, NULL, "kernel/" #kernel "/f32/%s");
+    BNORM_KERNELS(X)
+#undef X
+}
