@@ -54,12 +54,13 @@ shared_lib = $(BUILD)/libbnorm.so.$(VERSION)
 
 # compilers and tools; test framework and ONNX's batch-norm cases; benchmark framework, pictures; example
 deps_packages = gcc g++ libc6-dev binutils make pkgconf \
-	libcmocka-dev libonnx-testdata libbenchmark-dev gnuplot-nox libpthreadpool-dev
+	libcmocka-dev libonnx-testdata libbenchmark-dev python3 gnuplot-nox libpthreadpool-dev
 deps_lint_packages = clang clang-format clang-tidy cppcheck shellcheck
 deps_cross_packages = qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross libcmocka-dev:arm64 \
 	gcc-riscv64-linux-gnu libc6-dev-riscv64-cross gcc-s390x-linux-gnu libc6-dev-s390x-cross
 
 # ---------------------------------------------------------------------------------------------------
+MAKEFLAGS += --no-print-directory
 # Packages come first, also under make -j.
 ifneq ($(filter deps%,$(MAKECMDGOALS)),)
 .NOTPARALLEL:
@@ -141,13 +142,13 @@ test-cross: ## the tests for Arm and older x86 CPUs under qemu, and two CPUs wit
 	BNORM_TEST_QUICK=1 BNORM_REQUIRE=avx2 $(MAKE) run-tests RUN='qemu-x86_64 -cpu Haswell'
 	$(MAKE) compare-riscv64 compare-s390x
 
-# Training on digits under qemu: to the bit what the same kernel set gives on this CPU.
-compare-%: $(BUILD)/digits
-	$(MAKE) BUILD=$(BUILD)/$* CC=$*-linux-gnu-gcc LDFLAGS=-static $(BUILD)/$*/digits
-	$(BUILD)/digits --verify-sets | grep '^scalar' >$(BUILD)/$*/native.txt
-	qemu-$* $(BUILD)/$*/digits --verify-sets | grep '^scalar' >$(BUILD)/$*/emulated.txt
+# What the functions compute under qemu: to the bit what they do on this CPU.
+compare-%: $(BUILD)/fingerprint
+	$(MAKE) BUILD=$(BUILD)/$* CC=$*-linux-gnu-gcc LDFLAGS=-static $(BUILD)/$*/fingerprint
+	$(BUILD)/fingerprint >$(BUILD)/$*/native.txt
+	qemu-$* $(BUILD)/$*/fingerprint >$(BUILD)/$*/emulated.txt
 	diff $(BUILD)/$*/native.txt $(BUILD)/$*/emulated.txt
-	@echo '$*: the same weights, to the bit, as on this CPU'; cat $(BUILD)/$*/emulated.txt
+	@echo '$*: the same bits as on this CPU'
 
 sanitize: ## the tests under ASan and UBSan, those with threads under TSan
 	$(MAKE) BUILD=$(BUILD)/asan LDFLAGS= run-tests CFLAGS='-O1 -g -fsanitize=address,undefined \
@@ -163,7 +164,7 @@ bench-full: $(BUILD)/bnorm-bench ## the same for every op, layout, kernel set an
 	$< --full
 
 plot: ## draws the roofline picture of the last bench run
-	bench/plot.sh
+	bench/plot.py $(BUILD)/bench.json
 
 $(BUILD)/bnorm-bench: $(bench_objects) $(static_lib)
 	$(call say,LINK) $(CXX) $(CXXFLAGS) $(LDFLAGS) -o $@ $^ -lbenchmark -lpthread -lm
@@ -176,9 +177,9 @@ digits: $(BUILD)/digits ## trains a small network on handwritten digits, with an
 $(BUILD)/digits: $(digits_objects) $(static_lib)
 	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lpthread -lm
 
-examples: $(BUILD)/hello $(BUILD)/threads ## the README's example, and bnorm on a thread pool
+examples: $(addprefix $(BUILD)/,hello threads fingerprint) ## the README's example, thread pools, equal bits
 
-$(BUILD)/hello: $(BUILD)/examples/hello.c.o $(static_lib)
+$(BUILD)/hello $(BUILD)/fingerprint: $(BUILD)/%: $(BUILD)/examples/%.c.o $(static_lib)
 	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lm
 
 $(BUILD)/threads: examples/threads.c $(static_lib) $(BUILD)/flags

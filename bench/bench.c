@@ -155,7 +155,7 @@ static void initialize_benchmark(int argc, char **argv, const char *out) {
     static char out_flag[512], min_time[64], repetitions[64];
     static const struct {
         const char *min_time, *repetitions;
-    } defaults[] = {[QUICK] = {"0.001", "9"}, [FULL] = {"0.002", "7"}, [SMOKE] = {"0.0002", "3"}};
+    } defaults[] = {[QUICK] = {"0.001", "15"}, [FULL] = {"0.002", "7"}, [SMOKE] = {"0.0002", "3"}};
     const enum selection selection = bench.options.selection;
     snprintf(min_time, sizeof min_time, "--benchmark_min_time=%s", defaults[selection].min_time);
     snprintf(repetitions, sizeof repetitions, "--benchmark_repetitions=%s",
@@ -191,7 +191,7 @@ static void show_progress(const bench_row *row) {
     const size_t done = bench.runs_done + 1, expected = bench.runs_expected;
     if (bench.options.formatted || done > expected)
         return;
-    const double seconds = bench_seconds() - bench.started;
+    const double seconds = bench_seconds(BENCH_WALL) - bench.started;
     if (isatty(STDERR_FILENO)) {
         fprintf(stderr, "\r\033[K[%4zu/%zu] %3.0f s  %s %s %s %s", done, expected, seconds,
                 bench_ops[row->test->op].name, bench_layouts[row->test->layout],
@@ -221,6 +221,7 @@ static void run_once(const bench_row *row, const bench_problem *problem) {
 /* All kernel sets and plain C on this case, the first time that one of its rows is run. */
 static int is_right(bench_case *test, const bench_problem *problem) {
     if (test->state == BENCH_UNCHECKED) {
+        clear_progress(); /* for what bench_check has to say */
         const int right = bench_check(problem, &bench.memory, &bench.exec);
         test->state = right ? BENCH_RIGHT : BENCH_WRONG;
         bench.wrong |= !right;
@@ -257,10 +258,11 @@ static void measure(shim_state *state, void *arg) {
     if (elements <= warm_up_elements)
         run_once(row, &problem);
 
-    const double start = bench_seconds();
+    const enum bench_clock clock = bench.options.threads == 1 ? BENCH_THREAD : BENCH_WALL;
+    const double start = bench_seconds(clock);
     while (shim_keep_running(state))
         run_once(row, &problem);
-    const double seconds = (bench_seconds() - start) / (double)iterations;
+    const double seconds = (bench_seconds(clock) - start) / (double)iterations;
 
     const double tensor_bytes = (double)(elements * sizeof(float));
     const double rate = (double)bench_ops[row->test->op].tensors * tensor_bytes / seconds;
@@ -465,7 +467,7 @@ int main(int argc, char **argv) {
     add_context(cpu);
     register_rows();
     bench.runs_expected *= count_filtered();
-    bench.started = bench_seconds();
+    bench.started = bench_seconds(BENCH_WALL);
     const size_t ran = shim_run(!bench.options.formatted);
     clear_progress();
     if (ran == 0)

@@ -28,7 +28,7 @@ LABELS = {"plain": "plain C"}
 SIZE_TICKS = ", ".join(
     f'"{label}" {size}'
     for label, size in [
-        ("4 KiB", 2**12), ("64 KiB", 2**16), ("1 MiB", 2**20), ("16 MiB", 2**24), ("256 MiB", 2**28)
+        ("1 KiB", 2**10), ("16 KiB", 2**14), ("256 KiB", 2**18), ("4 MiB", 2**22), ("64 MiB", 2**26)
     ]
 )
 
@@ -65,6 +65,7 @@ def make_script(context, series, roof, title):
     rates = [rate for points in series.values() for _, rate in points]
     rates += [rate for sizes in roof.values() for rates_ in sizes.values() for rate in rates_]
     sizes = [size for points in series.values() for size, _ in points]
+    # In fractions of the picture.
     left, right, bottom, top = 0.055, 0.99, 0.075, 0.86
     width, height = (right - left) / len(ops), (top - bottom) / len(layouts)
 
@@ -82,8 +83,8 @@ set label 3 'bytes of one tensor' at screen {(left + right) / 2}, 0.02 center
 set lmargin at screen {left}; set rmargin at screen {right}
 set tmargin at screen 0.95; set bmargin at screen 0.90
 unset border; unset tics; set xrange [0:1]; set yrange [0:1]
-set key at screen {right}, 0.925 right center horizontal samplen 2 noenhanced
-plot NaN with lines lw 2 lc rgb 'black' title 'roof: best copy of the same bytes'"""
+set key at screen {right}, 0.925 right center horizontal samplen 2 width 1 noenhanced
+plot NaN with lines lw 2 lc rgb 'black' title 'roof (best copy)'"""
     for name in reversed(kernels):
         script += f", NaN with points {STYLES[name]} title '{LABELS.get(name, name)}'"
     script += f"""
@@ -93,7 +94,7 @@ set grid xtics ytics lc rgb '#dddddd' lt 1 lw 0.6
 set logscale xy
 set xrange [{min(sizes) / 1.6}:{max(sizes) * 1.6}]
 set yrange [{min(rates) / 1.3}:{max(rates) * 1.3}]
-set ytics (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
+set ytics nomirror (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
 """
     for row, layout in enumerate(layouts):
         for column, op in enumerate(ops):
@@ -102,10 +103,8 @@ set ytics (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
             script += f"set rmargin at screen {left + (column + 1) * width - 0.006}\n"
             script += f"set tmargin at screen {top - row * height - 0.03}\n"
             script += f"set bmargin at screen {top - (row + 1) * height + 0.015}\n"
-            script += f"set xtics ({SIZE_TICKS})\n"
-            script += "set format x '%s'\n" if last_row else "set format x ''\n"
-            if not last_row:
-                script += "set xtics (" + re.sub(r'"[^"]*"', '""', SIZE_TICKS) + ")\n"
+            ticks = SIZE_TICKS if last_row else re.sub(r'"[^"]*"', '""', SIZE_TICKS)
+            script += f"set xtics nomirror ({ticks})\n"
             script += f"set format y '{'%g' if column == 0 else ''}'\n"
             script += f"set title '{op.replace('_relu', ' + ReLU')}, {layout.upper()}' offset 0,-0.7\n"
             plots = [f"$roof_{op} with lines lw 2 lc rgb 'black' notitle"]

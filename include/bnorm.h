@@ -1,27 +1,28 @@
 /* SPDX-License-Identifier: MIT
  *
- * bnorm: batch normalization on CPUs, the same bits on every instruction set and for any number of threads.
+ * bnorm: batch normalization on CPUs, the same bits on every instruction set and for any number of
+ * threads.
  *
  * Conventions that hold for every function below
  *
- *   Tensors      A tensor has N samples ("images"), C channels and HW positions: HW is H*W, D*H*W, L, or 1 for (N, C)
- *                data. It is described by one bnorm_shape and, per buffer, by two strides. All sizes and strides are
- *                counts of elements, never bytes. Buffers need no alignment beyond that of their element type.
- *   Parameters   gamma, beta, mean, var, ... are arrays of C floats.
- *   Zero         Every struct may be zero-initialised ("= {0}"); a zero or NULL member means the documented default.
- *                Always initialise whole structs: later versions may add members, whose zero means today's behaviour.
- *   Aliasing     Two tensors of a call are either the same tensor (same address and strides: "in place", where the
- *                function allows it) or share no element. Channel slices of one wider buffer share no element.
- *                Per-channel arrays must not overlap tensors, the workspace or each other, unless said otherwise.
- *   Errors       Every call checks its arguments first. On any status but BNORM_OK no output has been written.
- *   Threads      Every function may be called from any number of threads at once, on different outputs. bnorm never
- *                creates a thread, allocates, prints, aborts or keeps state between calls.
- *   Empty batch  N = 0 or HW = 0 is BNORM_OK: no tensor is touched, statistics and running statistics stay as they are;
- *                only dgamma and dbeta are set to 0.
- *   NaN          A NaN or infinity makes the statistics and outputs of its own channel NaN, no other. Every NaN that
- *                bnorm writes is the quiet NaN 0x7fc00000.
- *   FP mode      Computed in the caller's floating-point mode; the promise of equal bits is for the default mode
- *                (round to nearest, no flush to zero).
+ *   Tensors      A tensor has N samples ("images"), C channels and HW positions: HW is H*W, D*H*W,
+ * L, or 1 for (N, C) data. It is described by one bnorm_shape and, per buffer, by two strides. All
+ * sizes and strides are counts of elements, never bytes. Buffers need no alignment beyond that of
+ * their element type. Parameters   gamma, beta, mean, var, ... are arrays of C floats. Zero Every
+ * struct may be zero-initialised ("= {0}"); a zero or NULL member means the documented default.
+ *                Always initialise whole structs: later versions may add members, whose zero means
+ * today's behaviour. Aliasing     Two tensors of a call are either the same tensor (same address
+ * and strides: "in place", where the function allows it) or share no element. Channel slices of one
+ * wider buffer share no element. Per-channel arrays must not overlap tensors, the workspace or each
+ * other, unless said otherwise. Errors       Every call checks its arguments first. On any status
+ * but BNORM_OK no output has been written. Threads      Every function may be called from any
+ * number of threads at once, on different outputs. bnorm never creates a thread, allocates, prints,
+ * aborts or keeps state between calls. Empty batch  N = 0 or HW = 0 is BNORM_OK: no tensor is
+ * touched, statistics and running statistics stay as they are; only dgamma and dbeta are set to 0.
+ *   NaN          A NaN or infinity makes the statistics and outputs of its own channel NaN, no
+ * other. Every NaN that bnorm writes is the quiet NaN 0x7fc00000. FP mode      Computed in the
+ * caller's floating-point mode; the promise of equal bits is for the default mode (round to
+ * nearest, no flush to zero).
  */
 #ifndef BNORM_H
 #define BNORM_H
@@ -45,26 +46,31 @@ extern "C" {
 /* Version of the library that runs, "major.minor.patch"; compare with the macros above. */
 BNORM_API const char *bnorm_version(void);
 
-/* ------------------------------------------------------------------------------------------------------------------ */
-/* Status                                                                                                             */
+/* ------------------------------------------------------------------------------------------------------------------
+ */
+/* Status */
 
 typedef enum bnorm_status {
     BNORM_OK = 0,
-    BNORM_NULL_POINTER,        /* a required pointer is NULL */
-    BNORM_BAD_ENUM,            /* a layout, dtype, activation, variance, weight layout or op that does not exist */
-    BNORM_BAD_SHAPE,           /* zero channels, or a size that overflows size_t */
-    BNORM_BAD_STRIDE,          /* a stride that makes two elements of one tensor share an address */
-    BNORM_BAD_OVERLAP,         /* two buffers overlap without being the same, or are the same where that is not allowed */
-    BNORM_BAD_PARAMETER,       /* eps < 0 or not finite, var + eps < 0, an empty clamp range, a NaN rate, ... */
-    BNORM_UNSUPPORTED,         /* valid, but not in this build or not for this combination */
-    BNORM_WORKSPACE_TOO_SMALL  /* ws_size is less than bnorm_workspace() says */
+    BNORM_NULL_POINTER, /* a required pointer is NULL */
+    BNORM_BAD_ENUM,     /* a layout, dtype, activation, variance, weight layout or op that does not
+                           exist */
+    BNORM_BAD_SHAPE,    /* zero channels, or a size that overflows size_t */
+    BNORM_BAD_STRIDE,   /* a stride that makes two elements of one tensor share an address */
+    BNORM_BAD_OVERLAP,  /* two buffers overlap without being the same, or are the same where that is
+                           not allowed */
+    BNORM_BAD_PARAMETER, /* eps < 0 or not finite, var + eps < 0, an empty clamp range, a NaN rate,
+                            ... */
+    BNORM_UNSUPPORTED,   /* valid, but not in this build or not for this combination */
+    BNORM_WORKSPACE_TOO_SMALL /* ws_size is less than bnorm_workspace() says */
 } bnorm_status;
 
 /* A full English sentence for a status; never NULL, also for values that are no status. */
 BNORM_API const char *bnorm_strerror(bnorm_status status);
 
-/* ------------------------------------------------------------------------------------------------------------------ */
-/* Shapes and tensors                                                                                                 */
+/* ------------------------------------------------------------------------------------------------------------------
+ */
+/* Shapes and tensors */
 
 typedef enum bnorm_layout {
     BNORM_NHWC = 0, /* channels last:  (N, H, W, C) in Keras/TensorFlow; (N, C) data */
@@ -84,12 +90,12 @@ typedef struct bnorm_shape {
     size_t c_block; /* 0; channel-blocked layouts are reserved: BNORM_UNSUPPORTED */
 } bnorm_shape;
 
-/* A run is the contiguous axis: the C values of one pixel (NHWC) or the HW values of one plane (NCHW).
- *   element (n, c, p):  NHWC  data[n*image_stride + p*run_stride + c]
- *                       NCHW  data[n*image_stride + c*run_stride + p]
- * run_stride 0 = dense (C or HW); image_stride 0 = run_stride times the number of runs per image (HW or C).
- * With strides a channel slice of a wider buffer, as in a concatenation, is read or written where it lies. Elements
- * between runs are neither read nor written. */
+/* A run is the contiguous axis: the C values of one pixel (NHWC) or the HW values of one plane
+ * (NCHW). element (n, c, p):  NHWC  data[n*image_stride + p*run_stride + c] NCHW
+ * data[n*image_stride + c*run_stride + p] run_stride 0 = dense (C or HW); image_stride 0 =
+ * run_stride times the number of runs per image (HW or C). With strides a channel slice of a wider
+ * buffer, as in a concatenation, is read or written where it lies. Elements between runs are
+ * neither read nor written. */
 typedef struct bnorm_in {
     const void *data;
     size_t run_stride;
@@ -102,8 +108,9 @@ typedef struct bnorm_out {
     size_t image_stride;
 } bnorm_out;
 
-/* ------------------------------------------------------------------------------------------------------------------ */
-/* Activations                                                                                                        */
+/* ------------------------------------------------------------------------------------------------------------------
+ */
+/* Activations */
 
 typedef enum bnorm_act_kind {
     BNORM_ACT_IDENTITY = 0, /* v */
@@ -113,48 +120,60 @@ typedef enum bnorm_act_kind {
     BNORM_ACT_HARD_SWISH    /* v*min(max(v + 3, 0), 6)/6; exactly 0 for v <= -3 and v for v >= 3 */
 } bnorm_act_kind;
 
-/* Fused activation. All keep NaN. Derivatives: RELU 1 where v > 0 strictly, CLAMP 1 where a < v < b strictly, LEAKY_RELU
- * 1 where v > 0 and a elsewhere, HARD_SWISH 0 for v <= -3, 1 for v >= 3 and (2v + 3)/6 between. */
+/* Fused activation. All keep NaN. Derivatives: RELU 1 where v > 0 strictly, CLAMP 1 where a < v < b
+ * strictly, LEAKY_RELU 1 where v > 0 and a elsewhere, HARD_SWISH 0 for v <= -3, 1 for v >= 3 and
+ * (2v + 3)/6 between. */
 typedef struct bnorm_act {
     bnorm_act_kind kind;
     float a, b;
 } bnorm_act;
 
-/* ------------------------------------------------------------------------------------------------------------------ */
-/* Execution: threads and instruction sets                                                                            */
+/* ------------------------------------------------------------------------------------------------------------------
+ */
+/* Execution: threads and instruction sets */
 
-/* A kernel set: "scalar", "avx2", "avx512" or "neon". A handle is only ever given out for a set that runs on this CPU. */
+/* A kernel set: "scalar", "avx2", "avx512" or "neon". A handle is only ever given out for a set
+ * that runs on this CPU. */
 typedef struct bnorm_isa bnorm_isa;
 
-BNORM_API const bnorm_isa *bnorm_isa_best(void);              /* $BNORM_ISA if that names a usable set, else the fastest */
-BNORM_API const bnorm_isa *bnorm_isa_at(size_t i);            /* i-th usable set, fastest first; NULL past the end */
-BNORM_API const bnorm_isa *bnorm_isa_find(const char *name);  /* NULL if unknown or not usable on this CPU */
-BNORM_API const char *bnorm_isa_name(const bnorm_isa *isa);   /* NULL isa = bnorm_isa_best() */
+BNORM_API const bnorm_isa *
+bnorm_isa_best(void); /* $BNORM_ISA if that names a usable set, else the fastest */
+BNORM_API const bnorm_isa *
+bnorm_isa_at(size_t i); /* i-th usable set, fastest first; NULL past the end */
+BNORM_API const bnorm_isa *
+bnorm_isa_find(const char *name); /* NULL if unknown or not usable on this CPU */
+BNORM_API const char *bnorm_isa_name(const bnorm_isa *isa); /* NULL isa = bnorm_isa_best() */
 
-/* Must call task(arg, i) once for each i < count, in any order, on any threads, also concurrently, and return when all
- * are done. It has the shape of pthreadpool's 1-D task. It is not called for calls too small to share. */
-typedef void (*bnorm_parallel)(void *pool, void (*task)(void *arg, size_t i), void *arg, size_t count);
+/* Must call task(arg, i) once for each i < count, in any order, on any threads, also concurrently,
+ * and return when all are done. It has the shape of pthreadpool's 1-D task. It is not called for
+ * calls too small to share. */
+typedef void (*bnorm_parallel)(void *pool, void (*task)(void *arg, size_t i), void *arg,
+                               size_t count);
 
-/* How to run a call; a NULL bnorm_exec pointer, like NULL members, means: on this thread, with the best kernel set. The
- * result has the same bits whatever is given here. */
+/* How to run a call; a NULL bnorm_exec pointer, like NULL members, means: on this thread, with the
+ * best kernel set. The result has the same bits whatever is given here. */
 typedef struct bnorm_exec {
     bnorm_parallel parallel;
     void *pool; /* first argument of parallel */
     const bnorm_isa *isa;
 } bnorm_exec;
 
-/* ------------------------------------------------------------------------------------------------------------------ */
-/* Inference                                                                                                          */
+/* ------------------------------------------------------------------------------------------------------------------
+ */
+/* Inference */
 
 /* Statistics and parameters into one multiplication and one addition per element:
- *   scale[i] = gamma[i]/sqrt(var[i] + eps),  shift[i] = beta[i] - mean[i]*scale[i]     (scale 0 where var + eps = 0)
- * computed in double, rounded once. gamma NULL = 1, beta NULL = 0. scale or shift may be any of the inputs.
- * c >= 1; eps >= 0 and finite. BNORM_BAD_PARAMETER where var[i] + eps < 0. A NaN in channel i makes its results NaN.
- * With gamma NULL, scale is the inverse standard deviation that bnorm_backward takes for frozen statistics. */
-BNORM_API bnorm_status bnorm_fold(size_t c, const float *gamma, const float *beta, const float *mean, const float *var,
-                                  double eps, float *scale, float *shift);
+ *   scale[i] = gamma[i]/sqrt(var[i] + eps),  shift[i] = beta[i] - mean[i]*scale[i]     (scale 0
+ * where var + eps = 0) computed in double, rounded once. gamma NULL = 1, beta NULL = 0. scale or
+ * shift may be any of the inputs. c >= 1; eps >= 0 and finite. BNORM_BAD_PARAMETER where var[i] +
+ * eps < 0. A NaN in channel i makes its results NaN. With gamma NULL, scale is the inverse standard
+ * deviation that bnorm_backward takes for frozen statistics. */
+BNORM_API bnorm_status bnorm_fold(size_t c, const float *gamma, const float *beta,
+                                  const float *mean, const float *var, double eps, float *scale,
+                                  float *shift);
 
-/* Order of a convolution's weights, outermost axis first. O/I: output/input channels; HW: all kernel positions. */
+/* Order of a convolution's weights, outermost axis first. O/I: output/input channels; HW: all
+ * kernel positions. */
 typedef enum bnorm_weights {
     BNORM_OIHW = 0, /* PyTorch and ONNX Conv: (O, I/groups, H, W); Linear: (O, I) */
     BNORM_OHWI,     /* TensorFlow Lite: (O, H, W, I/groups) */
@@ -171,17 +190,20 @@ typedef struct bnorm_conv {
     size_t groups;       /* 0 = 1; must divide both channel counts */
 } bnorm_conv;
 
-/* Folds a batch norm into the convolution or linear layer before it, so that it costs nothing at inference:
- *   out_weights[o, ...] = weights[o, ...]*s[o],  out_bias[o] = (bias[o] - mean[o])*s[o] + beta[o],  s = gamma/sqrt(var + eps)
- * computed in double, rounded once. bias NULL = 0 (a layer without bias); gamma NULL = 1, beta NULL = 0. out_weights may
- * be weights; out_bias may be bias or any of the per-channel inputs. The layer must feed the batch norm directly. */
-BNORM_API bnorm_status bnorm_fold_conv(const bnorm_conv *conv, const float *gamma, const float *beta, const float *mean,
-                                       const float *var, double eps, const float *weights, const float *bias,
+/* Folds a batch norm into the convolution or linear layer before it, so that it costs nothing at
+ * inference: out_weights[o, ...] = weights[o, ...]*s[o],  out_bias[o] = (bias[o] - mean[o])*s[o] +
+ * beta[o],  s = gamma/sqrt(var + eps) computed in double, rounded once. bias NULL = 0 (a layer
+ * without bias); gamma NULL = 1, beta NULL = 0. out_weights may be weights; out_bias may be bias or
+ * any of the per-channel inputs. The layer must feed the batch norm directly. */
+BNORM_API bnorm_status bnorm_fold_conv(const bnorm_conv *conv, const float *gamma,
+                                       const float *beta, const float *mean, const float *var,
+                                       double eps, const float *weights, const float *bias,
                                        float *out_weights, float *out_bias);
 
-/* y = act((x - center)*scale + shift + residual), each element computed as fma(x - center, scale, shift) + residual.
- * center NULL: fma(x, scale, shift), the folded form, which loses accuracy where |mean| is far above the deviation;
- * center = mean, scale = gamma*invstd, shift = beta is the form that does not. center may be scale or shift. */
+/* y = act((x - center)*scale + shift + residual), each element computed as fma(x - center, scale,
+ * shift) + residual. center NULL: fma(x, scale, shift), the folded form, which loses accuracy where
+ * |mean| is far above the deviation; center = mean, scale = gamma*invstd, shift = beta is the form
+ * that does not. center may be scale or shift. */
 typedef struct bnorm_affine {
     const float *center; /* NULL = 0 */
     const float *scale;  /* NULL = 1 */
@@ -191,36 +213,41 @@ typedef struct bnorm_affine {
 } bnorm_affine;
 
 /* Inference, or any per-channel affine map. y may be x or the residual. affine NULL = copy. */
-BNORM_API bnorm_status bnorm_apply(const bnorm_shape *shape, bnorm_in x, bnorm_out y, const bnorm_affine *affine,
-                                   const bnorm_exec *exec);
+BNORM_API bnorm_status bnorm_apply(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
+                                   const bnorm_affine *affine, const bnorm_exec *exec);
 
-/* ------------------------------------------------------------------------------------------------------------------ */
-/* Workspace                                                                                                          */
+/* ------------------------------------------------------------------------------------------------------------------
+ */
+/* Workspace */
 
 typedef enum bnorm_op { BNORM_OP_MOMENTS = 0, BNORM_OP_FORWARD_TRAIN, BNORM_OP_BACKWARD } bnorm_op;
 
-/* Bytes of scratch memory that an operation on this shape wants; depends on the shape alone, never on threads, strides or
- * kernel set. 0 for an empty batch and for arguments that the operation itself would refuse. The workspace may have any
- * alignment, its content need not be initialised and is garbage afterwards, and it must not overlap any other buffer. */
+/* Bytes of scratch memory that an operation on this shape wants; depends on the shape alone, never
+ * on threads, strides or kernel set. 0 for an empty batch and for arguments that the operation
+ * itself would refuse. The workspace may have any alignment, its content need not be initialised
+ * and is garbage afterwards, and it must not overlap any other buffer. */
 BNORM_API size_t bnorm_workspace(bnorm_op op, const bnorm_shape *shape);
 
-/* ------------------------------------------------------------------------------------------------------------------ */
-/* Training                                                                                                           */
+/* ------------------------------------------------------------------------------------------------------------------
+ */
+/* Training */
 
-/* Per-channel mean and population variance sum((x - mean)^2)/(N*HW). mean or var may be NULL. Robust for |mean| far above
- * the deviation and for outliers; a constant channel gives exactly its value and exactly 0. See docs/numerics.md. */
-BNORM_API bnorm_status bnorm_moments(const bnorm_shape *shape, bnorm_in x, float *mean, float *var, void *ws,
-                                     size_t ws_size, const bnorm_exec *exec);
+/* Per-channel mean and population variance sum((x - mean)^2)/(N*HW). mean or var may be NULL.
+ * Robust for |mean| far above the deviation and for outliers; a constant channel gives exactly its
+ * value and exactly 0. See docs/numerics.md. */
+BNORM_API bnorm_status bnorm_moments(const bnorm_shape *shape, bnorm_in x, float *mean, float *var,
+                                     void *ws, size_t ws_size, const bnorm_exec *exec);
 
 typedef enum bnorm_variance {
     BNORM_VARIANCE_POPULATION = 0, /* s2 = sum((x - mean)^2)/n */
     BNORM_VARIANCE_SAMPLE          /* s2*n/max(n - 1, 1) */
 } bnorm_variance;
 
-/* Running statistics, updated in place: running += rate*(batch - running), computed in double, rounded once.
- * rate is the weight of the NEW value: 0 keeps the old one, 1 takes the batch's, values outside [0, 1] are computed as
- * given. mean NULL = running statistics are not tracked (var must be NULL too). Normalization always uses the population
- * variance of the batch; "variance" says only what goes into var. */
+/* Running statistics, updated in place: running += rate*(batch - running), computed in double,
+ * rounded once. rate is the weight of the NEW value: 0 keeps the old one, 1 takes the batch's,
+ * values outside [0, 1] are computed as given. mean NULL = running statistics are not tracked (var
+ * must be NULL too). Normalization always uses the population variance of the batch; "variance"
+ * says only what goes into var. */
 typedef struct bnorm_running {
     float *mean;
     float *var;
@@ -228,16 +255,17 @@ typedef struct bnorm_running {
     bnorm_variance variance;
 } bnorm_running;
 
-/* What each framework means by "momentum", as a bnorm_running. Defaults of the frameworks are in docs/numerics.md.
- *   keras       momentum = weight of the old value; population variance   (Keras 3; tf-keras where it does not fuse)
- *   tensorflow  momentum = weight of the old value; sample variance       (tf-keras fused, rank 4 and 5). For TensorFlow's
- *               own exponential_avg_factor f pass momentum = 1 - f
- *   pytorch     momentum = weight of the new value; sample variance
- *   pytorch_cumulative   momentum=None: plain average over all steps; step counts from 1 (num_batches_tracked after its
+/* What each framework means by "momentum", as a bnorm_running. Defaults of the frameworks are in
+ * docs/numerics.md. keras       momentum = weight of the old value; population variance   (Keras 3;
+ * tf-keras where it does not fuse) tensorflow  momentum = weight of the old value; sample variance
+ * (tf-keras fused, rank 4 and 5). For TensorFlow's own exponential_avg_factor f pass momentum = 1 -
+ * f pytorch     momentum = weight of the new value; sample variance pytorch_cumulative
+ * momentum=None: plain average over all steps; step counts from 1 (num_batches_tracked after its
  *               increment); step 0 is taken as 1
  *   onnx        momentum = weight of the old value; population variance   (opset 15, ONNX Runtime)
- *   caffe       moving_average_fraction f: mean and var hold the quotient of Caffe's sums and its scale factor; step
- *               counts from 1; rate = (1 - f)/(1 - f^step), 1/step for f = 1; sample variance */
+ *   caffe       moving_average_fraction f: mean and var hold the quotient of Caffe's sums and its
+ * scale factor; step counts from 1; rate = (1 - f)/(1 - f^step), 1/step for f = 1; sample variance
+ */
 BNORM_API bnorm_running bnorm_running_keras(float *mean, float *var, double momentum);
 BNORM_API bnorm_running bnorm_running_tensorflow(float *mean, float *var, double momentum);
 BNORM_API bnorm_running bnorm_running_pytorch(float *mean, float *var, double momentum);
@@ -247,14 +275,14 @@ BNORM_API bnorm_running bnorm_running_caffe(float *mean, float *var, double frac
 
 /* Options of bnorm_forward_train. */
 typedef struct bnorm_train {
-    const float *gamma;    /* NULL = 1 */
-    const float *beta;     /* NULL = 0 */
-    double eps;            /* >= 0, finite */
+    const float *gamma; /* NULL = 1 */
+    const float *beta;  /* NULL = 0 */
+    double eps;         /* >= 0, finite */
     bnorm_running running;
-    float *save_mean;      /* NULL = not wanted; the batch mean, for bnorm_backward */
-    float *save_invstd;    /* NULL = not wanted; 1/sqrt(variance + eps), 0 where variance + eps = 0 */
-    float *save_mean_lo;   /* NULL = not wanted; see below */
-    bnorm_in residual;     /* data NULL = none */
+    float *save_mean;    /* NULL = not wanted; the batch mean, for bnorm_backward */
+    float *save_invstd;  /* NULL = not wanted; 1/sqrt(variance + eps), 0 where variance + eps = 0 */
+    float *save_mean_lo; /* NULL = not wanted; see below */
+    bnorm_in residual;   /* data NULL = none */
     bnorm_act act;
 } bnorm_train;
 
@@ -262,44 +290,55 @@ typedef struct bnorm_train {
  *   y = act(fma(x - mean, gamma*invstd, beta) + residual)
  * y may be x or the residual. The statistics are those of x alone.
  *
- * The mean is known to about 48 bits and y is normalised with all of them: a float's 24 bits would cost
- * |mean|/deviation*2^-24. save_mean gets the leading part and save_mean_lo the rest (mean = save_mean + save_mean_lo).
- * bnorm_backward recomputes the activation's argument from x when an activation is fused without residual; it then needs
- * what forward used. So when act is not IDENTITY, there is no residual, save_mean is given and save_mean_lo is not, y is
- * normalised with save_mean alone. Give both where |mean|/deviation may exceed about 1000. */
-BNORM_API bnorm_status bnorm_forward_train(const bnorm_shape *shape, bnorm_in x, bnorm_out y, const bnorm_train *train,
-                                           void *ws, size_t ws_size, const bnorm_exec *exec);
+ * The mean is known to about 48 bits and y is normalised with all of them: a float's 24 bits would
+ * cost |mean|/deviation*2^-24. save_mean gets the leading part and save_mean_lo the rest (mean =
+ * save_mean + save_mean_lo). bnorm_backward recomputes the activation's argument from x when an
+ * activation is fused without residual; it then needs what forward used. So when act is not
+ * IDENTITY, there is no residual, save_mean is given and save_mean_lo is not, y is normalised with
+ * save_mean alone. Give both where |mean|/deviation may exceed about 1000. */
+BNORM_API bnorm_status bnorm_forward_train(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
+                                           const bnorm_train *train, void *ws, size_t ws_size,
+                                           const bnorm_exec *exec);
 
 /* Options of bnorm_backward. */
 typedef struct bnorm_grad {
-    const float *gamma;        /* NULL = 1; as in forward */
-    const float *beta;         /* NULL = 0; as in forward; used only to recompute the activation's argument */
-    const float *save_mean;    /* required: forward's save_mean; for frozen statistics the running mean */
-    const float *save_invstd;  /* required: forward's save_invstd; for frozen statistics 1/sqrt(running var + eps) */
+    const float *gamma; /* NULL = 1; as in forward */
+    const float
+        *beta; /* NULL = 0; as in forward; used only to recompute the activation's argument */
+    const float
+        *save_mean; /* required: forward's save_mean; for frozen statistics the running mean */
+    const float *save_invstd;  /* required: forward's save_invstd; for frozen statistics
+                                  1/sqrt(running var + eps) */
     const float *save_mean_lo; /* NULL = 0; forward's save_mean_lo */
-    int frozen;                /* not 0: the statistics are constants (Keras trainable=False, PyTorch eval mode) */
-    bnorm_act act;             /* as in forward */
-    bnorm_in residual;         /* forward's residual, for activations after a residual (any kind) */
-    bnorm_in y;                /* instead of residual: forward's y, for RELU, CLAMP and LEAKY_RELU with a > 0 */
-    bnorm_out dresidual;       /* data NULL = not wanted */
-    float *dgamma;             /* NULL = not wanted */
-    float *dbeta;              /* NULL = not wanted */
+    int frozen; /* not 0: the statistics are constants (Keras trainable=False, PyTorch eval mode) */
+    bnorm_act act;     /* as in forward */
+    bnorm_in residual; /* forward's residual, for activations after a residual (any kind) */
+    bnorm_in y; /* instead of residual: forward's y, for RELU, CLAMP and LEAKY_RELU with a > 0 */
+    bnorm_out dresidual; /* data NULL = not wanted */
+    float *dgamma;       /* NULL = not wanted */
+    float *dbeta;        /* NULL = not wanted */
 } bnorm_grad;
 
 /* Training backward pass. With g = dy*act'(v), xh = (x - mean)*invstd and n = N*HW:
  *   dbeta = sum(g), dgamma = sum(g*xh), dresidual = g
  *   dx = gamma*invstd*(g - dbeta/n - xh*dgamma/n);  frozen: dx = gamma*invstd*g
- * dx.data NULL = not wanted. dx may be dy or x; dresidual may be dy; dx and dresidual must not be the same tensor.
+ * dx.data NULL = not wanted. dx may be dy or x; dresidual may be dy; dx and dresidual must not be
+ * the same tensor.
  *
- * act IDENTITY needs nothing more. Otherwise the activation's argument v is recovered in one of three ways:
- *   - no residual, no y given: v is recomputed from x, to the same bits as in forward (gamma, beta, save_mean, save_invstd
- *     and save_mean_lo as in forward; for bnorm_apply: center = mean, scale = gamma*invstd rounded once, shift = beta);
- *   - residual given (the tensor that forward added): the same with the residual added, for every activation;
- *   - y given (what forward wrote): v > 0 or a < v < b is read off y. Works after a residual and without one, for RELU,
- *     CLAMP and LEAKY_RELU with a > 0; other activations cannot be told from y: BNORM_UNSUPPORTED.
- * Giving both residual and y is BNORM_BAD_PARAMETER. dx may be residual or y, dresidual too. */
-BNORM_API bnorm_status bnorm_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in dy, bnorm_out dx,
-                                      const bnorm_grad *grad, void *ws, size_t ws_size, const bnorm_exec *exec);
+ * act IDENTITY needs nothing more. Otherwise the activation's argument v is recovered in one of
+ * three ways:
+ *   - no residual, no y given: v is recomputed from x, to the same bits as in forward (gamma, beta,
+ * save_mean, save_invstd and save_mean_lo as in forward; for bnorm_apply: center = mean, scale =
+ * gamma*invstd rounded once, shift = beta);
+ *   - residual given (the tensor that forward added): the same with the residual added, for every
+ * activation;
+ *   - y given (what forward wrote): v > 0 or a < v < b is read off y. Works after a residual and
+ * without one, for RELU, CLAMP and LEAKY_RELU with a > 0; other activations cannot be told from y:
+ * BNORM_UNSUPPORTED. Giving both residual and y is BNORM_BAD_PARAMETER. dx may be residual or y,
+ * dresidual too. */
+BNORM_API bnorm_status bnorm_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in dy,
+                                      bnorm_out dx, const bnorm_grad *grad, void *ws,
+                                      size_t ws_size, const bnorm_exec *exec);
 
 #ifdef __cplusplus
 }

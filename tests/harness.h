@@ -61,6 +61,9 @@ _Noreturn void test_fail(struct test *t, const char *format, ...)
 /* 1 where $BNORM_TEST_QUICK asks for fewer repetitions (never for fewer edges), as under qemu. */
 int test_quick(void);
 
+/* Lets the first calls of bnorm race on several threads. main() does this before anything else. */
+void race_first_calls(void);
+
 void add_apply(struct suite *s);
 void add_train(struct suite *s);
 void add_backward(struct suite *s);

@@ -218,6 +218,7 @@ static void suite_free(struct suite *s) {
 }
 
 int main(int argc, char **argv) {
+    race_first_calls();
     const char *seed = getenv("BNORM_SEED");
     suite.seed = seed && *seed ? strtoull(seed, NULL, 0) : 1;
     suite.filters = argv + 1;

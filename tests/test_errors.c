@@ -31,8 +31,7 @@ enum param_id {
     PARAMS
 };
 
-static const char *const view_names[VIEWS] = {"x",        "y",         "dy", "dx",
-                                              "residual", "dresidual", "y"};
+static const char *const view_names[VIEWS] = {"x", "y", "dy", "dx", "residual", "dresidual", "y"};
 static const char *const param_names[PARAMS] = {
     "gamma",  "beta",  "mean",   "var",   "save_mean", "save_invstd", "save_mean_lo",
     "dgamma", "dbeta", "center", "scale", "shift",     "bias",        "out_bias"};
@@ -90,11 +89,13 @@ static bnorm_out out(const struct call *k, enum view_id id) {
     return (bnorm_out){v->data, v->run_stride, v->image_stride};
 }
 
-static const bnorm_shape *shape_of(const struct call *k) { return k->no_shape ? NULL : &k->shape; }
+static const bnorm_shape *shape_of(const struct call *k) {
+    return k->no_shape ? NULL : &k->shape;
+}
 
 static bnorm_status invoke_apply(const struct call *k) {
-    const bnorm_affine affine = {
-        k->param[CENTER], k->param[SCALE], k->param[SHIFT], in(k, RESIDUAL), k->act};
+    const bnorm_affine affine = {k->param[CENTER], k->param[SCALE], k->param[SHIFT],
+                                 in(k, RESIDUAL), k->act};
     return bnorm_apply(shape_of(k), in(k, X), out(k, Y), k->no_options ? NULL : &affine, NULL);
 }
 
@@ -183,8 +184,8 @@ static const struct function train = {
 #define BACKWARD(function_name, forward_tensor)                                                    \
     {                                                                                              \
         .name = function_name, .invoke = invoke_backward, .op = BNORM_OP_BACKWARD,                 \
-        .views_in = BIT(X) | BIT(DY) | BIT(forward_tensor),                                        \
-        .views_out = BIT(DX) | BIT(DRESIDUAL), .views_required = BIT(X) | BIT(DY),                 \
+        .views_in = BIT(X) | BIT(DY) | BIT(forward_tensor), .views_out = BIT(DX) | BIT(DRESIDUAL), \
+        .views_required = BIT(X) | BIT(DY),                                                        \
         .params_in =                                                                               \
             BIT(GAMMA) | BIT(BETA) | BIT(SAVE_MEAN) | BIT(SAVE_INVSTD) | BIT(SAVE_MEAN_LO),        \
         .params_out = BIT(DGAMMA) | BIT(DBETA),                                                    \
@@ -282,7 +283,8 @@ static struct call new_call(struct test *t) {
     } while (0)
 
 #define FOR_EACH_LAYOUT                                                                            \
-    for (bnorm_layout layout = BNORM_NHWC; layout <= BNORM_NCHW; layout = (bnorm_layout)(layout + 1))
+    for (bnorm_layout layout = BNORM_NHWC; layout <= BNORM_NCHW;                                   \
+         layout = (bnorm_layout)(layout + 1))
 
 /* As EXPECT, for changes made in a loop: what is a printf format. */
 static void attempt_named(struct call *k, bnorm_status want, const char *format, ...)
@@ -370,7 +372,8 @@ static void test_stride(struct test *t) {
     FOR_EACH_LAYOUT {
         const size_t len = layout == BNORM_NHWC ? C : HW;
         const size_t max = SIZE_MAX;
-        /* Two elements at one address, the last element past SIZE_MAX bytes, or both by wrapping. */
+        /* Two elements at one address, the last element past SIZE_MAX bytes, or both by wrapping.
+         */
         const struct {
             size_t run_stride, image_stride;
         } bad[] = {
@@ -387,6 +390,7 @@ static void test_stride(struct test *t) {
             {0, max / 4},
             {0, max - C * HW + 1},
             {max, max},
+            {0, max / 2 / sizeof(float)}, /* larger than any object */
         };
         const struct {
             size_t run_stride, image_stride;
@@ -622,8 +626,7 @@ static void test_workspace_size(struct test *t) {
     const size_t max = SIZE_MAX;
     for (int op = BNORM_OP_MOMENTS; op <= BNORM_OP_BACKWARD; op++) {
         for (int layout = BNORM_NHWC; layout <= BNORM_NCHW; layout++) {
-            const bnorm_shape good = {
-                .layout = (bnorm_layout)layout, .n = N, .c = C, .hw = HW};
+            const bnorm_shape good = {.layout = (bnorm_layout)layout, .n = N, .c = C, .hw = HW};
             bnorm_shape bad[14];
             for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
                 bad[i] = good;
@@ -693,8 +696,8 @@ static void run_all(struct test *t, bnorm_op op, const bnorm_shape *shape, const
 static void test_workspace_memory(struct test *t) {
     static const struct {
         size_t n, c, hw;
-    } sizes[] = {{1, 1, 1},  {2, 3, 5},   {3, 17, 40},   {1, 63, 9},   {2, 64, 33}, {5, 65, 1},
-                 {2, 200, 3}, {1, 1, 9000}, {2, 3, 5000}, {1, 1030, 70}, {33, 2, 2}, {1, 5, 8300}};
+    } sizes[] = {{1, 1, 1},   {2, 3, 5},    {3, 17, 40},  {1, 63, 9},    {2, 64, 33}, {5, 65, 1},
+                 {2, 200, 3}, {1, 1, 9000}, {2, 3, 5000}, {1, 1030, 70}, {33, 2, 2},  {1, 5, 8300}};
     for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
         for (int layout = BNORM_NHWC; layout <= BNORM_NCHW; layout++) {
             const bnorm_shape shape = {.layout = (bnorm_layout)layout,
@@ -813,13 +816,13 @@ static void test_fold_parameters(struct test *t) {
     EXPECT(BNORM_BAD_SHAPE, k->conv.out_channels = 0);
     EXPECT(BNORM_BAD_SHAPE, k->conv.in_channels = 0);
     EXPECT(BNORM_BAD_SHAPE, k->conv.kernel = 0);
-    EXPECT(BNORM_BAD_SHAPE, k->conv.groups = 4);                               /* not of out */
-    EXPECT(BNORM_BAD_SHAPE, k->conv.groups = 3);                               /* not of in */
+    EXPECT(BNORM_BAD_SHAPE, k->conv.groups = 4); /* not of out */
+    EXPECT(BNORM_BAD_SHAPE, k->conv.groups = 3); /* not of in */
     EXPECT(BNORM_BAD_SHAPE, k->conv.groups = max);
     EXPECT(BNORM_BAD_SHAPE, k->conv.out_channels = max - 1);
     EXPECT(BNORM_BAD_SHAPE, k->conv.in_channels = max - 1);
     EXPECT(BNORM_BAD_SHAPE, k->conv.kernel = max);
-    EXPECT(BNORM_BAD_SHAPE, k->conv.kernel = max / (C * 2) + 1);               /* elements */
+    EXPECT(BNORM_BAD_SHAPE, k->conv.kernel = max / (C * 2) + 1);                 /* elements */
     EXPECT(BNORM_BAD_SHAPE, k->conv.kernel = max / (C * 2) / sizeof(float) + 1); /* bytes */
     EXPECT(BNORM_UNSUPPORTED, k->conv.layout = BNORM_HWOI);
     EXPECT(BNORM_OK, (k->conv.layout = BNORM_HWOI, k->conv.groups = 0));

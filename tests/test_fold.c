@@ -24,8 +24,8 @@ struct norm {
 };
 
 static struct norm new_norm(struct test *t, size_t c) {
-    struct norm n = {c, test_floats(t, c), test_floats(t, c), test_floats(t, c), test_floats(t, c),
-                     1e-3};
+    struct norm n = {
+        c, test_floats(t, c), test_floats(t, c), test_floats(t, c), test_floats(t, c), 1e-3};
     fill(t, n.gamma, c, -2, 2);
     fill(t, n.beta, c, -3, 3);
     fill(t, n.mean, c, -5, 5);
@@ -92,8 +92,8 @@ static void test_fold_special(struct test *t) {
     check_bits(t, "shift", shift, want_shift, 4);
     const float negative = -1e-3f;
     test_context(t, "a negative variance that eps makes up for");
-    check_status(t, "bnorm_fold",
-                 bnorm_fold(1, NULL, NULL, mean, &negative, 0.251, scale, shift), BNORM_OK);
+    check_status(t, "bnorm_fold", bnorm_fold(1, NULL, NULL, mean, &negative, 0.251, scale, shift),
+                 BNORM_OK);
     check_near(t, "scale", 0, scale[0], 1 / sqrt((double)negative + 0.251), 2 * ROUNDED);
 }
 
@@ -171,7 +171,8 @@ static void check_fold_conv(struct test *t, const bnorm_conv *v, const struct no
     const float *gamma = with_gamma ? n->gamma : NULL, *beta = with_beta ? n->beta : NULL;
     fill(t, weights, count, -1, 1);
     fill(t, bias, n->c, -2, 2);
-    test_context(t, "layout %d, %zu out, %zu in, kernel %zu, groups %zu, gamma %d, beta %d, bias %d",
+    test_context(t,
+                 "layout %d, %zu out, %zu in, kernel %zu, groups %zu, gamma %d, beta %d, bias %d",
                  (int)v->layout, v->out_channels, v->in_channels, v->kernel, v->groups, with_gamma,
                  with_beta, with_bias);
     check_status(t, "bnorm_fold_conv",
@@ -250,8 +251,7 @@ static void check_end_to_end(struct test *t, const struct conv_case *cc, const s
                 const size_t w = weight_index(v, o, i, k);
                 for (size_t p = 0; p < (cc->transposed ? INPUT : length); p++) {
                     const size_t at = o * length + p + (cc->transposed ? k : 0);
-                    const double in =
-                        (double)x[i * INPUT + p + (cc->transposed ? 0 : k)];
+                    const double in = (double)x[i * INPUT + p + (cc->transposed ? 0 : k)];
                     plain[at] += (double)weights[w] * in;
                     folded[at] += (double)folded_weights[w] * in;
                     size[at] += fabs((double)folded_weights[w] * in);
@@ -259,8 +259,7 @@ static void check_end_to_end(struct test *t, const struct conv_case *cc, const s
             }
         }
     }
-    const bnorm_shape shape = {
-        .layout = BNORM_NCHW, .n = 1, .c = v->out_channels, .hw = length};
+    const bnorm_shape shape = {.layout = BNORM_NCHW, .n = 1, .c = v->out_channels, .hw = length};
     float *scale = test_floats(t, n->c), *shift = test_floats(t, n->c);
     for (size_t i = 0; i < out_count; i++)
         y[i] = (float)plain[i];
@@ -338,9 +337,10 @@ static void test_preset_values(struct test *t) {
         {"caffe 1, step 1000", bnorm_running_caffe(m, v, 1, 1000), 0.001, sample},
         {"caffe 0.5, long after", bnorm_running_caffe(m, v, 0.5, SIZE_MAX), 0.5, sample},
         {"caffe 0.999, long after", bnorm_running_caffe(m, v, 0.999, 10000000), 0.001, sample},
-        /* (1 - f)/(1 - f^n) with 1 - f = 2^-40: no cancellation allowed. 1/n*(1 + (n-1)/2*2^-40). */
-        {"caffe near 1", bnorm_running_caffe(m, v, 1 - 0x1p-40, 1001), 1 / 1001.0 * (1 + 500 * 0x1p-40),
-         sample},
+        /* (1 - f)/(1 - f^n) with 1 - f = 2^-40: no cancellation allowed. 1/n*(1 + (n-1)/2*2^-40).
+         */
+        {"caffe near 1", bnorm_running_caffe(m, v, 1 - 0x1p-40, 1001),
+         1 / 1001.0 * (1 + 500 * 0x1p-40), sample},
     };
     for (size_t i = 0; i < sizeof presets / sizeof presets[0]; i++)
         check_preset(t, presets[i].name, presets[i].running, m, v, presets[i].rate,
@@ -522,8 +522,9 @@ void add_fold(struct suite *s) {
     static const struct {
         const char *name;
         enum framework framework;
-    } frameworks[] = {{"keras", KERAS},           {"tensorflow", TENSORFLOW}, {"pytorch", PYTORCH},
-                      {"pytorch-none", CUMULATIVE}, {"onnx", ONNX},             {"caffe", CAFFE}};
+    } frameworks[] = {{"keras", KERAS},     {"tensorflow", TENSORFLOW},
+                      {"pytorch", PYTORCH}, {"pytorch-none", CUMULATIVE},
+                      {"onnx", ONNX},       {"caffe", CAFFE}};
     suite_add(s, NULL, test_fold, NULL, "fold/scale-shift");
     suite_add(s, NULL, test_fold_special, NULL, "fold/special");
     suite_add(s, NULL, test_fold_in_place, NULL, "fold/in-place");

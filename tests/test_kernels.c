@@ -35,6 +35,7 @@ struct trial {
     unsigned char *pool; /* memory of the scalar versions */
     size_t used;
     int values; /* how floats are drawn, see draw() */
+    int dense;  /* no gaps between the runs of any operand */
 };
 
 static struct trial new_trial(struct test *t) {
@@ -49,9 +50,12 @@ static void begin(struct trial *r) {
         buffer_free(&r->operands[i].buffer);
     r->count = r->used = 0;
     r->values = (int)rng_below(r->rng, 5);
+    r->dense = (int)rng_below(r->rng, 2);
 }
 
-static int one_in(struct trial *r, size_t n) { return rng_below(r->rng, n) == 0; }
+static int one_in(struct trial *r, size_t n) {
+    return rng_below(r->rng, n) == 0;
+}
 
 static float special(struct rng *rng) {
     static const uint32_t bits[] = {
@@ -144,7 +148,9 @@ static void fill_doubles(struct trial *r, struct operand *o, double low, double 
     memcpy(o->data[TESTED], p, o->bytes);
 }
 
-static void *at(const struct operand *o, enum version v) { return o ? o->data[v] : NULL; }
+static void *at(const struct operand *o, enum version v) {
+    return o ? o->data[v] : NULL;
+}
 
 /* After both calls: every array, inputs too, has the same bytes in both versions. */
 static void compare(struct trial *r) {
@@ -191,16 +197,25 @@ static void for_lengths(struct test *t, size_t rounds, const size_t *more, size_
 static const size_t long_runs[] = {191, 192, 193,  255,  256,  257,  384, 511,
                                    513, 960, 1000, 1023, 1024, 1025, 2051};
 #define LONG_RUNS (sizeof long_runs / sizeof long_runs[0])
-static const size_t long_planes[] = {191,  192,  193,  255,  256,  257,  511,  512,  513, 960,
-                                     1023, 1024, 1025, 2051, 3136, 4033, 4095, 4096};
+static const size_t long_planes[] = {191, 192,  193,  255,  256,  257,  511,  512,  513,
+                                     960, 1023, 1024, 1025, 2051, 3136, 4033, 4095, 4096};
 #define LONG_PLANES (sizeof long_planes / sizeof long_planes[0])
 
-static size_t gap(struct trial *r) { return one_in(r, 2) ? 0 : rng_below(r->rng, 20); }
+static size_t gap(struct trial *r) {
+    return r->dense || one_in(r, 2) ? 0 : rng_below(r->rng, 20);
+}
 
-static size_t span(size_t runs, size_t stride, size_t len) { return (runs - 1) * stride + len; }
+static size_t span(size_t runs, size_t stride, size_t len) {
+    return (runs - 1) * stride + len;
+}
 
-/* Mostly few runs, sometimes enough for every unrolled loop. */
-static size_t some_runs(struct trial *r) { return 1 + rng_below(r->rng, one_in(r, 4) ? 70 : 9); }
+/* Mostly few runs, sometimes enough for every unrolled loop, and in the rows family for rows of few
+ * channels that share vectors. */
+static size_t some_runs(struct trial *r, int rows, size_t len) {
+    if (!one_in(r, 4))
+        return 1 + rng_below(r->rng, 9);
+    return 1 + rng_below(r->rng, 70 + (rows ? 2 * bnorm_chains(len) : 0));
+}
 
 /* ---------------------------------------------------------------------------------------------- */
 /* Statistics                                                                                     */
@@ -317,8 +332,8 @@ static bnorm_act some_act(struct trial *r, size_t round) {
     if (kind == BNORM_ACT_LEAKY_RELU)
         return (bnorm_act){kind, slopes[rng_below(r->rng, 8)], 0};
     if (kind == BNORM_ACT_CLAMP) {
-        const bnorm_act clamps[] = {{kind, 0, 6},   {kind, -0.0f, 6},          {kind, -1, 1},
-                                    {kind, -1, 0},  {kind, -INFINITY, 0.5f},   {kind, -1, -0.0f},
+        const bnorm_act clamps[] = {{kind, 0, 6},    {kind, -0.0f, 6},           {kind, -1, 1},
+                                    {kind, -1, 0},   {kind, -INFINITY, 0.5f},    {kind, -1, -0.0f},
                                     {kind, 0.5f, 1}, {kind, -INFINITY, INFINITY}};
         return clamps[rng_below(r->rng, 8)];
     }
@@ -329,7 +344,7 @@ static bnorm_act some_act(struct trial *r, size_t round) {
 enum place { APART, IN_X, IN_RESIDUAL };
 
 static void trial_apply(struct trial *r, int rows, size_t len, size_t round) {
-    const size_t runs = some_runs(r), channels = rows ? len : runs;
+    const size_t runs = some_runs(r, rows, len), channels = rows ? len : runs;
     const size_t x_stride = len + gap(r), residual_stride = len + gap(r);
     const enum place place = (enum place)rng_below(r->rng, 3);
     const int with_residual = place == IN_RESIDUAL || one_in(r, 2), with_center = one_in(r, 2);
@@ -488,7 +503,7 @@ static struct out_operand some_output(struct trial *r, const char *name, const s
 }
 
 static void trial_dx(struct trial *r, int rows, size_t len, size_t round) {
-    const struct grad g = new_grad(r, rows, some_runs(r), len, round);
+    const struct grad g = new_grad(r, rows, some_runs(r, rows, len), len, round);
     const size_t channels = rows ? len : g.sizes.runs, wanted = rng_below(r->rng, 4);
     const struct out_operand none = {NULL, 0};
     const struct out_operand dx = wanted == 0 ? none : some_output(r, "dx", &g, 1, NULL);
@@ -518,9 +533,13 @@ static void trial_dx(struct trial *r, int rows, size_t len, size_t round) {
     compare(r);
 }
 
-static void trial_dx_rows(struct trial *r, size_t len, size_t round) { trial_dx(r, 1, len, round); }
+static void trial_dx_rows(struct trial *r, size_t len, size_t round) {
+    trial_dx(r, 1, len, round);
+}
 
-static void trial_dx_span(struct trial *r, size_t len, size_t round) { trial_dx(r, 0, len, round); }
+static void trial_dx_span(struct trial *r, size_t len, size_t round) {
+    trial_dx(r, 0, len, round);
+}
 
 static void check_dx_rows(struct test *t) {
     for_lengths(t, 2 * ACTS * PRES, long_runs, LONG_RUNS, trial_dx_rows);

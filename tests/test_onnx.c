@@ -117,7 +117,9 @@ struct onnx_tensor {
     size_t count;
 };
 
-static float float_of(uint64_t integer) { return bits_float((uint32_t)integer); }
+static float float_of(uint64_t integer) {
+    return bits_float((uint32_t)integer);
+}
 
 /* TensorProto: dims 1, data_type 2, float_data 4, name 8, raw_data 9. Repeated numbers come packed
  * or one by one. */
@@ -297,8 +299,7 @@ static void test_case(struct test *t) {
     if (in[0].rank < 2)
         test_fail(t, "x has %zu dimensions", in[0].rank);
     const size_t n = (size_t)in[0].dims[0], c = (size_t)in[0].dims[1];
-    const bnorm_shape shape = {
-        .layout = BNORM_NCHW, .n = n, .c = c, .hw = in[0].count / n / c};
+    const bnorm_shape shape = {.layout = BNORM_NCHW, .n = n, .c = c, .hw = in[0].count / n / c};
     for (size_t i = 1; i < INPUTS; i++)
         if (in[i].count != c)
             test_fail(t, "input %zu has %zu values for %zu channels", i, in[i].count, c);
@@ -330,9 +331,8 @@ static void test_case(struct test *t) {
                      bnorm_fold(c, gamma, beta, mean, var, model.epsilon, scale, shift), BNORM_OK);
         memcpy(center, mean, c * sizeof *center);
         const bnorm_affine affine = {.center = center, .scale = scale, .shift = beta};
-        check_status(t, "bnorm_apply", bnorm_apply(&shape, x, (bnorm_out){.data = y}, &affine,
-                                                   &exec),
-                     BNORM_OK);
+        check_status(t, "bnorm_apply",
+                     bnorm_apply(&shape, x, (bnorm_out){.data = y}, &affine, &exec), BNORM_OK);
     }
 
     struct comparison found = {0};

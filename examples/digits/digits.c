@@ -11,16 +11,15 @@
 #include "net.h"
 #include "threads.h"
 
-/* The file goes writer by writer: the same form of about 130 digits again and again. It is cut
- * between two forms, so that the people who wrote the test images are not those who wrote the
- * training images. */
+/* The file is a row of 14 forms of about 130 digits from 13 writers. It is cut between two forms,
+ * so that the test is on other people's handwriting than the training. */
 enum {
     TRAIN = 1157,     /* nine forms to learn from */
     VALIDATION = 258, /* two forms to choose the learning rate by */
     TEST = 382,       /* three forms that choose nothing */
     IMAGES = TRAIN + VALIDATION + TEST,
     BATCH = 32,
-    STEPS_PER_EPOCH = TRAIN / BATCH
+    EPOCH = TRAIN / BATCH /* steps */
 };
 
 static const char rows[IMAGES][NET_PIXELS + 2] = {
@@ -64,7 +63,7 @@ static void load_images(void) {
 
 typedef struct settings {
     uint64_t seed;
-    size_t short_epochs, long_epochs, fine_tune_images;
+    size_t short_steps, long_steps, fine_tune_images;
     bnorm_exec exec;
 } settings;
 
@@ -107,10 +106,10 @@ static void train_steps(net *n, feed *f, size_t steps, size_t batch, net_stats s
     }
 }
 
-static net *train_new(const settings *s, int batch_norm, float rate, size_t epochs) {
+static net *train_new(const settings *s, int batch_norm, float rate, size_t steps) {
     net *n = net_create(batch_norm, 0.1, s->seed, &s->exec);
     feed f = {.set = train, .random = s->seed};
-    train_steps(n, &f, epochs * STEPS_PER_EPOCH, BATCH, NET_BATCH_STATS, rate,
+    train_steps(n, &f, steps, BATCH, NET_BATCH_STATS, rate,
                 batch_norm ? "with batch norm" : "without batch norm");
     return n;
 }
@@ -149,16 +148,16 @@ typedef struct best_rate {
 
 static uint64_t compare_rates(const settings *s, best_rate best[2], uint64_t hash) {
     static const float rates[] = {0.003f, 0.01f, 0.03f, 0.1f, 0.3f, 1.0f};
-    printf("1. Does batch norm help, and at which learning rate? (%zu epochs, inference mode)\n\n"
-           "                    without batch norm       with batch norm\n"
-           "    learning rate   validation    test      validation    test\n",
-           s->short_epochs);
+    printf("1. Does batch norm help, and at which learning rate? (%zu steps, inference mode)\n\n"
+           "                    without batch norm      with batch norm\n"
+           "    learning rate   validation    test     validation    test\n",
+           s->short_steps);
     for (size_t i = 0; i < sizeof(rates) / sizeof(rates[0]); i++) {
-        printf("    %-13g", (double)rates[i]);
+        printf("    %-12g", (double)rates[i]);
         for (int batch_norm = 0; batch_norm < 2; batch_norm++) {
-            net *n = train_new(s, batch_norm, rates[i], s->short_epochs);
+            net *n = train_new(s, batch_norm, rates[i], s->short_steps);
             const double valid = accuracy(n, &validation, NET_RUNNING_STATS);
-            printf("   %8.1f  %8.1f   ", valid, accuracy(n, &test, NET_RUNNING_STATS));
+            printf("    %8.1f %8.1f", valid, accuracy(n, &test, NET_RUNNING_STATS));
             fflush(stdout);
             if (valid > best[batch_norm].validation)
                 best[batch_norm] = (best_rate){rates[i], valid};
@@ -167,21 +166,21 @@ static uint64_t compare_rates(const settings *s, best_rate best[2], uint64_t has
         }
         printf("\n");
     }
-    printf(
-        "\n"
-        "   Percent right; guessing gives about 10. Batch norm's main gift is the width of the\n"
-        "   range of learning rates that work. At a rate chosen well for each, by validation, the\n"
-        "   gap is far smaller. It is no magic: a rate that is too high still fails.\n\n");
+    printf("\n"
+           "   Percent right; guessing gives about 10. Batch norm's main gift is the width of\n"
+           "   the range of learning rates that work. At a rate chosen well for each, by\n"
+           "   validation, the gap is far smaller. It is no magic: a rate that is too high\n"
+           "   still fails.\n\n");
     return hash;
 }
 
 static uint64_t compare_best(const settings *s, const best_rate best[2], net **trained,
                              uint64_t hash) {
-    printf("2. Each at its best rate, trained longer (%zu epochs)\n\n"
+    printf("2. Each at its best rate, trained longer (%zu steps)\n\n"
            "                          rate   training images   test images\n",
-           s->long_epochs);
+           s->long_steps);
     for (int batch_norm = 0; batch_norm < 2; batch_norm++) {
-        net *n = train_new(s, batch_norm, best[batch_norm].rate, s->long_epochs);
+        net *n = train_new(s, batch_norm, best[batch_norm].rate, s->long_steps);
         printf("    %-19s %6g        %8.1f       %8.1f\n",
                batch_norm ? "with batch norm" : "without batch norm", (double)best[batch_norm].rate,
                accuracy(n, &train, NET_RUNNING_STATS), accuracy(n, &test, NET_RUNNING_STATS));
@@ -191,11 +190,11 @@ static uint64_t compare_best(const settings *s, const best_rate best[2], net **t
         else
             net_destroy(n);
     }
-    printf(
-        "\n"
-        "   Where a plain network gets its training images right too, batch norm has little left\n"
-        "   to add. With %d test images a difference below 3 points may be chance; try --seed.\n\n",
-        TEST);
+    printf("\n"
+           "   Where a plain network gets its training images right too, batch norm has\n"
+           "   little left to add. With %zu test images a difference below 3 points may be\n"
+           "   chance; try --seed.\n\n",
+           test.count);
     return hash;
 }
 
@@ -210,7 +209,7 @@ static uint64_t warm_up(const settings *s, float rate, uint64_t hash) {
            (double)rate);
     size_t done = 0;
     for (size_t i = 0; i < sizeof(checkpoints) / sizeof(checkpoints[0]); i++) {
-        if (checkpoints[i] > s->long_epochs * STEPS_PER_EPOCH)
+        if (checkpoints[i] > s->long_steps)
             break;
         train_steps(fast, &fast_feed, checkpoints[i] - done, BATCH, NET_BATCH_STATS, rate,
                     "at rate 0.1");
@@ -225,16 +224,12 @@ static uint64_t warm_up(const settings *s, float rate, uint64_t hash) {
     hash = net_hash(slow, net_hash(fast, hash));
     net_destroy(fast);
     net_destroy(slow);
-    printf(
-        "\n"
-        "   Both networks have the same weights; they differ only in the weight that the newest\n"
-        "   batch has in the running statistics (PyTorch's momentum 0.1 and 0.01; in Keras 0.9 "
-        "and\n"
-        "   0.99). These start at mean 0 and variance 1 and need some 3/rate steps to forget "
-        "that.\n"
-        "   Until then inference mode normalizes with the wrong numbers: train on, raise the "
-        "rate,\n"
-        "   or start from a data batch's statistics.\n\n");
+    printf("\n"
+           "   Both networks have the same weights; they differ only in the weight that the\n"
+           "   newest batch has in the running statistics (PyTorch's momentum 0.1 and 0.01;\n"
+           "   in Keras 0.9 and 0.99). These start at mean 0 and variance 1 and need some\n"
+           "   3/rate steps to forget that. Until then inference mode normalizes with the\n"
+           "   wrong numbers: train on or raise the rate.\n\n");
     return hash;
 }
 
@@ -247,12 +242,11 @@ static void batch_sizes(net *n) {
                accuracy_in_batches(n, &test, NET_BATCH_STATS, sizes[i]),
                accuracy_in_batches(n, &test, NET_RUNNING_STATS, sizes[i]));
     printf("\n"
-           "   In training mode an image's result depends on the images next to it. In the last "
-           "layer\n"
-           "   one image is one value per channel: its mean is itself, so batch norm returns beta "
-           "for\n"
-           "   any image, and a batch of one is guessing. Inference mode never looks at the "
-           "batch.\n\n");
+           "   In training mode an image's result depends on the images next to it. In the\n"
+           "   last layer one image is one value per channel: its mean is itself, so batch\n"
+           "   norm returns beta for any image, and a batch of one is guessing. With large\n"
+           "   batches training mode may even look better, as it adapts to new handwriting.\n"
+           "   Inference mode never looks at the batch.\n\n");
 }
 
 static uint64_t fine_tune(const settings *s, const net *trained, uint64_t hash) {
@@ -278,10 +272,11 @@ static uint64_t fine_tune(const settings *s, const net *trained, uint64_t hash) 
         fflush(stdout);
     }
     printf("\n"
-           "   Accuracy in inference mode on the mirrored test images. Small batches make the\n"
-           "   statistics noise; frozen statistics (Keras trainable=False, PyTorch eval) leave "
-           "them as\n"
-           "   they were learned from large ones. With large batches either will do.\n\n");
+           "   Accuracy in inference mode on the mirrored test images; learning rate 0.0001\n"
+           "   per image of the batch. Statistics of one or two images are noise, and\n"
+           "   training on them teaches nothing or worse. Frozen ones (Keras trainable=False,\n"
+           "   PyTorch eval) stay as they were learned from larger batches. From a batch of 8\n"
+           "   on, either will do.\n\n");
     return hash;
 }
 
@@ -290,23 +285,22 @@ static void fold(const net *trained) {
     net_fold(folded);
     size_t same = 0;
     double difference = 0;
-    for (size_t i = 0; i < TEST; i++) {
+    for (size_t i = 0; i < test.count; i++) {
         const float *a = net_predict(normal, test.at + i, 1, NET_RUNNING_STATS);
         const float *b = net_predict(folded, test.at + i, 1, NET_RUNNING_STATS);
         same += best_class(a) == best_class(b);
         for (size_t k = 0; k < NET_CLASSES; k++)
             difference = fmax(difference, fabs((double)a[k] - (double)b[k]));
     }
-    printf(
-        "6. What does batch norm cost when the network is deployed? Nothing, once folded\n\n"
-        "    test accuracy with batch norm   %.1f\n"
-        "    folded into the convolutions    %.1f\n"
-        "    same prediction on              %zu of %d test images\n"
-        "    largest difference of a logit   %.1e\n\n"
-        "   The running statistics are constants, so they fit into the weights of the convolution\n"
-        "   before; the tiny difference is rounding.\n\n",
-        accuracy(normal, &test, NET_RUNNING_STATS), accuracy(folded, &test, NET_RUNNING_STATS),
-        same, TEST, difference);
+    printf("6. What does batch norm cost when the network is deployed? Nothing, once folded\n\n"
+           "    test accuracy with batch norm   %.1f\n"
+           "    folded into the convolutions    %.1f\n"
+           "    same prediction on              %zu of %zu test images\n"
+           "    largest difference of a logit   %.1e\n\n"
+           "   The running statistics are constants, so they fit into the weights of the\n"
+           "   convolution before; the tiny difference is rounding.\n\n",
+           accuracy(normal, &test, NET_RUNNING_STATS), accuracy(folded, &test, NET_RUNNING_STATS),
+           same, test.count, difference);
     net_destroy(normal);
     net_destroy(folded);
 }
@@ -373,7 +367,7 @@ static int verify_sets(void) {
 static const char usage[] =
     "usage: digits [--quick] [--seed N] [--threads N]\n"
     "       digits --verify-sets\n"
-    "  --quick        few steps, for slow machines and emulators; accuracies mean little then\n"
+    "  --quick        a few steps and images, for emulators; the accuracies mean nothing then\n"
     "  --seed N       other initial weights and order of images (1)\n"
     "  --threads N    1 to 64; the numbers stay the same (1)\n"
     "  --verify-sets  train briefly with every kernel set of this CPU and compare the weights\n"
@@ -381,7 +375,8 @@ static const char usage[] =
 
 int main(int argc, char **argv) {
     size_t threads = 1;
-    settings s = {.seed = 1, .short_epochs = 6, .long_epochs = 18, .fine_tune_images = 512};
+    settings s = {
+        .seed = 1, .short_steps = 6 * EPOCH, .long_steps = 18 * EPOCH, .fine_tune_images = 512};
     load_images();
     for (int i = 1; i < argc; i++) {
         char *end = NULL;
@@ -390,8 +385,10 @@ int main(int argc, char **argv) {
         if (strcmp(argv[i], "--help") == 0)
             return fputs(usage, stdout) < 0;
         if (strcmp(argv[i], "--quick") == 0) {
-            s.short_epochs = s.long_epochs = 1;
+            s.short_steps = s.long_steps = 5;
             s.fine_tune_images = 32;
+            printf("--quick: the accuracies below mean nothing\n\n");
+            train.count = validation.count = test.count = mirrored_test.count = 64;
         } else if (strcmp(argv[i], "--seed") == 0 && i + 1 < argc) {
             s.seed = strtoull(argv[++i], &end, 10);
         } else if (strcmp(argv[i], "--threads") == 0 && i + 1 < argc) {
@@ -409,7 +406,7 @@ int main(int argc, char **argv) {
 
     printf(
         "bnorm %s, kernel set %s: batch norm on %d real handwritten digits\n"
-        "Data: 8x8 images; %d to train on, %d for validation, %d for the test, by other people.\n"
+        "Data: 8x8 images; %d to train on, %d for validation, %d for the test (other writers).\n"
         "Network: 8 convolutions 3x3 of 16 channels, each with batch norm (or bias) and ReLU, and\n"
         "a linear layer. SGD with momentum 0.9, batches of %d, the same initial weights for "
         "all.\n\n",

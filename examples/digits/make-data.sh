@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# Writes the rows of digits_data.inc from scikit-learn's digits.csv.gz; README.md has the command.
+# Writes digits_data.inc from scikit-learn's digits.csv.gz; README.md has the command.
 set -eu
 if [ $# -ne 1 ]; then
     echo "usage: $0 digits.csv.gz >digits_data.inc" >&2

@@ -185,14 +185,20 @@ static void init_taps(layer *l, int side, int stride) {
     l->tap_begin[NET_KERNEL] = l->taps = taps;
 }
 
-/* out[j] += sum over i of in[i]*matrix[i][j], for NET_CHANNELS columns. */
-static void add_product(size_t rows, const float *in, const float *matrix, float *out) {
-    float sum[NET_CHANNELS];
-    memcpy(sum, out, sizeof(sum));
-    for (size_t i = 0; i < rows; i++)
+/* out[j] += sum over i of in[i]*rows[i][j], in the order of i. Four rows at a time keep out[j] in a
+ * register. */
+static void add_product(size_t count, const float *restrict in, const float *restrict rows,
+                        float *restrict out) {
+    const size_t fours = count / 4 * 4;
+    for (size_t i = 0; i < fours; i += 4) {
+        const float *r = rows + i * NET_CHANNELS;
         for (size_t j = 0; j < NET_CHANNELS; j++)
-            sum[j] += in[i] * matrix[i * NET_CHANNELS + j];
-    memcpy(out, sum, sizeof(sum));
+            out[j] = out[j] + in[i] * r[j] + in[i + 1] * r[NET_CHANNELS + j] +
+                     in[i + 2] * r[2 * NET_CHANNELS + j] + in[i + 3] * r[3 * NET_CHANNELS + j];
+    }
+    for (size_t i = fours; i < count; i++)
+        for (size_t j = 0; j < NET_CHANNELS; j++)
+            out[j] += in[i] * rows[i * NET_CHANNELS + j];
 }
 
 typedef struct conv_job {
@@ -233,13 +239,20 @@ static void conv_dweights_position(void *arg, size_t k) {
     const size_t channels = l->in_channels;
     float *dweights = l->dweights + k * channels * NET_CHANNELS;
     memset(dweights, 0, channels * NET_CHANNELS * sizeof(*dweights));
-    for (size_t image = 0; image < job->count; image++)
-        for (const tap *t = l->tap + l->tap_begin[k]; t < l->tap + l->tap_begin[k + 1]; t++) {
-            const float *in = job->in + (image * l->in_pixels + t->in) * channels;
-            const float *grad = job->grad + (image * l->out_pixels + t->out) * NET_CHANNELS;
-            for (size_t i = 0; i < channels; i++)
-                add_product(1, in + i, grad, dweights + i * NET_CHANNELS);
+    const size_t taps = l->tap_begin[k + 1] - l->tap_begin[k];
+    const tap *t = l->tap + l->tap_begin[k];
+    float column[NET_CHANNELS][NET_PIXELS], rows[NET_PIXELS][NET_CHANNELS];
+    for (size_t image = 0; image < job->count; image++) {
+        const float *in = job->in + image * l->in_pixels * channels;
+        const float *grad = job->grad + image * l->out_pixels * NET_CHANNELS;
+        for (size_t i = 0; i < taps; i++) {
+            for (size_t c = 0; c < channels; c++)
+                column[c][i] = in[t[i].in * channels + c];
+            memcpy(rows[i], grad + t[i].out * NET_CHANNELS, sizeof(rows[i]));
         }
+        for (size_t c = 0; c < channels; c++)
+            add_product(taps, column[c], rows[0], dweights + c * NET_CHANNELS);
+    }
 }
 
 static void run(const net *n, void (*task)(void *arg, size_t i), conv_job *job, size_t count) {
@@ -432,6 +445,8 @@ static uint64_t hash_floats(const float *values, size_t count, uint64_t hash) {
     for (size_t i = 0; i < count; i++) {
         uint32_t bits;
         memcpy(&bits, &values[i], sizeof(bits));
+        if (isnan(values[i]))
+            bits = 0x7fc00000; /* a NaN's sign differs between processors */
         for (int shift = 0; shift < 32; shift += 8)
             hash = (hash ^ (bits >> shift & 0xff)) * 0x100000001b3u;
     }

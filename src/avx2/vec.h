@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * The vec_* primitives for AVX2 and FMA: 8 floats or 4 doubles. See src/kernels/kernels.h for their meaning. */
+ * The vec_* primitives for AVX2 and FMA: 8 floats or 4 doubles. See src/kernels/kernels.h for their
+ * meaning. */
 #define VEC_F 8 /* floats per vector */
 #define VEC_D 4 /* doubles per vector */
 
@@ -98,8 +99,9 @@ static inline vec_d vec_canonical_d(vec_d v) {
 }
 /* Lanes of v outside [low, high], NaN included, one bit each. */
 static inline unsigned vec_outside_d(vec_d v, double low, double high) {
-    return (unsigned)_mm256_movemask_pd(_mm256_or_pd(_mm256_cmp_pd(v, vec_set1_d(low), _CMP_NGE_UQ),
-                                                     _mm256_cmp_pd(v, vec_set1_d(high), _CMP_NLE_UQ)));
+    return (unsigned)_mm256_movemask_pd(
+        _mm256_or_pd(_mm256_cmp_pd(v, vec_set1_d(low), _CMP_NGE_UQ),
+                     _mm256_cmp_pd(v, vec_set1_d(high), _CMP_NLE_UQ)));
 }
 
 /* float -> double: from memory, and the lower and upper half of a vector. */

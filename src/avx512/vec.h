@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * The vec_* primitives for AVX-512 (F, BW, DQ, VL): 16 floats or 8 doubles. See src/kernels/kernels.h for their meaning. */
+ * The vec_* primitives for AVX-512 (F, BW, DQ, VL): 16 floats or 8 doubles. See
+ * src/kernels/kernels.h for their meaning. */
 #define VEC_F 16 /* floats per vector */
 #define VEC_D 8  /* doubles per vector */
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * y = act(fma(x - center, scale, shift) + residual). The kind of activation and the presence of center and residual are
- * constants of an inlined body, so that each combination has its own loop. */
+ * y = act(fma(x - center, scale, shift) + residual). The kind of activation and the presence of
+ * center and residual are constants of an inlined body, so that each combination has its own loop.
+ */
 
 BNORM_INLINE vec_f activate(bnorm_act_kind kind, vec_f v, vec_f a, vec_f b) {
     const vec_f zero = vec_set1(0), three = vec_set1(3);
@@ -27,8 +28,9 @@ struct apply_vectors {
     vec_f center, scale, shift, a, b;
 };
 
-BNORM_INLINE void apply_lanes(bnorm_act_kind kind, int centred, int added, const float *x, const float *residual,
-                              float *y, const struct apply_vectors *p, size_t n) {
+BNORM_INLINE void apply_lanes(bnorm_act_kind kind, int centred, int added, const float *x,
+                              const float *residual, float *y, const struct apply_vectors *p,
+                              size_t n) {
     vec_f v = load_lanes(x, n);
     if (centred)
         v = vec_sub(v, p->center);
@@ -38,46 +40,39 @@ BNORM_INLINE void apply_lanes(bnorm_act_kind kind, int centred, int added, const
     store_lanes(y, vec_canonical(activate(kind, v, p->a, p->b)), n);
 }
 
-/* Rows that take turns on one load of the parameters. */
-#define BNORM_ROWS 4
-
-BNORM_INLINE void apply_rows_lanes(bnorm_act_kind kind, int centred, int added, const bnorm_apply_args *a, size_t r,
-                                   size_t rows, size_t i, size_t n) {
-    const struct apply_vectors p = {
-        centred ? load_lanes(a->center + i, n) : vec_set1(0), load_lanes(a->scale + i, n),
-        load_lanes(a->shift + i, n), vec_set1(a->act.a), vec_set1(a->act.b)};
-    BNORM_UNROLL
-    for (size_t q = 0; q < rows; q++)
-        apply_lanes(kind, centred, added, a->x + (r + q) * a->x_stride + i,
-                    added ? a->residual + (r + q) * a->residual_stride + i : NULL, a->y + (r + q) * a->y_stride + i,
-                    &p, n);
-}
-
-BNORM_INLINE void apply_rows_body(bnorm_act_kind kind, int centred, int added, const bnorm_apply_args *a) {
-    size_t r = 0;
-    for (; r + BNORM_ROWS <= a->runs; r += BNORM_ROWS) {
-        size_t i = 0;
-        for (; i + VEC_F <= a->len; i += VEC_F)
-            apply_rows_lanes(kind, centred, added, a, r, BNORM_ROWS, i, VEC_F);
-        if (i < a->len)
-            apply_rows_lanes(kind, centred, added, a, r, BNORM_ROWS, i, a->len - i);
-    }
-    for (; r < a->runs; r++)
-        for (size_t i = 0; i < a->len; i += VEC_F)
-            apply_rows_lanes(kind, centred, added, a, r, 1, i, lesser(VEC_F, a->len - i));
-}
-
-BNORM_INLINE void apply_span_body(bnorm_act_kind kind, int centred, int added, const bnorm_apply_args *a) {
+/* Row by row: parameters come from L1 again for each row, which costs less than the strided stores
+ * of several rows. */
+BNORM_INLINE void apply_rows_body(bnorm_act_kind kind, int centred, int added,
+                                  const bnorm_apply_args *a) {
     for (size_t r = 0; r < a->runs; r++) {
-        const struct apply_vectors p = {centred ? vec_set1(a->center[r]) : vec_set1(0), vec_set1(a->scale[r]),
-                                        vec_set1(a->shift[r]), vec_set1(a->act.a), vec_set1(a->act.b)};
-        const float *x = a->x + r * a->x_stride, *residual = added ? a->residual + r * a->residual_stride : NULL;
+        const float *x = a->x + r * a->x_stride,
+                    *residual = added ? a->residual + r * a->residual_stride : NULL;
+        float *y = a->y + r * a->y_stride;
+        for (size_t i = 0; i < a->len; i += VEC_F) {
+            const size_t n = lesser(VEC_F, a->len - i);
+            const struct apply_vectors p = {
+                centred ? load_lanes(a->center + i, n) : vec_set1(0), load_lanes(a->scale + i, n),
+                load_lanes(a->shift + i, n), vec_set1(a->act.a), vec_set1(a->act.b)};
+            apply_lanes(kind, centred, added, x + i, added ? residual + i : NULL, y + i, &p, n);
+        }
+    }
+}
+
+BNORM_INLINE void apply_span_body(bnorm_act_kind kind, int centred, int added,
+                                  const bnorm_apply_args *a) {
+    for (size_t r = 0; r < a->runs; r++) {
+        const struct apply_vectors p = {centred ? vec_set1(a->center[r]) : vec_set1(0),
+                                        vec_set1(a->scale[r]), vec_set1(a->shift[r]),
+                                        vec_set1(a->act.a), vec_set1(a->act.b)};
+        const float *x = a->x + r * a->x_stride,
+                    *residual = added ? a->residual + r * a->residual_stride : NULL;
         float *y = a->y + r * a->y_stride;
         size_t i = 0;
         for (; i + 4 * VEC_F <= a->len; i += 4 * VEC_F) {
             BNORM_UNROLL
             for (size_t q = 0; q < 4 * VEC_F; q += VEC_F)
-                apply_lanes(kind, centred, added, x + i + q, added ? residual + i + q : NULL, y + i + q, &p, VEC_F);
+                apply_lanes(kind, centred, added, x + i + q, added ? residual + i + q : NULL,
+                            y + i + q, &p, VEC_F);
         }
         for (; i < a->len; i += VEC_F)
             apply_lanes(kind, centred, added, x + i, added ? residual + i : NULL, y + i, &p,
@@ -85,26 +80,27 @@ BNORM_INLINE void apply_span_body(bnorm_act_kind kind, int centred, int added, c
     }
 }
 
-#define BNORM_APPLY_CASE(body, kind)                                                                                   \
-    case kind:                                                                                                         \
-        if (a->center)                                                                                                 \
-            a->residual ? body(kind, 1, 1, a) : body(kind, 1, 0, a);                                                   \
-        else                                                                                                           \
-            a->residual ? body(kind, 0, 1, a) : body(kind, 0, 0, a);                                                   \
+#define BNORM_APPLY_CASE(body, kind)                                                               \
+    case kind:                                                                                     \
+        if (local.center)                                                                          \
+            local.residual ? body(kind, 1, 1, &local) : body(kind, 1, 0, &local);                  \
+        else                                                                                       \
+            local.residual ? body(kind, 0, 1, &local) : body(kind, 0, 0, &local);                  \
         break;
 
-#define BNORM_APPLY_CASES(body)                                                                                        \
-    switch (a->act.kind) {                                                                                             \
-        BNORM_APPLY_CASE(body, BNORM_ACT_IDENTITY)                                                                     \
-        BNORM_APPLY_CASE(body, BNORM_ACT_RELU)                                                                         \
-        BNORM_APPLY_CASE(body, BNORM_ACT_CLAMP)                                                                        \
-        BNORM_APPLY_CASE(body, BNORM_ACT_LEAKY_RELU)                                                                   \
-        BNORM_APPLY_CASE(body, BNORM_ACT_HARD_SWISH)                                                                   \
+/* A local copy of the arguments stays in registers: vector stores may alias anything whose address
+ * is known outside. */
+#define BNORM_APPLY_CASES(body)                                                                    \
+    const bnorm_apply_args local = *a;                                                             \
+    switch (local.act.kind) {                                                                      \
+        BNORM_APPLY_CASE(body, BNORM_ACT_IDENTITY)                                                 \
+        BNORM_APPLY_CASE(body, BNORM_ACT_RELU)                                                     \
+        BNORM_APPLY_CASE(body, BNORM_ACT_CLAMP)                                                    \
+        BNORM_APPLY_CASE(body, BNORM_ACT_LEAKY_RELU)                                               \
+        BNORM_APPLY_CASE(body, BNORM_ACT_HARD_SWISH)                                               \
     }
 
-static void apply_rows_any(const bnorm_apply_args *a) {
-    BNORM_APPLY_CASES(apply_rows_body)
-}
+static void apply_rows_any(const bnorm_apply_args *a){BNORM_APPLY_CASES(apply_rows_body)}
 
 /* p[0..c) repeated `times` times. */
 BNORM_INLINE const float *repeat(float *pattern, const float *p, size_t c, size_t times) {
@@ -115,10 +111,12 @@ BNORM_INLINE const float *repeat(float *pattern, const float *p, size_t c, size_
     return pattern;
 }
 
-/* Few channels without gaps between rows: several rows are one, with the parameters repeated, so that vectors are full. */
+/* Few channels without gaps between rows: several rows are one, with the parameters repeated, so
+ * that vectors are full. */
 static void apply_rows(const bnorm_apply_args *a) {
     const size_t c = a->len, times = c < BNORM_SPAN_LANES ? bnorm_chains(c) : 1;
-    const int dense = a->x_stride == c && a->y_stride == c && (!a->residual || a->residual_stride == c);
+    const int dense =
+        a->x_stride == c && a->y_stride == c && (!a->residual || a->residual_stride == c);
     if (times == 1 || !dense || a->runs < 2 * times) {
         apply_rows_any(a);
         return;

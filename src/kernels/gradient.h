@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Backward: g = dy*act'(v), the sums of g and g*(x - center), and dx. How v is recovered (pre) and the kind of activation
- * are constants of an inlined body. */
+ * Backward: g = dy*act'(v), the sums of g and g*(x - center), and dx. How v is recovered (pre) and
+ * the kind of activation are constants of an inlined body. */
 
 /* dy times the derivative at v. */
 BNORM_INLINE vec_f gradient(bnorm_act_kind kind, vec_f v, vec_f dy, vec_f a, vec_f b) {
@@ -29,12 +29,12 @@ struct grad_vectors {
 };
 
 /* Parameters of one channel for all lanes, or of the channels of the lanes. */
-BNORM_INLINE struct grad_vectors grad_parameters(const bnorm_grad_args *a, enum bnorm_pre pre, size_t channel,
-                                                 size_t n, int spread, int dx) {
+BNORM_INLINE struct grad_vectors grad_parameters(const bnorm_grad_args *a, enum bnorm_pre pre,
+                                                 size_t channel, size_t n, int spread, int dx) {
     const int recomputed = pre == BNORM_PRE_X || pre == BNORM_PRE_RESIDUAL;
     const int sloped = dx && a->slope;
-#define BNORM_PARAMETER(wanted, array)                                                                                 \
-    ((wanted) ? (spread ? vec_set1((array)[channel]) : load_lanes((array) + channel, n)) : vec_set1(0))
+#define BNORM_PARAMETER(wanted, array)                                                             \
+    ((wanted) ? parameter_lanes((array) + channel, spread, 0, n) : vec_set1(0))
     const struct grad_vectors p = {BNORM_PARAMETER(recomputed || sloped || !dx, a->center),
                                    BNORM_PARAMETER(recomputed || dx, a->scale),
                                    BNORM_PARAMETER(recomputed, a->shift),
@@ -46,130 +46,156 @@ BNORM_INLINE struct grad_vectors grad_parameters(const bnorm_grad_args *a, enum 
     return p;
 }
 
-BNORM_INLINE vec_f grad_lanes(enum bnorm_pre pre, bnorm_act_kind kind, vec_f x, vec_f dy, const float *extra,
-                              const struct grad_vectors *p, size_t n) {
+BNORM_INLINE vec_f grad_lanes(enum bnorm_pre pre, bnorm_act_kind kind, vec_f x, vec_f dy,
+                              const float *extra, const struct grad_vectors *p, size_t n) {
     if (pre == BNORM_PRE_NONE)
         return dy;
-    vec_f v = load_lanes(pre == BNORM_PRE_X ? NULL : extra, pre == BNORM_PRE_X ? 0 : n);
-    if (pre != BNORM_PRE_Y) {
-        const vec_f recomputed = vec_fma(vec_sub(x, p->center), p->scale, p->shift);
-        v = pre == BNORM_PRE_RESIDUAL ? vec_add(recomputed, v) : recomputed;
-    }
+    if (pre == BNORM_PRE_Y)
+        return gradient(kind, load_lanes(extra, n), dy, p->a, p->b);
+    vec_f v = vec_fma(vec_sub(x, p->center), p->scale, p->shift);
+    if (pre == BNORM_PRE_RESIDUAL)
+        v = vec_add(v, load_lanes(extra, n));
     return gradient(kind, v, dy, p->a, p->b);
 }
 
-/* ------------------------------------------------------------------------------------------------------------------ */
-/* Sums                                                                                                               */
+/* ------------------------------------------------------------------------------------------------------------------
+ */
+/* Sums */
 
 /* A strip as in moments.h, of several tensors. */
 struct grad_strip {
     const float *x, *dy, *extra;
     size_t x_stride, dy_stride, extra_stride;
     size_t rows, len, tail;
-    const float *center, *scale, *shift; /* one per lane */
+    const float *center, *scale, *shift; /* one per lane, or one for all lanes of a plane */
 };
 
-BNORM_INLINE void strip_grad_group(enum bnorm_pre pre, bnorm_act_kind kind, const bnorm_grad_args *a,
-                                   const struct grad_strip *s, size_t r, size_t whole, size_t i, size_t n, size_t tail,
-                                   double *sum_g, double *sum_gx) {
+/* Up to 8 rows from row r on, lanes [i, i + n). */
+BNORM_INLINE void group_grad(enum bnorm_pre pre, bnorm_act_kind kind, int spread,
+                             const bnorm_grad_args *a, const struct grad_strip *s, size_t r,
+                             size_t rows, size_t i, size_t n, double *sum_g, double *sum_gx) {
     const int recomputed = pre == BNORM_PRE_X || pre == BNORM_PRE_RESIDUAL;
+    const int wanted = pre == BNORM_PRE_RESIDUAL || pre == BNORM_PRE_Y;
+    const vec_d zero = vec_set1_d(0);
     struct grad_vectors p = {0};
-    vec_d g_low[4], g_high[4]; /* sums of pairs of rows */
-    vec_d even_low = vec_set1_d(0), even_high = even_low, odd_low = even_low, odd_high = even_low;
+    vec_d pair_low[4] = {zero, zero, zero, zero}, pair_high[4] = {zero, zero, zero, zero};
+    vec_d even_low = zero, even_high = zero, odd_low = zero, odd_high = zero;
+
+    p.center = parameter_lanes(s->center, spread, i, n);
     p.a = vec_set1(a->act.a);
     p.b = vec_set1(a->act.b);
     if (recomputed) {
-        p.scale = load_lanes(s->scale + i, n);
-        p.shift = load_lanes(s->shift + i, n);
+        p.scale = parameter_lanes(s->scale, spread, i, n);
+        p.shift = parameter_lanes(s->shift, spread, i, n);
     }
+    const size_t low = lesser(n, VEC_D), high = n - low;
+    const vec_d center_low = vec_low(p.center), center_high = vec_high(p.center);
     BNORM_UNROLL
-    for (size_t q = 0; q < BNORM_GROUP; q++) {
-        const size_t lanes = row_lanes(q, whole, i, n, tail), row = r + q;
-        const vec_f x = load_lanes(s->x + row * s->x_stride + i, lanes);
-        const vec_f center = load_lanes(s->center + i, lanes); /* 0 - 0 where there is no row */
-        p.center = center;
-        vec_f g = load_lanes(s->dy + row * s->dy_stride + i, lanes);
-        if (lanes) {
-            const float *extra = pre == BNORM_PRE_NONE || pre == BNORM_PRE_X ? NULL : s->extra + row * s->extra_stride + i;
-            g = grad_lanes(pre, kind, x, g, extra, &p, lanes);
-        }
-        const vec_d gl = vec_low(g), gh = vec_high(g);
-        const vec_d tl = vec_sub_d(vec_low(x), vec_low(center)), th = vec_sub_d(vec_high(x), vec_high(center));
+    for (size_t q = 0; q < rows; q++) {
+        const vec_f x = load_lanes(s->x + (r + q) * s->x_stride + i, n);
+        const vec_f dy = load_lanes(s->dy + (r + q) * s->dy_stride + i, n);
+        const vec_f g = grad_lanes(pre, kind, x, dy,
+                                   wanted ? s->extra + (r + q) * s->extra_stride + i : NULL, &p, n);
+        const vec_d g_low = vec_low(g), g_high = vec_high(g);
+        const vec_d t_low = vec_sub_d(vec_low(x), center_low),
+                    t_high = vec_sub_d(vec_high(x), center_high);
         if (q % 2 == 0) {
-            g_low[q / 2] = gl;
-            g_high[q / 2] = gh;
-            even_low = q ? vec_fma_d(gl, tl, even_low) : vec_mul_d(gl, tl);
-            even_high = q ? vec_fma_d(gh, th, even_high) : vec_mul_d(gh, th);
+            pair_low[q / 2] = g_low;
+            pair_high[q / 2] = g_high;
+            even_low = q ? vec_fma_d(g_low, t_low, even_low) : vec_mul_d(g_low, t_low);
+            even_high = q ? vec_fma_d(g_high, t_high, even_high) : vec_mul_d(g_high, t_high);
         } else {
-            g_low[q / 2] = vec_add_d(g_low[q / 2], gl);
-            g_high[q / 2] = vec_add_d(g_high[q / 2], gh);
-            odd_low = q > 1 ? vec_fma_d(gl, tl, odd_low) : vec_mul_d(gl, tl);
-            odd_high = q > 1 ? vec_fma_d(gh, th, odd_high) : vec_mul_d(gh, th);
+            pair_low[q / 2] = vec_add_d(pair_low[q / 2], g_low);
+            pair_high[q / 2] = vec_add_d(pair_high[q / 2], g_high);
+            odd_low = q > 1 ? vec_fma_d(g_low, t_low, odd_low) : vec_mul_d(g_low, t_low);
+            odd_high = q > 1 ? vec_fma_d(g_high, t_high, odd_high) : vec_mul_d(g_high, t_high);
         }
     }
-    const size_t low = lesser(n, VEC_D);
-    accumulate_d(sum_g + i, vec_add_d(vec_add_d(g_low[0], g_low[1]), vec_add_d(g_low[2], g_low[3])), low);
+    accumulate_d(
+        sum_g + i,
+        vec_add_d(vec_add_d(pair_low[0], pair_low[1]), vec_add_d(pair_low[2], pair_low[3])), low);
     accumulate_d(sum_gx + i, vec_add_d(even_low, odd_low), low);
-    if (n > VEC_D) {
-        accumulate_d(sum_g + i + VEC_D, vec_add_d(vec_add_d(g_high[0], g_high[1]), vec_add_d(g_high[2], g_high[3])),
-                     n - VEC_D);
-        accumulate_d(sum_gx + i + VEC_D, vec_add_d(even_high, odd_high), n - VEC_D);
+    if (high) {
+        accumulate_d(
+            sum_g + i + VEC_D,
+            vec_add_d(vec_add_d(pair_high[0], pair_high[1]), vec_add_d(pair_high[2], pair_high[3])),
+            high);
+        accumulate_d(sum_gx + i + VEC_D, vec_add_d(even_high, odd_high), high);
     }
 }
 
-BNORM_INLINE void strip_grad(enum bnorm_pre pre, bnorm_act_kind kind, const bnorm_grad_args *a,
-                             const struct grad_strip *s, double *sum_g, double *sum_gx) {
+/* What full groups of full vectors leave over, lanes [i, end): one copy for all combinations. */
+static void some_grads(int spread, const bnorm_grad_args *a, const struct grad_strip *s, size_t r,
+                       size_t rows, size_t i, size_t end, double *sum_g, double *sum_gx) {
+    for (; i + VEC_F <= end; i += VEC_F)
+        group_grad(a->pre, a->act.kind, spread, a, s, r, rows, i, VEC_F, sum_g, sum_gx);
+    if (i < end)
+        group_grad(a->pre, a->act.kind, spread, a, s, r, rows, i, end - i, sum_g, sum_gx);
+}
+
+BNORM_INLINE void strip_grad(enum bnorm_pre pre, bnorm_act_kind kind, int spread,
+                             const bnorm_grad_args *a, const struct grad_strip *s, double *sum_g,
+                             double *sum_gx) {
     size_t r = 0;
     for (; r + BNORM_GROUP <= s->rows; r += BNORM_GROUP) {
         size_t i = 0;
         for (; i + VEC_F <= s->len; i += VEC_F)
-            strip_grad_group(pre, kind, a, s, r, BNORM_GROUP, i, VEC_F, 0, sum_g, sum_gx);
+            group_grad(pre, kind, spread, a, s, r, BNORM_GROUP, i, VEC_F, sum_g, sum_gx);
         if (i < s->len)
-            strip_grad_group(pre, kind, a, s, r, BNORM_GROUP, i, s->len - i, 0, sum_g, sum_gx);
+            some_grads(spread, a, s, r, BNORM_GROUP, i, s->len, sum_g, sum_gx);
     }
-    if (r < s->rows || s->tail)
-        for (size_t i = 0; i < s->len; i += VEC_F)
-            strip_grad_group(pre, kind, a, s, r, s->rows - r, i, lesser(VEC_F, s->len - i), s->tail, sum_g, sum_gx);
+    if (s->tail)
+        some_grads(spread, a, s, r, s->rows - r + 1, 0, s->tail, sum_g, sum_gx);
+    if (r < s->rows)
+        some_grads(spread, a, s, r, s->rows - r, s->tail, s->len, sum_g, sum_gx);
 }
 
 /* The combinations of pre and activation that occur. */
-#define BNORM_GRAD_KINDS(pre, body)                                                                                    \
-    switch (a->act.kind) {                                                                                             \
-    case BNORM_ACT_IDENTITY:                                                                                           \
-        body(pre, BNORM_ACT_IDENTITY);                                                                                 \
-        break;                                                                                                         \
-    case BNORM_ACT_RELU:                                                                                               \
-        body(pre, BNORM_ACT_RELU);                                                                                     \
-        break;                                                                                                         \
-    case BNORM_ACT_CLAMP:                                                                                              \
-        body(pre, BNORM_ACT_CLAMP);                                                                                    \
-        break;                                                                                                         \
-    case BNORM_ACT_LEAKY_RELU:                                                                                         \
-        body(pre, BNORM_ACT_LEAKY_RELU);                                                                               \
-        break;                                                                                                         \
-    case BNORM_ACT_HARD_SWISH:                                                                                         \
-        body(pre, BNORM_ACT_HARD_SWISH);                                                                               \
-        break;                                                                                                         \
+#define BNORM_GRAD_KINDS(pre, body)                                                                \
+    switch (a->act.kind) {                                                                         \
+    case BNORM_ACT_IDENTITY:                                                                       \
+        body(pre, BNORM_ACT_IDENTITY);                                                             \
+        break;                                                                                     \
+    case BNORM_ACT_RELU:                                                                           \
+        body(pre, BNORM_ACT_RELU);                                                                 \
+        break;                                                                                     \
+    case BNORM_ACT_CLAMP:                                                                          \
+        body(pre, BNORM_ACT_CLAMP);                                                                \
+        break;                                                                                     \
+    case BNORM_ACT_LEAKY_RELU:                                                                     \
+        body(pre, BNORM_ACT_LEAKY_RELU);                                                           \
+        break;                                                                                     \
+    case BNORM_ACT_HARD_SWISH:                                                                     \
+        body(pre, BNORM_ACT_HARD_SWISH);                                                           \
+        break;                                                                                     \
     }
 
-#define BNORM_GRAD_CASES(body)                                                                                         \
-    switch (a->pre) {                                                                                                  \
-    case BNORM_PRE_NONE:                                                                                               \
-        body(BNORM_PRE_NONE, BNORM_ACT_IDENTITY);                                                                      \
-        break;                                                                                                         \
-    case BNORM_PRE_X:                                                                                                  \
-        BNORM_GRAD_KINDS(BNORM_PRE_X, body)                                                                            \
-        break;                                                                                                         \
-    case BNORM_PRE_RESIDUAL:                                                                                           \
-        BNORM_GRAD_KINDS(BNORM_PRE_RESIDUAL, body)                                                                     \
-        break;                                                                                                         \
-    case BNORM_PRE_Y:                                                                                                  \
-        BNORM_GRAD_KINDS(BNORM_PRE_Y, body)                                                                            \
-        break;                                                                                                         \
+#define BNORM_GRAD_CASES(body)                                                                     \
+    switch (a->pre) {                                                                              \
+    case BNORM_PRE_NONE:                                                                           \
+        body(BNORM_PRE_NONE, BNORM_ACT_IDENTITY);                                                  \
+        break;                                                                                     \
+    case BNORM_PRE_X:                                                                              \
+        BNORM_GRAD_KINDS(BNORM_PRE_X, body)                                                        \
+        break;                                                                                     \
+    case BNORM_PRE_RESIDUAL:                                                                       \
+        BNORM_GRAD_KINDS(BNORM_PRE_RESIDUAL, body)                                                 \
+        break;                                                                                     \
+    case BNORM_PRE_Y:                                                                              \
+        BNORM_GRAD_KINDS(BNORM_PRE_Y, body)                                                        \
+        break;                                                                                     \
     }
 
-static void strip_grad_any(const bnorm_grad_args *a, const struct grad_strip *s, double *sum_g, double *sum_gx) {
-#define BNORM_CALL(pre, kind) strip_grad(pre, kind, a, s, sum_g, sum_gx)
+static void strip_grad_rows(const bnorm_grad_args *a, const struct grad_strip *s, double *sum_g,
+                            double *sum_gx) {
+#define BNORM_CALL(pre, kind) strip_grad(pre, kind, 0, a, s, sum_g, sum_gx)
+    BNORM_GRAD_CASES(BNORM_CALL)
+#undef BNORM_CALL
+}
+
+static void strip_grad_plane(const bnorm_grad_args *a, const struct grad_strip *s, double *sum_g,
+                             double *sum_gx){
+#define BNORM_CALL(pre, kind) strip_grad(pre, kind, 1, a, s, sum_g, sum_gx)
     BNORM_GRAD_CASES(BNORM_CALL)
 #undef BNORM_CALL
 }
@@ -182,8 +208,8 @@ BNORM_INLINE void canonical_sums(double *sum, size_t c) {
 }
 
 /* Channels [at, at + c) of a block of rows. */
-BNORM_INLINE void sums_tile(const bnorm_grad_args *a, size_t at, size_t c, size_t chains, double *sum_g,
-                            double *sum_gx) {
+BNORM_INLINE void sums_tile(const bnorm_grad_args *a, size_t at, size_t c, size_t chains,
+                            double *sum_g, double *sum_gx) {
     const size_t rows = a->runs;
     const int wanted = a->pre == BNORM_PRE_RESIDUAL || a->pre == BNORM_PRE_Y;
     struct grad_strip s = {.x = a->x + at,
@@ -200,7 +226,7 @@ BNORM_INLINE void sums_tile(const bnorm_grad_args *a, size_t at, size_t c, size_
     if (chains == 1) {
         memset(sum_g, 0, c * sizeof *sum_g);
         memset(sum_gx, 0, c * sizeof *sum_gx);
-        strip_grad_any(a, &s, sum_g, sum_gx);
+        strip_grad_rows(a, &s, sum_g, sum_gx);
     } else {
         double g[BNORM_MAX_LANES], gx[BNORM_MAX_LANES];
         float center[BNORM_MAX_LANES], scale[BNORM_MAX_LANES], shift[BNORM_MAX_LANES];
@@ -214,7 +240,7 @@ BNORM_INLINE void sums_tile(const bnorm_grad_args *a, size_t at, size_t c, size_
             s.center = repeat(center, a->center, c, chains);
             s.scale = repeat(scale, a->scale, c, chains);
             s.shift = repeat(shift, a->shift, c, chains);
-            strip_grad_any(a, &s, g, gx);
+            strip_grad_rows(a, &s, g, gx);
         } else {
             for (size_t j = 0; j < chains && j < rows; j++) {
                 struct grad_strip chain = s;
@@ -226,7 +252,7 @@ BNORM_INLINE void sums_tile(const bnorm_grad_args *a, size_t at, size_t c, size_
                 chain.dy_stride *= chains;
                 chain.extra_stride *= chains;
                 chain.rows = (rows - j + chains - 1) / chains;
-                strip_grad_any(a, &chain, g + j * c, gx + j * c);
+                strip_grad_rows(a, &chain, g + j * c, gx + j * c);
             }
         }
         fold_chains(g, c, chains);
@@ -243,50 +269,73 @@ static void sums_rows(const bnorm_grad_args *a, size_t chains, double *sum_g, do
         sums_tile(a, at, lesser(BNORM_TILE, a->len - at), chains, sum_g + at, sum_gx + at);
 }
 
-/* A plane is a block of rows of one channel. */
+/* A plane is a strip of BNORM_SPAN_LANES lanes of one channel. */
 static void sums_span(const bnorm_grad_args *a, double *sum_g, double *sum_gx) {
     const int wanted = a->pre == BNORM_PRE_RESIDUAL || a->pre == BNORM_PRE_Y;
+    double g[BNORM_SPAN_LANES], gx[BNORM_SPAN_LANES];
     for (size_t r = 0; r < a->runs; r++) {
-        bnorm_grad_args plane = *a;
-        plane.runs = a->len;
-        plane.len = 1;
-        plane.x += r * a->x_stride;
-        plane.dy += r * a->dy_stride;
-        if (wanted)
-            plane.extra += r * a->extra_stride;
-        plane.x_stride = plane.dy_stride = plane.extra_stride = 1;
-        plane.center += r;
-        plane.scale += r;
-        plane.shift += r;
-        sums_tile(&plane, 0, 1, BNORM_SPAN_LANES, sum_g + r, sum_gx + r);
+        const struct grad_strip s = {.x = a->x + r * a->x_stride,
+                                     .dy = a->dy + r * a->dy_stride,
+                                     .extra = wanted ? a->extra + r * a->extra_stride : NULL,
+                                     .x_stride = BNORM_SPAN_LANES,
+                                     .dy_stride = BNORM_SPAN_LANES,
+                                     .extra_stride = BNORM_SPAN_LANES,
+                                     .rows = a->len / BNORM_SPAN_LANES,
+                                     .len = BNORM_SPAN_LANES,
+                                     .tail = a->len % BNORM_SPAN_LANES,
+                                     .center = a->center + r,
+                                     .scale = a->scale + r,
+                                     .shift = a->shift + r};
+        memset(g, 0, sizeof g);
+        memset(gx, 0, sizeof gx);
+        strip_grad_plane(a, &s, g, gx);
+        fold_chains(g, 1, BNORM_SPAN_LANES);
+        fold_chains(gx, 1, BNORM_SPAN_LANES);
+        sum_g[r] = g[0];
+        sum_gx[r] = gx[0];
     }
+    canonical_sums(sum_g, a->runs);
+    canonical_sums(sum_gx, a->runs);
 }
 
-/* ------------------------------------------------------------------------------------------------------------------ */
-/* dx                                                                                                                 */
+/* ------------------------------------------------------------------------------------------------------------------
+ */
+/* dx */
 
 /* n lanes at element i of run r. */
 BNORM_INLINE void dx_lanes(enum bnorm_pre pre, bnorm_act_kind kind, const bnorm_grad_args *a,
                            const struct grad_vectors *p, size_t r, size_t i, size_t n) {
     const vec_f x = load_lanes(a->x + r * a->x_stride + i, n);
     const vec_f dy = load_lanes(a->dy + r * a->dy_stride + i, n);
-    const float *extra = pre == BNORM_PRE_NONE || pre == BNORM_PRE_X ? NULL : a->extra + r * a->extra_stride + i;
+    const float *extra =
+        pre == BNORM_PRE_NONE || pre == BNORM_PRE_X ? NULL : a->extra + r * a->extra_stride + i;
     const vec_f g = grad_lanes(pre, kind, x, dy, extra, p, n);
     if (a->dx) {
-        const vec_f dx = a->slope ? vec_fma(vec_sub(x, p->center), p->slope, vec_fma(g, p->scale, p->offset))
-                                  : vec_mul(g, p->scale);
+        const vec_f dx =
+            a->slope ? vec_fma(vec_sub(x, p->center), p->slope, vec_fma(g, p->scale, p->offset))
+                     : vec_mul(g, p->scale);
         store_lanes(a->dx + r * a->dx_stride + i, vec_canonical(dx), n);
     }
     if (a->dresidual)
         store_lanes(a->dresidual + r * a->dresidual_stride + i, vec_canonical(g), n);
 }
 
-BNORM_INLINE void dx_rows_lanes(enum bnorm_pre pre, bnorm_act_kind kind, const bnorm_grad_args *a, size_t r,
-                                size_t rows, size_t i, size_t n) {
+BNORM_INLINE void dx_rows_lanes(enum bnorm_pre pre, bnorm_act_kind kind, const bnorm_grad_args *a,
+                                size_t r, size_t rows, size_t i, size_t n) {
     const struct grad_vectors p = grad_parameters(a, pre, i, n, 0, 1);
     BNORM_UNROLL
     for (size_t q = 0; q < rows; q++)
         dx_lanes(pre, kind, a, &p, r + q, i, n);
+}
+
+/* Rows that take turns on one load of the parameters. */
+#define BNORM_ROWS 4
+
+/* What full groups of full vectors leave over: one copy for all combinations. */
+static void dx_rows_rest(const bnorm_grad_args *a, size_t r, size_t rows, size_t i) {
+    for (; i < a->len; i += VEC_F)
+        for (size_t q = 0; q < rows; q++)
+            dx_rows_lanes(a->pre, a->act.kind, a, r + q, 1, i, lesser(VEC_F, a->len - i));
 }
 
 BNORM_INLINE void dx_rows_body(enum bnorm_pre pre, bnorm_act_kind kind, const bnorm_grad_args *a) {
@@ -296,11 +345,10 @@ BNORM_INLINE void dx_rows_body(enum bnorm_pre pre, bnorm_act_kind kind, const bn
         for (; i + VEC_F <= a->len; i += VEC_F)
             dx_rows_lanes(pre, kind, a, r, BNORM_ROWS, i, VEC_F);
         if (i < a->len)
-            dx_rows_lanes(pre, kind, a, r, BNORM_ROWS, i, a->len - i);
+            dx_rows_rest(a, r, BNORM_ROWS, i);
     }
-    for (; r < a->runs; r++)
-        for (size_t i = 0; i < a->len; i += VEC_F)
-            dx_rows_lanes(pre, kind, a, r, 1, i, lesser(VEC_F, a->len - i));
+    if (r < a->runs)
+        dx_rows_rest(a, r, a->runs - r, 0);
 }
 
 BNORM_INLINE void dx_span_body(enum bnorm_pre pre, bnorm_act_kind kind, const bnorm_grad_args *a) {
@@ -315,7 +363,8 @@ BNORM_INLINE void dx_span_body(enum bnorm_pre pre, bnorm_act_kind kind, const bn
 }
 
 static void dx_rows_any(const bnorm_grad_args *a) {
-#define BNORM_CALL(pre, kind) dx_rows_body(pre, kind, a)
+    const bnorm_grad_args local = *a; /* as in BNORM_APPLY_CASES */
+#define BNORM_CALL(pre, kind) dx_rows_body(pre, kind, &local)
     BNORM_GRAD_CASES(BNORM_CALL)
 #undef BNORM_CALL
 }
@@ -335,7 +384,8 @@ static void dx_rows(const bnorm_grad_args *a) {
     bnorm_grad_args wide = *a, rest = *a;
     wide.runs = a->runs / times;
     wide.len = c * times;
-    wide.x_stride = wide.dy_stride = wide.extra_stride = wide.dx_stride = wide.dresidual_stride = c * times;
+    wide.x_stride = wide.dy_stride = wide.extra_stride = wide.dx_stride = wide.dresidual_stride =
+        c * times;
     wide.center = repeat(center, a->center, c, times);
     wide.scale = repeat(scale, a->scale, c, times);
     wide.shift = repeat(shift, a->shift, c, times);
@@ -358,7 +408,8 @@ static void dx_rows(const bnorm_grad_args *a) {
 }
 
 static void dx_span(const bnorm_grad_args *a) {
-#define BNORM_CALL(pre, kind) dx_span_body(pre, kind, a)
+    const bnorm_grad_args local = *a;
+#define BNORM_CALL(pre, kind) dx_span_body(pre, kind, &local)
     BNORM_GRAD_CASES(BNORM_CALL)
 #undef BNORM_CALL
 }

@@ -1,44 +1,39 @@
 /* SPDX-License-Identifier: MIT
  *
- * The SIMD kernels, one source for every instruction set. Included once by each ISA folder's .c, after its vec.h, never
- * compiled alone. vec.h provides, for vectors of VEC_F floats (vec_f) and VEC_D = VEC_F/2 doubles (vec_d):
- *   vec_load, vec_store, vec_set1, vec_add, vec_sub, vec_mul, vec_fma(a, b, c) = a*b + c rounded once
- *   vec_load_n, vec_store_n       the first n >= 1 lanes; memory behind them is not touched, other lanes load as 0
- *   vec_if_le, vec_if_gt(a, b, yes, no)   per lane; a NaN compares false
- *   vec_canonical                 every NaN becomes 0x7fc00000
+ * The SIMD kernels, one source for every instruction set. Included once by each ISA folder's .c,
+ * after its vec.h, never compiled alone. vec.h provides, for vectors of VEC_F floats (vec_f) and
+ * VEC_D = VEC_F/2 doubles (vec_d): vec_load, vec_store, vec_set1, vec_add, vec_sub, vec_mul,
+ * vec_fma(a, b, c) = a*b + c rounded once vec_load_n, vec_store_n       the first n >= 1 lanes;
+ * memory behind them is not touched, other lanes load as 0 vec_if_le, vec_if_gt(a, b, yes, no) per
+ * lane; a NaN compares false vec_canonical                 every NaN becomes 0x7fc00000
  *   ..._d                         the same for doubles, and vec_div_d, vec_if_lt_d, vec_outside_d
- *   vec_widen, vec_widen_n        floats from memory as doubles; vec_low, vec_high: the halves of a vec_f
- *   vec_narrow_store              VEC_D doubles rounded to floats
- * Wherever a product is added to something, it is written as a fma: a compiler that contracts finds nothing to do. */
+ *   vec_widen, vec_widen_n        floats from memory as doubles; vec_low, vec_high: the halves of a
+ * vec_f vec_narrow_store              VEC_D doubles rounded to floats Wherever a product is added
+ * to something, it is written as a fma: a compiler that contracts finds nothing to do. */
 #include "../plan.h"
 
 #include <float.h>
+#include <math.h>
 #include <string.h>
 
 #define BNORM_INLINE static inline __attribute__((always_inline))
 #if defined(__clang__)
-#define BNORM_UNROLL _Pragma("clang loop unroll(full)")
+#define BNORM_UNROLL /* clang unrolls short constant loops by itself */
 #else
 #define BNORM_UNROLL _Pragma("GCC unroll 8")
 #endif
 
-/* Channels that a reduction kernel takes at a time, and room for the lanes of one vector behind them. */
+/* Channels that a reduction kernel takes at a time, and room for the lanes of one vector behind
+ * them. */
 #define BNORM_TILE 512
-#define BNORM_PAD 16
+#define BNORM_PAD  16
 
 BNORM_INLINE size_t lesser(size_t a, size_t b) {
     return a < b ? a : b;
 }
 
-/* Lanes of row q of a group: n where the row is whole, what the tail row has in it, or none. */
-BNORM_INLINE size_t row_lanes(size_t q, size_t whole, size_t i, size_t n, size_t tail) {
-    if (q < whole)
-        return n;
-    return q == whole && tail > i ? lesser(n, tail - i) : 0;
-}
-
 BNORM_INLINE vec_f load_lanes(const float *p, size_t n) {
-    return n == VEC_F ? vec_load(p) : n ? vec_load_n(p, n) : vec_set1(0);
+    return n == VEC_F ? vec_load(p) : vec_load_n(p, n);
 }
 
 BNORM_INLINE void store_lanes(float *p, vec_f v, size_t n) {
@@ -48,8 +43,13 @@ BNORM_INLINE void store_lanes(float *p, vec_f v, size_t n) {
         vec_store_n(p, v, n);
 }
 
+/* A parameter of each lane, or one for all lanes. */
+BNORM_INLINE vec_f parameter_lanes(const float *p, int spread, size_t i, size_t n) {
+    return spread ? vec_set1(*p) : load_lanes(p + i, n);
+}
+
 BNORM_INLINE vec_d widen_lanes(const float *p, size_t n) {
-    return n == VEC_D ? vec_widen(p) : n ? vec_widen_n(p, n) : vec_set1_d(0);
+    return n == VEC_D ? vec_widen(p) : vec_widen_n(p, n);
 }
 
 /* s[0..n) += v, 1 <= n <= VEC_D */
@@ -85,4 +85,5 @@ BNORM_INLINE void fold_chains(double *s, size_t c, size_t chains) {
 
 /* The table of this kernel set, made from the one list. */
 #define BNORM_ENTRY(kernel, args) .kernel = kernel,
-#define BNORM_KERNEL_TABLE(set) {.name = set, BNORM_KERNELS(BNORM_ENTRY)}
+#define BNORM_KERNEL_TABLE(set)                                                                    \
+    { .name = set, BNORM_KERNELS(BNORM_ENTRY) }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * The vec_* primitives for AArch64 Advanced SIMD: 4 floats or 2 doubles. See src/kernels/kernels.h for their meaning. */
+ * The vec_* primitives for AArch64 Advanced SIMD: 4 floats or 2 doubles. See src/kernels/kernels.h
+ * for their meaning. */
 #define VEC_F 4 /* floats per vector */
 #define VEC_D 2 /* doubles per vector */
 
@@ -102,7 +103,8 @@ static inline vec_d vec_canonical_d(vec_d v) {
 }
 /* Lanes of v outside [low, high], NaN included, one bit each. */
 static inline unsigned vec_outside_d(vec_d v, double low, double high) {
-    const uint64x2_t inside = vandq_u64(vcgeq_f64(v, vdupq_n_f64(low)), vcleq_f64(v, vdupq_n_f64(high)));
+    const uint64x2_t inside =
+        vandq_u64(vcgeq_f64(v, vdupq_n_f64(low)), vcleq_f64(v, vdupq_n_f64(high)));
     return (unsigned)(~vgetq_lane_u64(inside, 0) & 1) | (unsigned)(~vgetq_lane_u64(inside, 1) & 2);
 }
 

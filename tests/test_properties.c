@@ -1,0 +1,632 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Properties that hold for any data, over random shapes; data whose statistics are exact; and the
+ * caller's floating-point mode: rounding direction, flush to zero. */
+#include "cases.h"
+#include "oracle.h"
+
+#include <fenv.h>
+#include <float.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
+#endif
+
+static int repetitions(int many) {
+    return test_quick() ? (many + 7) / 8 : many;
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Shapes and calls                                                                               */
+
+/* Few or many channels, one block or several, one position or many. */
+static bnorm_shape random_shape(struct test *t) {
+    struct rng *r = &t->rng;
+    bnorm_shape s = {.layout = layout_of(t)};
+    switch (rng_below(r, 4)) {
+    case 0: /* (N, C) data */
+        s = (bnorm_shape){.layout = s.layout, .n = 1 + rng_below(r, 400), .hw = 1};
+        s.c = 1 + rng_below(r, 40);
+        break;
+    case 1: /* several blocks per image */
+        s.n = 1 + rng_below(r, 3);
+        s.c = 1 + rng_below(r, 3);
+        s.hw = 4000 + rng_below(r, 6000);
+        break;
+    case 2: /* many channels */
+        s.n = 1 + rng_below(r, 3);
+        s.c = 200 + rng_below(r, 1000);
+        s.hw = 1 + rng_below(r, 80);
+        break;
+    default:
+        s.n = 1 + rng_below(r, 6);
+        s.c = 1 + rng_below(r, 70);
+        s.hw = 1 + rng_below(r, 200);
+    }
+    return s;
+}
+
+static size_t per_channel(const bnorm_shape *s) {
+    return s->n * s->hw;
+}
+
+/* Dense index of element q of channel c. */
+static size_t element(const bnorm_shape *s, size_t c, size_t q) {
+    const size_t image = q / s->hw, p = q % s->hw;
+    return s->layout == BNORM_NHWC ? (image * s->hw + p) * s->c + c
+                                   : (image * s->c + c) * s->hw + p;
+}
+
+/* Everything that the operations compute, for dense x and dy. */
+struct results {
+    float *mean, *var;                                 /* bnorm_moments */
+    float *y, *save_mean, *save_mean_lo, *save_invstd; /* bnorm_forward_train */
+    float *running_mean, *running_var;
+    float *dx, *dgamma, *dbeta;     /* bnorm_backward */
+    float *applied, *scale, *shift; /* bnorm_fold, bnorm_apply */
+};
+
+static struct results new_results(struct test *t, const bnorm_shape *s) {
+    const size_t count = shape_count(s), c = s->c;
+    const struct results r = {
+        .mean = test_floats(t, c),
+        .var = test_floats(t, c),
+        .y = test_floats(t, count),
+        .save_mean = test_floats(t, c),
+        .save_mean_lo = test_floats(t, c),
+        .save_invstd = test_floats(t, c),
+        .running_mean = test_floats(t, c),
+        .running_var = test_floats(t, c),
+        .dx = test_floats(t, count),
+        .dgamma = test_floats(t, c),
+        .dbeta = test_floats(t, c),
+        .applied = test_floats(t, count),
+        .scale = test_floats(t, c),
+        .shift = test_floats(t, c),
+    };
+    return r;
+}
+
+/* What is called between two changes of the floating-point mode must not need the harness. */
+struct calls {
+    bnorm_shape shape;
+    bnorm_exec exec;
+    const float *x, *dy;
+    double eps;
+    void *ws;
+    size_t ws_size;
+    struct results out;
+};
+
+static struct calls new_calls(struct test *t, const bnorm_shape *s, const float *x, const float *dy,
+                              double eps) {
+    const size_t forward = bnorm_workspace(BNORM_OP_FORWARD_TRAIN, s),
+                 backward = bnorm_workspace(BNORM_OP_BACKWARD, s),
+                 ws_size = forward > backward ? forward : backward;
+    const struct calls calls = {*s,  {.isa = t->isa},        x,       dy,
+                                eps, test_alloc(t, ws_size), ws_size, new_results(t, s)};
+    return calls;
+}
+
+static bnorm_status call_moments(const struct calls *k) {
+    return bnorm_moments(&k->shape, (bnorm_in){.data = k->x}, k->out.mean, k->out.var, k->ws,
+                         k->ws_size, &k->exec);
+}
+
+static bnorm_status call_forward(const struct calls *k) {
+    const bnorm_train train = {
+        .eps = k->eps,
+        .running = {k->out.running_mean, k->out.running_var, 0.25, BNORM_VARIANCE_SAMPLE},
+        .save_mean = k->out.save_mean,
+        .save_mean_lo = k->out.save_mean_lo,
+        .save_invstd = k->out.save_invstd,
+    };
+    return bnorm_forward_train(&k->shape, (bnorm_in){.data = k->x}, (bnorm_out){.data = k->out.y},
+                               &train, k->ws, k->ws_size, &k->exec);
+}
+
+static bnorm_status call_backward(const struct calls *k) {
+    const bnorm_grad grad = {
+        .save_mean = k->out.save_mean,
+        .save_mean_lo = k->out.save_mean_lo,
+        .save_invstd = k->out.save_invstd,
+        .dgamma = k->out.dgamma,
+        .dbeta = k->out.dbeta,
+    };
+    return bnorm_backward(&k->shape, (bnorm_in){.data = k->x}, (bnorm_in){.data = k->dy},
+                          (bnorm_out){.data = k->out.dx}, &grad, k->ws, k->ws_size, &k->exec);
+}
+
+static bnorm_status call_fold(const struct calls *k) {
+    return bnorm_fold(k->shape.c, NULL, NULL, k->out.mean, k->out.var, k->eps, k->out.scale,
+                      k->out.shift);
+}
+
+static bnorm_status call_apply(const struct calls *k) {
+    const bnorm_affine affine = {.scale = k->out.scale, .shift = k->out.shift};
+    return bnorm_apply(&k->shape, (bnorm_in){.data = k->x}, (bnorm_out){.data = k->out.applied},
+                       &affine, &k->exec);
+}
+
+/* In this order: each builds on the results of those before it. */
+static const struct call {
+    const char *name;
+    bnorm_status (*run)(const struct calls *k);
+} all_calls[] = {
+    {"bnorm_moments", call_moments},   {"bnorm_forward_train", call_forward},
+    {"bnorm_backward", call_backward}, {"bnorm_fold", call_fold},
+    {"bnorm_apply", call_apply},
+};
+
+static void run_all(struct test *t, const struct calls *k) {
+    for (size_t i = 0; i < COUNT_OF(all_calls); i++)
+        check_status(t, all_calls[i].name, all_calls[i].run(k), BNORM_OK);
+}
+
+static void check_same(struct test *t, const struct calls *got, const struct calls *want) {
+    const size_t count = shape_count(&got->shape), c = got->shape.c;
+    const struct results *g = &got->out, *w = &want->out;
+    check_bits(t, "mean", g->mean, w->mean, c);
+    check_bits(t, "var", g->var, w->var, c);
+    check_bits(t, "y", g->y, w->y, count);
+    check_bits(t, "save_mean", g->save_mean, w->save_mean, c);
+    check_bits(t, "save_mean_lo", g->save_mean_lo, w->save_mean_lo, c);
+    check_bits(t, "save_invstd", g->save_invstd, w->save_invstd, c);
+    check_bits(t, "running_mean", g->running_mean, w->running_mean, c);
+    check_bits(t, "running_var", g->running_var, w->running_var, c);
+    check_bits(t, "dx", g->dx, w->dx, count);
+    check_bits(t, "dgamma", g->dgamma, w->dgamma, c);
+    check_bits(t, "dbeta", g->dbeta, w->dbeta, c);
+    check_bits(t, "scale", g->scale, w->scale, c);
+    check_bits(t, "shift", g->shift, w->shift, c);
+    check_bits(t, "applied", g->applied, w->applied, count);
+}
+
+static void say(struct test *t, const bnorm_shape *s, const char *what) {
+    char text[96];
+    test_context(t, "%s, %s", shape_text(s, text), what);
+}
+
+/* Exact statistics and y with their bounds, the final rounding to float included. */
+struct reference {
+    double *mean, *mean_bound, *var, *var_bound, *y, *y_bound;
+};
+
+static struct reference reference_of(struct test *t, const bnorm_shape *s, const float *x,
+                                     double eps) {
+    const size_t c = s->c, count = shape_count(s);
+    const struct reference r = {test_doubles(t, c), test_doubles(t, c),     test_doubles(t, c),
+                                test_doubles(t, c), test_doubles(t, count), test_doubles(t, count)};
+    const struct oracle_train train = {.eps = eps};
+    const struct oracle_train_out out = {
+        .stats = {r.mean, r.mean_bound, r.var, r.var_bound},
+        .invstd = test_doubles(t, c),
+        .invstd_bound = test_doubles(t, c),
+        .v = test_doubles(t, count),
+        .y = r.y,
+        .y_bound = r.y_bound,
+    };
+    oracle_train(s, to_double(t, x, count), &train, &out);
+    for (size_t i = 0; i < c; i++) {
+        r.mean_bound[i] += 0x1p-24 * (fabs(r.mean[i]) + r.mean_bound[i]) + 0x1p-149;
+        r.var_bound[i] += 0x1p-24 * (r.var[i] + r.var_bound[i]) + 0x1p-149;
+    }
+    return r;
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Exact data                                                                                     */
+
+/* Pairs m - d and m + d next to each other, so that the mean is m in every block too; d is 1 or 7
+ * steps in equal numbers (variance 25 steps^2) or always 1 step (variance 1, and y is +-1). */
+static void exact_data(struct test *t) {
+    for (int i = 0; i < repetitions(60); i++) {
+        bnorm_shape s = random_shape(t);
+        const int unit = (int)rng_below(&t->rng, 2);
+        if (s.hw == 1)
+            s.n += 3 - (s.n - 1) % 4;
+        else
+            s.hw += 3 - (s.hw - 1) % 4;
+        const size_t n = per_channel(&s), count = shape_count(&s);
+        float *x = test_floats(t, count), *dy = test_floats(t, count), *mean = test_floats(t, s.c),
+              *var = test_floats(t, s.c), *y = test_floats(t, count), *invstd = test_floats(t, s.c),
+              *dgamma = test_floats(t, s.c), *dbeta = test_floats(t, s.c);
+        for (size_t c = 0; c < s.c; c++) {
+            const double step = ldexp(1, (int)rng_below(&t->rng, 21) - 10),
+                         m = step * ((double)rng_below(&t->rng, 1 << 22) - 0x1p21);
+            double sum_g = 0, sum_gx = 0;
+            for (size_t q = 0; q < n; q++) {
+                const size_t at = element(&s, c, q);
+                const double pair = unit || q % 4 < 2 ? 1 : 7;
+                const double sign = q % 2 == (q / 2 + c) % 2 ? 1 : -1;
+                const double g = (double)rng_below(&t->rng, 65) - 32;
+                x[at] = (float)(m + sign * pair * step);
+                dy[at] = (float)g;
+                y[at] = (float)sign;
+                sum_g += g;
+                sum_gx += g * sign;
+            }
+            mean[c] = (float)m;
+            var[c] = (float)((unit ? 1 : 25) * step * step);
+            invstd[c] = (float)(1 / step);
+            dgamma[c] = (float)sum_gx;
+            dbeta[c] = (float)sum_g;
+        }
+        say(t, &s, unit ? "pairs m +- 1" : "pairs m +- 1, m +- 7");
+        const struct calls k = new_calls(t, &s, x, dy, 0);
+        run_all(t, &k);
+        check_bits(t, "mean", k.out.mean, mean, s.c);
+        check_bits(t, "var", k.out.var, var, s.c);
+        check_bits(t, "save_mean", k.out.save_mean, mean, s.c);
+        check_bits(t, "dbeta", k.out.dbeta, dbeta, s.c);
+        if (unit) {
+            check_bits(t, "save_invstd", k.out.save_invstd, invstd, s.c);
+            check_bits(t, "y", k.out.y, y, count);
+            check_bits(t, "dgamma", k.out.dgamma, dgamma, s.c);
+        }
+        test_release(t);
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Properties                                                                                     */
+
+static const enum values ordinary_values[] = {VALUES_NORMAL, VALUES_MEAN_1E6, VALUES_OUTLIER,
+                                              VALUES_HALF_CONSTANT, VALUES_CONSTANT};
+
+static enum values random_values(struct test *t) {
+    return ordinary_values[rng_below(&t->rng, COUNT_OF(ordinary_values))];
+}
+
+static float *random_x(struct test *t, const bnorm_shape *s, enum values kind) {
+    float *x = test_floats(t, shape_count(s));
+    fill_values(&t->rng, s, kind, x);
+    return x;
+}
+
+static float *random_dy(struct test *t, const bnorm_shape *s) {
+    return uniform_floats(t, 1, shape_count(s), -1, 1);
+}
+
+/* Samples and pixels in another order: the exact statistics are the same. */
+static void permute(struct test *t) {
+    for (int i = 0; i < repetitions(40); i++) {
+        const bnorm_shape s = random_shape(t);
+        const enum values kind = random_values(t);
+        const size_t n = per_channel(&s);
+        const float *x = random_x(t, &s, kind), *dy = random_dy(t, &s);
+        float *shuffled = test_floats(t, shape_count(&s));
+        size_t *order = test_alloc(t, n * sizeof *order);
+        for (size_t q = 0; q < n; q++) {
+            const size_t other = rng_below(&t->rng, q + 1);
+            order[q] = order[other];
+            order[other] = q;
+        }
+        for (size_t c = 0; c < s.c; c++)
+            for (size_t q = 0; q < n; q++)
+                shuffled[element(&s, c, order[q])] = x[element(&s, c, q)];
+        const struct calls a = new_calls(t, &s, x, dy, 1e-5),
+                           b = new_calls(t, &s, shuffled, dy, 1e-5);
+        const struct reference r = reference_of(t, &s, x, 1e-5);
+        say(t, &s, values_name(kind));
+        run_all(t, &a);
+        run_all(t, &b);
+        for (size_t c = 0; c < s.c; c++) {
+            check_near(t, "mean", c, b.out.mean[c], (double)a.out.mean[c], 2 * r.mean_bound[c]);
+            check_near(t, "var", c, b.out.var[c], (double)a.out.var[c], 2 * r.var_bound[c]);
+            check_near(t, "mean against the exact one", c, b.out.mean[c], r.mean[c],
+                       r.mean_bound[c]);
+            check_near(t, "var against the exact one", c, b.out.var[c], r.var[c], r.var_bound[c]);
+        }
+        test_release(t);
+    }
+}
+
+/* x*2^k gives mean*2^k, var*4^k, invstd/2^k and, with eps 0, the same y, all to the bit; dy*2^k
+ * gives dx, dgamma and dbeta times 2^k. Without over- and underflow, that is. */
+static void scale_by_power_of_two(struct test *t) {
+    for (int i = 0; i < repetitions(60); i++) {
+        const bnorm_shape s = random_shape(t);
+        const enum values kind = random_values(t);
+        const size_t count = shape_count(&s);
+        const int k = (int)rng_below(&t->rng, 41) - 20, kg = (int)rng_below(&t->rng, 41) - 20;
+        const float *x = random_x(t, &s, kind), *dy = random_dy(t, &s);
+        float *scaled_x = test_floats(t, count), *scaled_dy = test_floats(t, count);
+        for (size_t e = 0; e < count; e++) {
+            scaled_x[e] = ldexpf(x[e], k);
+            scaled_dy[e] = ldexpf(dy[e], kg);
+        }
+        const struct calls a = new_calls(t, &s, x, dy, 0),
+                           b = new_calls(t, &s, scaled_x, scaled_dy, 0);
+        char text[96];
+        test_context(t, "%s, %s, x*2^%d, dy*2^%d", shape_text(&s, text), values_name(kind), k, kg);
+        run_all(t, &a);
+        run_all(t, &b);
+        const struct results *o = &a.out;
+        for (size_t c = 0; c < s.c; c++) {
+            o->mean[c] = ldexpf(o->mean[c], k);
+            o->var[c] = ldexpf(o->var[c], 2 * k);
+            o->save_mean[c] = ldexpf(o->save_mean[c], k);
+            o->save_mean_lo[c] = ldexpf(o->save_mean_lo[c], k);
+            o->save_invstd[c] = ldexpf(o->save_invstd[c], -k);
+            o->dgamma[c] = ldexpf(o->dgamma[c], kg);
+            o->dbeta[c] = ldexpf(o->dbeta[c], kg);
+            o->running_mean[c] = ldexpf(o->running_mean[c], k);
+            o->running_var[c] = ldexpf(o->running_var[c], 2 * k);
+            o->scale[c] = ldexpf(o->scale[c], -k);
+        }
+        for (size_t e = 0; e < count; e++)
+            o->dx[e] = ldexpf(o->dx[e], kg - k);
+        check_same(t, &b, &a);
+        test_release(t);
+    }
+}
+
+/* x + constant has the same variance and y, as far as the bounds go. The values have few bits, so
+ * that adding the constant is exact. */
+static void add_constant(struct test *t) {
+    for (int i = 0; i < repetitions(40); i++) {
+        const bnorm_shape s = random_shape(t);
+        const size_t count = shape_count(&s);
+        const double constant = (double)rng_below(&t->rng, 4096);
+        float *x = test_floats(t, count), *moved = test_floats(t, count);
+        const float *dy = random_dy(t, &s);
+        for (size_t e = 0; e < count; e++) {
+            x[e] = (float)((double)rng_below(&t->rng, 4096) * 0x1p-8 - 8);
+            moved[e] = (float)((double)x[e] + constant);
+        }
+        const struct calls a = new_calls(t, &s, x, dy, 1e-5), b = new_calls(t, &s, moved, dy, 1e-5);
+        const struct reference ra = reference_of(t, &s, x, 1e-5),
+                               rb = reference_of(t, &s, moved, 1e-5);
+        char text[96];
+        test_context(t, "%s, x + %g", shape_text(&s, text), constant);
+        run_all(t, &a);
+        run_all(t, &b);
+        for (size_t c = 0; c < s.c; c++) {
+            check_near(t, "mean", c, b.out.mean[c], (double)a.out.mean[c] + constant,
+                       ra.mean_bound[c] + rb.mean_bound[c]);
+            check_near(t, "var", c, b.out.var[c], (double)a.out.var[c],
+                       ra.var_bound[c] + rb.var_bound[c]);
+        }
+        for (size_t e = 0; e < count; e++)
+            check_near(t, "y", e, b.out.y[e], (double)a.out.y[e],
+                       1.001 * (ra.y_bound[e] + rb.y_bound[e] + 0x1p-23 * fabs(ra.y[e])));
+        test_release(t);
+    }
+}
+
+/* Of a channel: the same bits as `want` or, after an infinity or a NaN, what that must lead to. */
+static void check_channels(struct test *t, const char *what, const bnorm_shape *s, size_t bad,
+                           int spoiled, int infinite, const float *got, const float *want,
+                           size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        const size_t c = count == s->c ? i : shape_channel(s, i);
+        if (c != bad || !spoiled)
+            check_bits(t, what, got + i, want + i, 1);
+        else if (infinite ? isfinite(got[i]) : float_bits(got[i]) != NAN_BITS)
+            test_fail(t, "%s[%zu] is %.9g (0x%08x), but its channel has %s", what, i,
+                      (double)got[i], float_bits(got[i]), infinite ? "an infinity" : "a NaN");
+    }
+}
+
+/* One NaN or infinity: its channel is no number throughout, the others do not notice. */
+static void nan_stays(struct test *t) {
+    static const uint32_t specials[] = {0x7fc00000, 0xffc12345, 0x7f800001, 0x7f800000, 0xff800000};
+    for (int i = 0; i < repetitions(60); i++) {
+        const bnorm_shape s = random_shape(t);
+        const size_t count = shape_count(&s), at = rng_below(&t->rng, count),
+                     bad = shape_channel(&s, at);
+        const float special = bits_float(specials[rng_below(&t->rng, COUNT_OF(specials))]);
+        const int in_x = (int)rng_below(&t->rng, 3) > 0, infinite = isinf(special) != 0;
+        const float *x = random_x(t, &s, VALUES_NORMAL), *dy = random_dy(t, &s);
+        float *bad_x = copy_floats(t, x, count), *bad_dy = copy_floats(t, dy, count);
+        (in_x ? bad_x : bad_dy)[at] = special;
+        const struct calls a = new_calls(t, &s, x, dy, 1e-5),
+                           b = new_calls(t, &s, bad_x, bad_dy, 1e-5);
+        const struct results *want = &a.out, *got = &b.out;
+        char text[96];
+        test_context(t, "%s, 0x%08x at %zu of %s", shape_text(&s, text), float_bits(special), at,
+                     in_x ? "x" : "dy");
+        run_all(t, &a);
+        run_all(t, &b);
+        const struct {
+            const char *name;
+            const float *got, *want;
+            size_t count;
+            int spoiled;
+        } outputs[] = {
+            {"mean", got->mean, want->mean, s.c, in_x},
+            {"var", got->var, want->var, s.c, in_x},
+            {"y", got->y, want->y, count, in_x},
+            {"save_mean", got->save_mean, want->save_mean, s.c, in_x},
+            {"save_mean_lo", got->save_mean_lo, want->save_mean_lo, s.c, in_x},
+            {"save_invstd", got->save_invstd, want->save_invstd, s.c, in_x},
+            {"running_mean", got->running_mean, want->running_mean, s.c, in_x},
+            {"running_var", got->running_var, want->running_var, s.c, in_x},
+            {"dx", got->dx, want->dx, count, 1},
+            {"dgamma", got->dgamma, want->dgamma, s.c, 1},
+            {"dbeta", got->dbeta, want->dbeta, s.c, !in_x},
+            {"scale", got->scale, want->scale, s.c, in_x},
+            {"shift", got->shift, want->shift, s.c, in_x},
+            {"applied", got->applied, want->applied, count, in_x},
+        };
+        for (size_t k = 0; k < COUNT_OF(outputs); k++)
+            check_channels(t, outputs[k].name, &s, bad, outputs[k].spoiled, infinite,
+                           outputs[k].got, outputs[k].want, outputs[k].count);
+        test_release(t);
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Floating-point mode                                                                            */
+
+/* The control bits of the unit that SIMD code uses; 0 where flushing is not known. */
+#if defined(__x86_64__) || defined(__i386__)
+#define FLUSH_BITS 0x8040u /* FTZ, DAZ */
+static unsigned mode(void) {
+    return _mm_getcsr() & ~0x3fu; /* without the sticky flags */
+}
+static void set_mode(unsigned bits) {
+    _mm_setcsr(bits);
+}
+#elif defined(__aarch64__)
+#define FLUSH_BITS 0x1000000u /* FZ: inputs and outputs */
+static unsigned mode(void) {
+    uint64_t bits;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(bits));
+    return (unsigned)bits;
+}
+static void set_mode(unsigned bits) {
+    __asm__ volatile("msr fpcr, %0" : : "r"((uint64_t)bits));
+}
+#else
+#define FLUSH_BITS 0u
+static unsigned mode(void) {
+    return (unsigned)fegetround();
+}
+static void set_mode(unsigned bits) {
+    fesetround((int)bits);
+}
+#endif
+
+/* Runs all calls in the mode that `bits` stand for; fails if one of them changes it. */
+static void run_all_in(struct test *t, const struct calls *k, unsigned bits) {
+    const unsigned before = mode();
+    bnorm_status status[COUNT_OF(all_calls)];
+    unsigned after[COUNT_OF(all_calls)];
+    set_mode(bits);
+    const unsigned set = mode();
+    for (size_t i = 0; i < COUNT_OF(all_calls); i++) {
+        status[i] = all_calls[i].run(k);
+        after[i] = mode();
+    }
+    set_mode(before);
+    for (size_t i = 0; i < COUNT_OF(all_calls); i++) {
+        check_status(t, all_calls[i].name, status[i], BNORM_OK);
+        if (after[i] != set)
+            test_fail(t, "%s changed the floating-point mode from 0x%x to 0x%x", all_calls[i].name,
+                      set, after[i]);
+    }
+}
+
+static int is_denormal(float v) {
+    return fpclassify(v) == FP_SUBNORMAL;
+}
+
+/* Data far from the denormals: the same bits. */
+static void flush_to_zero(struct test *t) {
+    for (int i = 0; i < repetitions(40); i++) {
+        const bnorm_shape s = random_shape(t);
+        const enum values kind = random_values(t);
+        const float *x = random_x(t, &s, kind), *dy = random_dy(t, &s);
+        const struct calls a = new_calls(t, &s, x, dy, 1e-5), b = new_calls(t, &s, x, dy, 1e-5);
+        say(t, &s, values_name(kind));
+        run_all_in(t, &a, mode());
+        run_all_in(t, &b, mode() | FLUSH_BITS);
+        check_same(t, &b, &a);
+        test_release(t);
+    }
+}
+
+/* Some elements are denormal: flushed, they become zeros; all others keep their bits. */
+static void flush_denormals_only(struct test *t) {
+    for (int i = 0; i < repetitions(40); i++) {
+        const bnorm_shape s = random_shape(t);
+        const size_t count = shape_count(&s);
+        float *x = random_x(t, &s, VALUES_NORMAL);
+        float *want = test_floats(t, count), *got = test_floats(t, count),
+              *flushed = test_floats(t, count);
+        float *scale = test_floats(t, s.c);
+        for (size_t c = 0; c < s.c; c++)
+            scale[c] = rng_below(&t->rng, 2) ? 0.5f : 2;
+        for (size_t e = 0; e < count; e++)
+            if (rng_below(&t->rng, 2))
+                x[e] = bits_float((uint32_t)rng_below(&t->rng, 0x1800000) |
+                                  (uint32_t)rng_below(&t->rng, 2) << 31);
+        for (size_t e = 0; e < count; e++)
+            flushed[e] = FLUSH_BITS && is_denormal(x[e]) ? 0 : x[e];
+        const bnorm_affine affine = {.scale = scale};
+        const bnorm_exec exec = {.isa = t->isa};
+        say(t, &s, "denormals among normal values");
+        const unsigned before = mode();
+        set_mode(before | FLUSH_BITS);
+        const bnorm_status status =
+            bnorm_apply(&s, (bnorm_in){.data = x}, (bnorm_out){.data = got}, &affine, &exec);
+        set_mode(before);
+        check_status(t, "bnorm_apply", status, BNORM_OK);
+        check_status(
+            t, "bnorm_apply",
+            bnorm_apply(&s, (bnorm_in){.data = flushed}, (bnorm_out){.data = want}, &affine, &exec),
+            BNORM_OK);
+        for (size_t e = 0; e < count; e++) {
+            /* fma's zero result has the sign of the sum -0 + 0: positive. */
+            if (FLUSH_BITS && is_denormal(want[e]))
+                want[e] = copysignf(0, want[e]);
+            /* Flushed results may keep the sign or not. */
+            if (want[e] == 0 && got[e] == 0)
+                continue;
+            check_bits(t, "y", got + e, want + e, 1);
+        }
+        test_release(t);
+    }
+}
+
+/* Directed rounding errs up to twice as much per operation, four times in squares of errors; and
+ * the pivot of a constant channel may be the float next to it: 2^-46*x^2 cancel in double. */
+static void rounding_direction(struct test *t) {
+    static const struct {
+        const char *name;
+        int direction;
+    } directions[] = {
+#ifdef FE_UPWARD
+        {"upward", FE_UPWARD},
+#endif
+#ifdef FE_DOWNWARD
+        {"downward", FE_DOWNWARD},
+#endif
+#ifdef FE_TOWARDZERO
+        {"toward zero", FE_TOWARDZERO},
+#endif
+        {"to nearest", FE_TONEAREST},
+    };
+    for (int i = 0; i < repetitions(40); i++) {
+        const bnorm_shape s = random_shape(t);
+        const enum values kind = random_values(t);
+        const float *x = random_x(t, &s, kind), *dy = random_dy(t, &s);
+        const struct reference r = reference_of(t, &s, x, 1e-5);
+        const size_t d = rng_below(&t->rng, COUNT_OF(directions));
+        const struct calls k = new_calls(t, &s, x, dy, 1e-5);
+        char text[96];
+        test_context(t, "%s, %s, rounding %s", shape_text(&s, text), values_name(kind),
+                     directions[d].name);
+        fesetround(directions[d].direction);
+        const unsigned rounding = mode();
+        fesetround(FE_TONEAREST);
+        run_all_in(t, &k, rounding);
+        for (size_t c = 0; c < s.c; c++) {
+            check_near(t, "mean", c, k.out.mean[c], r.mean[c], 4 * r.mean_bound[c]);
+            check_near(t, "var", c, k.out.var[c], r.var[c],
+                       4 * r.var_bound[c] + 0x1p-94 * (r.mean[c] * r.mean[c] + r.var[c]));
+        }
+        for (size_t e = 0; e < shape_count(&s); e++)
+            check_near(t, "y", e, k.out.y[e], r.y[e], 4 * (r.y_bound[e] + 0x1p-24 * fabs(r.y[e])));
+        test_release(t);
+    }
+}
+
+void add_properties(struct suite *s) {
+    static const struct layout_case cases[] = {
+        {"properties", "exact-data", exact_data},
+        {"properties", "permute", permute},
+        {"properties", "power-of-two", scale_by_power_of_two},
+        {"properties", "add-constant", add_constant},
+        {"properties", "nan", nan_stays},
+        {"fp-mode", "flush-to-zero", flush_to_zero},
+        {"fp-mode", "flush-denormals-only", flush_denormals_only},
+        {"fp-mode", "rounding", rounding_direction},
+    };
+    add_layout_cases(s, cases, COUNT_OF(cases));
+}

@@ -1,0 +1,973 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * bnorm-verify: does this machine compute the same bits as every other?
+ *
+ * Every function of bnorm.h runs on made-up data, on every kernel set that this CPU has. Each group
+ * of cases gives one hash of all that was written, gaps between runs included; the hashes that
+ * belong to this version of the library are in verify_hashes.inc. One static program without other
+ * files, so that it can be copied to a device and run there.
+ *
+ * The data comes from integers alone, so that no libm and no compiler has a say in it. How cases
+ * are executed (alignment of buffers, one thread or tasks in shuffled order) differs from set to
+ * set on purpose: the bits must not. */
+#include "bnorm.h"
+
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#if (defined(__x86_64__) || defined(__i386__)) && defined(__GNUC__)
+#include <cpuid.h>
+#endif
+
+/* The hashes of one group: of the small shapes alone (--quick), and of all. */
+struct hashes {
+    const char *name;
+    uint64_t quick, all;
+};
+
+static const struct hashes expected[] = {
+#include "verify_hashes.inc"
+};
+enum { EXPECTED = sizeof expected / sizeof expected[0] };
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Shapes: the smallest first. They have every number of chains, whole and partial blocks, one and
+ * many images, channels beyond one tile, and work enough to be shared out. */
+
+static const struct {
+    size_t n, c, hw;
+} shapes[] = {{1, 1, 1},    {1, 17, 1},   {9, 3, 1},     {0, 5, 9},    {4, 5, 0},
+              {3, 17, 49},  {2, 520, 2},  {2, 1, 4097},  {130, 65, 1}, {2, 24, 196},
+              {5, 33, 64},  {1, 3, 5600}, {2, 130, 65},  {1, 520, 33}, {1, 2, 9000},
+              {17, 320, 4}, {1, 64, 520}, {1, 31, 1100}, {34, 1024, 1}};
+enum {
+    SHAPES = sizeof shapes / sizeof shapes[0],
+    SMALL_SHAPES = 11,
+    MAX_C = 1024,
+    CAPACITY = 1 << 17, /* elements of a tensor, gaps included */
+    GUARD = 16,         /* elements behind it that must stay as they are */
+    PLACES = 16         /* different alignments, in elements */
+};
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Groups of cases */
+
+enum op { OP_FOLD, OP_FOLD_CONV, OP_RUNNING, OP_MOMENTS, OP_APPLY, OP_FORWARD, OP_BACKWARD };
+
+enum data { NORMAL, WIDE, OFFSET, OUTLIER, CONSTANT, EXTREME, SPECIAL };
+
+enum {
+    STRIDED = 1,
+    IN_PLACE = 2,
+    WITH_RESIDUAL = 4,
+    FROM_Y = 8,
+    FROZEN = 16,
+    ANY_ACT = 32,     /* each case has another activation */
+    ANY_RECOVERY = 64 /* ... and another way to recover its argument in backward */
+};
+
+/* `which` is an activation, a weight layout or a preset, as the op has it. */
+struct group {
+    enum op op;
+    int both_layouts;
+    const char *label;
+    unsigned which;
+    enum data data;
+    unsigned flags;
+};
+
+enum preset { KERAS, TENSORFLOW, PYTORCH, PYTORCH_CUMULATIVE, ONNX, CAFFE };
+
+static const struct group groups[] = {
+    {OP_FOLD, 0, "normal", 0, NORMAL, 0},
+    {OP_FOLD, 0, "special", 0, SPECIAL, 0},
+    {OP_FOLD_CONV, 0, "oihw", BNORM_OIHW, NORMAL, 0},
+    {OP_FOLD_CONV, 0, "ohwi", BNORM_OHWI, NORMAL, 0},
+    {OP_FOLD_CONV, 0, "hwio", BNORM_HWIO, NORMAL, 0},
+    {OP_FOLD_CONV, 0, "iohw", BNORM_IOHW, NORMAL, 0},
+    {OP_FOLD_CONV, 0, "hwoi", BNORM_HWOI, NORMAL, 0},
+    {OP_RUNNING, 0, "keras", KERAS, NORMAL, 0},
+    {OP_RUNNING, 0, "tensorflow", TENSORFLOW, NORMAL, 0},
+    {OP_RUNNING, 0, "pytorch", PYTORCH, NORMAL, 0},
+    {OP_RUNNING, 0, "pytorch_cumulative", PYTORCH_CUMULATIVE, NORMAL, 0},
+    {OP_RUNNING, 0, "onnx", ONNX, NORMAL, 0},
+    {OP_RUNNING, 0, "caffe", CAFFE, NORMAL, 0},
+    {OP_MOMENTS, 1, "normal", 0, NORMAL, 0},
+    {OP_MOMENTS, 1, "wide", 0, WIDE, 0},
+    {OP_MOMENTS, 1, "offset", 0, OFFSET, 0},
+    {OP_MOMENTS, 1, "outlier", 0, OUTLIER, 0},
+    {OP_MOMENTS, 1, "constant", 0, CONSTANT, 0},
+    {OP_MOMENTS, 1, "extreme", 0, EXTREME, 0},
+    {OP_MOMENTS, 1, "special", 0, SPECIAL, 0},
+    {OP_MOMENTS, 1, "strided", 0, WIDE, STRIDED},
+    {OP_APPLY, 1, "identity", BNORM_ACT_IDENTITY, NORMAL, 0},
+    {OP_APPLY, 1, "relu", BNORM_ACT_RELU, NORMAL, 0},
+    {OP_APPLY, 1, "clamp", BNORM_ACT_CLAMP, NORMAL, 0},
+    {OP_APPLY, 1, "leaky_relu", BNORM_ACT_LEAKY_RELU, NORMAL, 0},
+    {OP_APPLY, 1, "hard_swish", BNORM_ACT_HARD_SWISH, NORMAL, 0},
+    {OP_APPLY, 1, "special", 0, SPECIAL, ANY_ACT},
+    {OP_APPLY, 1, "strided", 0, NORMAL, ANY_ACT | STRIDED},
+    {OP_APPLY, 1, "in_place", 0, NORMAL, ANY_ACT | IN_PLACE},
+    {OP_FORWARD, 1, "identity", BNORM_ACT_IDENTITY, NORMAL, 0},
+    {OP_FORWARD, 1, "relu", BNORM_ACT_RELU, NORMAL, 0},
+    {OP_FORWARD, 1, "clamp", BNORM_ACT_CLAMP, NORMAL, 0},
+    {OP_FORWARD, 1, "leaky_relu", BNORM_ACT_LEAKY_RELU, NORMAL, 0},
+    {OP_FORWARD, 1, "hard_swish", BNORM_ACT_HARD_SWISH, NORMAL, 0},
+    {OP_FORWARD, 1, "offset", 0, OFFSET, ANY_ACT},
+    {OP_FORWARD, 1, "extreme", 0, EXTREME, ANY_ACT},
+    {OP_FORWARD, 1, "special", 0, SPECIAL, ANY_ACT},
+    {OP_FORWARD, 1, "strided", 0, NORMAL, ANY_ACT | STRIDED},
+    {OP_FORWARD, 1, "in_place", 0, NORMAL, ANY_ACT | IN_PLACE},
+    {OP_BACKWARD, 1, "identity", BNORM_ACT_IDENTITY, NORMAL, 0},
+    {OP_BACKWARD, 1, "relu", BNORM_ACT_RELU, NORMAL, 0},
+    {OP_BACKWARD, 1, "clamp", BNORM_ACT_CLAMP, NORMAL, 0},
+    {OP_BACKWARD, 1, "leaky_relu", BNORM_ACT_LEAKY_RELU, NORMAL, 0},
+    {OP_BACKWARD, 1, "hard_swish", BNORM_ACT_HARD_SWISH, NORMAL, 0},
+    {OP_BACKWARD, 1, "residual", 0, NORMAL, ANY_ACT | WITH_RESIDUAL},
+    {OP_BACKWARD, 1, "from_y", 0, NORMAL, ANY_ACT | FROM_Y},
+    {OP_BACKWARD, 1, "frozen", 0, NORMAL, ANY_ACT | FROZEN},
+    {OP_BACKWARD, 1, "extreme", 0, EXTREME, ANY_ACT | ANY_RECOVERY},
+    {OP_BACKWARD, 1, "special", 0, SPECIAL, ANY_ACT | ANY_RECOVERY},
+    {OP_BACKWARD, 1, "strided", 0, NORMAL, ANY_ACT | ANY_RECOVERY | STRIDED},
+    {OP_BACKWARD, 1, "in_place", 0, NORMAL, ANY_ACT | ANY_RECOVERY | IN_PLACE},
+};
+enum { GROUPS = sizeof groups / sizeof groups[0] };
+
+/* ---------------------------------------------------------------------------------------------- */
+/* One case, and the memory that all cases use in turn */
+
+enum role { X, RESIDUAL, DY, Y, DX, DRESIDUAL, ROLES };
+static float memory[ROLES][CAPACITY + GUARD + PLACES];
+
+enum array { GAMMA, BETA, MEAN, VAR, BATCH_MEAN, INVSTD, MEAN_LO, OUT_A, OUT_B, ARRAYS };
+static float arrays[ARRAYS][MAX_C + GUARD];
+
+static union {
+    double align;
+    unsigned char bytes[1 << 20];
+} workspace;
+
+/* Every element that is neither filled nor written holds this: a NaN, so that reading it shows. */
+#define UNTOUCHED 0x7fa5a5a5u
+
+struct test {
+    const struct group *group;
+    bnorm_shape shape;
+    size_t index; /* of the shape, or of the case in groups without shapes */
+    uint64_t random;
+    bnorm_exec exec;
+    size_t place; /* alignment of buffers */
+    /* parameters that forward and backward share */
+    const float *gamma, *beta;
+    double eps;
+    bnorm_act act;
+    uint64_t hash;
+};
+
+/* "splitmix64": Steele, Lea, Flood (2014) */
+static uint64_t random_bits(uint64_t *state) {
+    uint64_t v = *state += 0x9e3779b97f4a7c15u;
+    v = (v ^ v >> 30) * 0xbf58476d1ce4e5b9u;
+    v = (v ^ v >> 27) * 0x94d049bb133111ebu;
+    return v ^ v >> 31;
+}
+
+/* One of 0 ... count - 1. */
+static unsigned pick(struct test *t, unsigned count) {
+    return (unsigned)(random_bits(&t->random) >> 32) % count;
+}
+
+/* FNV-1a over 32-bit values, low byte first whatever the byte order of the machine. */
+#define HASH_START 0xcbf29ce484222325u
+static uint64_t hash_bits(uint64_t hash, uint32_t bits) {
+    for (int shift = 0; shift < 32; shift += 8)
+        hash = (hash ^ (bits >> shift & 0xff)) * 0x100000001b3u;
+    return hash;
+}
+
+static void hash_floats(struct test *t, const float *values, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        uint32_t bits;
+        memcpy(&bits, &values[i], sizeof bits);
+        t->hash = hash_bits(t->hash, bits);
+    }
+}
+
+static void hash_double(struct test *t, double value) {
+    uint64_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    t->hash = hash_bits(hash_bits(t->hash, (uint32_t)bits), (uint32_t)(bits >> 32));
+}
+
+/* `count` outputs and the guard behind them. */
+static void hash_array(struct test *t, enum array array, size_t count) {
+    hash_floats(t, arrays[array], count + GUARD);
+}
+
+static void set_bits(float *value, uint32_t bits) {
+    memcpy(value, &bits, sizeof bits);
+}
+
+static void untouch(float *values, size_t count) {
+    for (size_t i = 0; i < count; i++)
+        set_bits(&values[i], UNTOUCHED);
+}
+
+static void expect_ok(bnorm_status status, const char *function) {
+    if (status == BNORM_OK)
+        return;
+    printf("bnorm-verify: %s refused a valid call: %s\n"
+           "Please report this line as a bug of bnorm %s.\n",
+           function, bnorm_strerror(status), bnorm_version());
+    exit(1);
+}
+
+/* For those who add shapes. */
+static void too_small(const char *what, size_t wanted) {
+    printf("bnorm-verify: %s is too small for a shape that needs %lu; enlarge it in verify.c\n",
+           what, (unsigned long)wanted);
+    exit(1);
+}
+
+/* Every task once, in an order that depends on *pool. */
+static void shuffled(void *pool, void (*task)(void *arg, size_t i), void *arg, size_t count) {
+    const size_t step = count % 7919 ? 7919 : 1; /* 7919 is a prime */
+    size_t i = *(const size_t *)pool % count;
+    for (size_t k = 0; k < count; k++, i = (i + step) % count)
+        task(arg, i);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Data */
+
+static float power_of_two(int exponent) {
+    float value;
+    set_bits(&value, (uint32_t)(exponent + 127) << 23);
+    return value;
+}
+
+/* An integer with mean 0 and standard deviation 2^20: the sum of three uniform ones of 21 bits. It
+ * has at most 23 bits and so is exact as a float. */
+static float normal_integer(uint64_t *random) {
+    const uint64_t bits = random_bits(random);
+    const uint32_t sum = (uint32_t)(bits & 0x1fffff) + (uint32_t)(bits >> 21 & 0x1fffff) +
+                         (uint32_t)(bits >> 42 & 0x1fffff);
+    return (float)((int32_t)sum - 3 * (1 << 20));
+}
+
+static float normal(uint64_t *random) {
+    return normal_integer(random) * 0x1p-20f;
+}
+
+/* Where and how large a channel's odd element is. */
+struct channel {
+    size_t number, count, odd;
+    float constant;
+};
+
+static void set_special(float *value, const struct channel *channel, size_t i, uint64_t *random) {
+    static const uint32_t odd[] = {
+        0x7fc12345u, /* NaN with a payload */
+        0x7f800000u, /* infinity */
+        0xff800000u, /* -infinity */
+        0xffa00001u, /* signalling NaN */
+        0x7f7fffffu, /* the largest float */
+        0x00000001u, /* the smallest */
+        0x80000000u, /* -0 */
+    };
+    const size_t kind = channel->number % (2 + sizeof odd / sizeof odd[0]);
+    *value = normal(random);
+    if (kind == 0)
+        set_bits(value, (uint32_t)i % 2 << 31); /* +0 and -0 in turn */
+    else if (kind > 1 && i == channel->odd)
+        set_bits(value, odd[kind - 2]);
+}
+
+/* Element i of a channel. */
+static void set_value(float *value, enum data data, const struct channel *channel, size_t i,
+                      uint64_t *random) {
+    const int even = channel->number % 2 == 0;
+    switch (data) {
+    case NORMAL:
+        *value = normal(random);
+        break;
+    case WIDE: /* the sums round in double as well */
+        *value = normal(random) * power_of_two(-(int)(random_bits(random) % 40));
+        break;
+    case OFFSET: /* 1e6 +- 4, in steps of 1/16 */
+        *value = (16000000 + (float)(int)(normal(random) * 16)) * 0x1p-4f;
+        break;
+    case OUTLIER:
+        *value = i == channel->odd ? 0x1p20f : normal(random);
+        break;
+    case CONSTANT: /* or but for one element */
+        *value = even || i != channel->odd ? channel->constant : channel->constant * 1.5f;
+        break;
+    case EXTREME:
+        if (channel->number % 4 < 2)
+            *value = normal(random) * (even ? 0x1p122f : 0x1p66f);
+        else if (even)
+            *value = normal(random) * 0x1p-70f;
+        else
+            set_bits(value, (uint32_t)(random_bits(random) & 0x80ffffff)); /* denormal */
+        break;
+    case SPECIAL:
+        set_special(value, channel, i, random);
+        break;
+    }
+}
+
+struct tensor {
+    float *data;
+    size_t run_stride, image_stride, extent;
+};
+
+static const struct tensor absent = {NULL, 0, 0, 0};
+
+/* The place of a tensor in memory; nothing there is touched yet. */
+static struct tensor tensor_at(const struct test *t, enum role role) {
+    const bnorm_shape *s = &t->shape;
+    const size_t len = s->layout == BNORM_NHWC ? s->c : s->hw,
+                 runs = s->layout == BNORM_NHWC ? s->hw : s->c;
+    const size_t gap = t->group->flags & STRIDED ? ((size_t)role + t->index) % 3 : 0;
+    struct tensor tensor = {memory[role] + (t->place + 3 * (size_t)role) % PLACES, len + gap, 0, 0};
+    tensor.image_stride = tensor.run_stride * runs + 2 * gap;
+    if (s->n && s->hw)
+        tensor.extent = (s->n - 1) * tensor.image_stride + (runs - 1) * tensor.run_stride + len;
+    if (tensor.extent > CAPACITY)
+        too_small("CAPACITY", tensor.extent);
+    untouch(tensor.data, tensor.extent + GUARD);
+    return tensor;
+}
+
+/* A tensor with data in it. */
+static struct tensor input(struct test *t, enum role role, enum data data) {
+    const bnorm_shape *s = &t->shape;
+    const struct tensor tensor = tensor_at(t, role);
+    const size_t run_step = s->layout == BNORM_NHWC ? 1 : tensor.run_stride,
+                 pixel_step = s->layout == BNORM_NHWC ? tensor.run_stride : 1;
+    for (size_t c = 0; c < s->c; c++) {
+        /* Another kind of data for the first channels of each shape, the odd element at either end
+         * or in between. */
+        struct channel channel = {c + t->index + (size_t)role, s->n * s->hw, 0, 0};
+        if (channel.count && c % 3)
+            channel.odd = c % 3 == 1 ? channel.count - 1 : channel.count / 2;
+        channel.constant = normal(&t->random);
+        for (size_t i = 0; i < channel.count; i++) {
+            const size_t at =
+                i / s->hw * tensor.image_stride + c * run_step + i % s->hw * pixel_step;
+            set_value(&tensor.data[at], data, &channel, i, &t->random);
+        }
+    }
+    return tensor;
+}
+
+static void hash_tensor(struct test *t, struct tensor tensor) {
+    if (tensor.data)
+        hash_floats(t, tensor.data, tensor.extent + GUARD);
+}
+
+/* Dense tensors are given without strides. */
+static bnorm_in as_in(const struct test *t, struct tensor tensor) {
+    bnorm_in in = {tensor.data, 0, 0};
+    if (t->group->flags & STRIDED) {
+        in.run_stride = tensor.run_stride;
+        in.image_stride = tensor.image_stride;
+    }
+    return in;
+}
+
+static bnorm_out as_out(const struct test *t, struct tensor tensor) {
+    const bnorm_in in = as_in(t, tensor);
+    const bnorm_out out = {tensor.data, in.run_stride, in.image_stride};
+    return out;
+}
+
+static void fill_array(struct test *t, enum array array, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        const float value = normal(&t->random);
+        arrays[array][i] = array == VAR && value < 0 ? -value : value;
+    }
+    untouch(arrays[array] + count, GUARD);
+}
+
+static void *ws_of(const struct test *t, bnorm_op op, size_t *size) {
+    *size = bnorm_workspace(op, &t->shape);
+    if (*size > sizeof workspace.bytes - PLACES)
+        too_small("the workspace", *size);
+    return workspace.bytes + t->place;
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* What each case runs */
+
+/* Draws what all ops of a case have in common. */
+static void prepare(struct test *t) {
+    static const double epsilons[] = {1e-3, 1e-5, 0};
+    const struct group *group = t->group;
+    const size_t c = t->shape.c;
+
+    for (int a = GAMMA; a <= VAR; a++)
+        fill_array(t, (enum array)a, c);
+    for (int a = BATCH_MEAN; a < ARRAYS; a++)
+        untouch(arrays[a], c + GUARD);
+    if (group->data == SPECIAL) {
+        /* channels of their own: a NaN or 0 in each parameter */
+        set_bits(&arrays[GAMMA][5 % c], 0xffc00001u);
+        set_bits(&arrays[BETA][6 % c], 0x7f800000u);
+        set_bits(&arrays[MEAN][7 % c], 0xff800001u);
+        set_bits(&arrays[VAR][8 % c], 0x7f800000u);
+        arrays[VAR][9 % c] = 0;
+    }
+    t->gamma = pick(t, 4) ? arrays[GAMMA] : NULL;
+    t->beta = pick(t, 4) ? arrays[BETA] : NULL;
+    t->eps = epsilons[pick(t, 3)];
+
+    unsigned kind = BNORM_ACT_IDENTITY;
+    if (group->flags & ANY_ACT)
+        kind = pick(t, BNORM_ACT_HARD_SWISH + 1);
+    else if (group->op >= OP_APPLY)
+        kind = group->which;
+    const int other = pick(t, 2) == 0;
+    const bnorm_act act = {(bnorm_act_kind)kind, 0, 0};
+    t->act = act;
+    if (t->act.kind == BNORM_ACT_CLAMP) {
+        t->act.a = other ? -1.5f : 0;
+        t->act.b = other ? 0.75f : 6;
+    } else if (t->act.kind == BNORM_ACT_LEAKY_RELU) {
+        t->act.a = other && !(group->flags & FROM_Y) ? -0.25f : 0.1f;
+    }
+}
+
+static void run_fold(struct test *t) {
+    const size_t c = t->shape.c;
+    float *scale = arrays[OUT_A], *shift = arrays[OUT_B];
+    enum array scale_at = OUT_A, shift_at = OUT_B;
+    if (pick(t, 3) == 0) { /* in place */
+        scale_at = VAR;
+        shift_at = MEAN;
+        scale = arrays[VAR];
+        shift = arrays[MEAN];
+    }
+    expect_ok(bnorm_fold(c, t->gamma, t->beta, arrays[MEAN], arrays[VAR], t->eps, scale, shift),
+              "bnorm_fold");
+    hash_array(t, scale_at, c);
+    hash_array(t, shift_at, c);
+}
+
+static const bnorm_conv convs[] = {
+    {BNORM_OIHW, 1, 1, 1, 0},    {BNORM_OIHW, 5, 3, 9, 1},   {BNORM_OIHW, 6, 4, 4, 2},
+    {BNORM_OIHW, 12, 12, 9, 12}, {BNORM_OIHW, 65, 33, 1, 1}, {BNORM_OIHW, 24, 12, 3, 4},
+};
+enum { CONVS = sizeof convs / sizeof convs[0] };
+
+static void run_fold_conv(struct test *t) {
+    bnorm_conv conv = convs[t->index];
+    conv.layout = (bnorm_weights)t->group->which;
+    if (conv.layout == BNORM_HWOI)
+        conv.groups = 1;
+    const size_t c = conv.out_channels,
+                 count = c * conv.in_channels * conv.kernel / (conv.groups ? conv.groups : 1);
+    t->shape.c = count; /* the weights: one run of as many elements */
+    const struct tensor weights = input(t, X, WIDE);
+    const int in_place = pick(t, 2) == 0;
+    const struct tensor out = in_place ? weights : tensor_at(t, Y);
+    const float *bias = pick(t, 3) ? arrays[BATCH_MEAN] : NULL;
+    fill_array(t, BATCH_MEAN, c);
+    const enum array out_bias = in_place && bias ? BATCH_MEAN : OUT_A;
+    expect_ok(bnorm_fold_conv(&conv, t->gamma, t->beta, arrays[MEAN], arrays[VAR], t->eps,
+                              weights.data, bias, out.data, arrays[out_bias]),
+              "bnorm_fold_conv");
+    hash_tensor(t, out);
+    hash_array(t, out_bias, c);
+}
+
+static bnorm_running running_of(enum preset preset, double momentum, size_t step) {
+    float *mean = arrays[MEAN], *var = arrays[VAR];
+    switch (preset) {
+    case KERAS:
+        return bnorm_running_keras(mean, var, momentum);
+    case TENSORFLOW:
+        return bnorm_running_tensorflow(mean, var, momentum);
+    case PYTORCH:
+        return bnorm_running_pytorch(mean, var, momentum);
+    case PYTORCH_CUMULATIVE:
+        return bnorm_running_pytorch_cumulative(mean, var, step);
+    case ONNX:
+        return bnorm_running_onnx(mean, var, momentum);
+    case CAFFE:
+        break;
+    }
+    return bnorm_running_caffe(mean, var, momentum, step);
+}
+
+static void train(struct test *t, struct tensor x, struct tensor y, struct tensor residual,
+                  const bnorm_running *running, int low) {
+    size_t size;
+    void *const ws = ws_of(t, BNORM_OP_FORWARD_TRAIN, &size);
+    const bnorm_train options = {
+        .gamma = t->gamma,
+        .beta = t->beta,
+        .eps = t->eps,
+        .running = *running,
+        .save_mean = arrays[BATCH_MEAN],
+        .save_invstd = arrays[INVSTD],
+        .save_mean_lo = low ? arrays[MEAN_LO] : NULL,
+        .residual = as_in(t, residual),
+        .act = t->act,
+    };
+    expect_ok(
+        bnorm_forward_train(&t->shape, as_in(t, x), as_out(t, y), &options, ws, size, &t->exec),
+        "bnorm_forward_train");
+}
+
+static const double momenta[] = {0.1, 0.9, 0.99, 0.001, 0, 1, -1.2};
+static const size_t steps[] = {0, 1, 2, 3, 10, 1000, 65537};
+enum { RUNNING_CASES = sizeof momenta / sizeof momenta[0] };
+
+/* The preset itself, and three steps with it. */
+static void run_running(struct test *t) {
+    for (size_t k = 0; k < 3; k++) {
+        const struct tensor x = input(t, X, NORMAL), y = tensor_at(t, Y);
+        const bnorm_running running =
+            running_of((enum preset)t->group->which, momenta[t->index], steps[t->index] + k);
+        hash_double(t, running.rate);
+        t->hash = hash_bits(t->hash, (uint32_t)running.variance);
+        train(t, x, y, absent, &running, 0);
+        hash_array(t, MEAN, t->shape.c);
+        hash_array(t, VAR, t->shape.c);
+    }
+}
+
+static void run_moments(struct test *t) {
+    const struct tensor x = input(t, X, t->group->data);
+    const unsigned wanted = pick(t, 6); /* the mean or the variance alone, or both */
+    size_t size;
+    void *const ws = ws_of(t, BNORM_OP_MOMENTS, &size);
+    expect_ok(bnorm_moments(&t->shape, as_in(t, x), wanted == 0 ? NULL : arrays[OUT_A],
+                            wanted == 1 ? NULL : arrays[OUT_B], ws, size, &t->exec),
+              "bnorm_moments");
+    hash_array(t, OUT_A, t->shape.c);
+    hash_array(t, OUT_B, t->shape.c);
+}
+
+/* Data of the other inputs of a case. */
+static enum data companion(const struct test *t, enum data usual) {
+    return t->group->data == SPECIAL ? SPECIAL : usual;
+}
+
+static struct tensor maybe_residual(struct test *t, int wanted) {
+    return wanted ? input(t, RESIDUAL, companion(t, NORMAL)) : absent;
+}
+
+/* y = x, y = residual or a tensor of its own. */
+static struct tensor output_y(struct test *t, struct tensor x, struct tensor residual) {
+    if (!(t->group->flags & IN_PLACE))
+        return tensor_at(t, Y);
+    return residual.data && pick(t, 2) ? residual : x;
+}
+
+static void run_apply(struct test *t) {
+    const struct tensor x = input(t, X, t->group->data),
+                        residual = maybe_residual(t, pick(t, 2) == 0), y = output_y(t, x, residual);
+    const bnorm_affine affine = {
+        .center = pick(t, 2) ? arrays[MEAN] : NULL,
+        .scale = t->gamma,
+        .shift = t->beta,
+        .residual = as_in(t, residual),
+        .act = t->act,
+    };
+    /* Without parameters at all. */
+    const int copy = t->act.kind == BNORM_ACT_IDENTITY && pick(t, 6) == 0;
+    expect_ok(bnorm_apply(&t->shape, as_in(t, x), as_out(t, y), copy ? NULL : &affine, &t->exec),
+              "bnorm_apply");
+    hash_tensor(t, y);
+}
+
+static void run_forward(struct test *t) {
+    const struct tensor x = input(t, X, t->group->data),
+                        residual = maybe_residual(t, pick(t, 3) == 0), y = output_y(t, x, residual);
+    const bnorm_running none = {NULL, NULL, 0, BNORM_VARIANCE_POPULATION};
+    const bnorm_running running =
+        pick(t, 3) ? running_of((enum preset)pick(t, CAFFE + 1), 0.1, 2) : none;
+    train(t, x, y, residual, &running, pick(t, 3) > 0);
+    hash_tensor(t, y);
+    for (int a = MEAN; a <= MEAN_LO; a++)
+        hash_array(t, (enum array)a, t->shape.c);
+}
+
+static int y_tells(const bnorm_act *act) {
+    return act->kind == BNORM_ACT_RELU || act->kind == BNORM_ACT_CLAMP ||
+           (act->kind == BNORM_ACT_LEAKY_RELU && act->a > 0);
+}
+
+static void run_backward(struct test *t) {
+    static const unsigned recoveries[] = {0, WITH_RESIDUAL, FROM_Y, FROZEN};
+    const bnorm_running none = {NULL, NULL, 0, BNORM_VARIANCE_POPULATION};
+    const size_t c = t->shape.c;
+    unsigned how = t->group->flags;
+    if (how & ANY_RECOVERY)
+        how |= recoveries[pick(t, 4)];
+    const int from_y = (how & FROM_Y) && y_tells(&t->act), low = pick(t, 3) > 0;
+    const struct tensor x = input(t, X, t->group->data), dy = input(t, DY, companion(t, WIDE)),
+                        added = maybe_residual(t, how & WITH_RESIDUAL || (from_y && pick(t, 2))),
+                        y = tensor_at(t, Y);
+    const float *mean = arrays[BATCH_MEAN];
+
+    if (how & FROZEN) {
+        mean = arrays[MEAN];
+        expect_ok(
+            bnorm_fold(c, NULL, NULL, mean, arrays[VAR], t->eps, arrays[INVSTD], arrays[OUT_A]),
+            "bnorm_fold");
+        untouch(arrays[OUT_A], c + GUARD);
+    } else {
+        train(t, x, y, added, &none, low);
+    }
+    const struct tensor residual = from_y ? absent : added;
+    const struct tensor extra = from_y ? y : residual;
+
+    struct tensor dx, dresidual = absent;
+    if (how & IN_PLACE) {
+        const struct tensor over[] = {dy, x, extra.data ? extra : dy};
+        dx = over[pick(t, 3)];
+        if (pick(t, 2))
+            dresidual = dx.data == dy.data ? tensor_at(t, DRESIDUAL) : dy;
+    } else {
+        dx = pick(t, 8) ? tensor_at(t, DX) : absent;
+        if (pick(t, 2))
+            dresidual = tensor_at(t, DRESIDUAL);
+    }
+
+    size_t size;
+    void *const ws = ws_of(t, BNORM_OP_BACKWARD, &size);
+    const bnorm_grad options = {
+        .gamma = t->gamma,
+        .beta = t->beta,
+        .save_mean = mean,
+        .save_invstd = arrays[INVSTD],
+        .save_mean_lo = low && !(how & FROZEN) ? arrays[MEAN_LO] : NULL,
+        .frozen = (how & FROZEN) != 0,
+        .act = t->act,
+        .residual = as_in(t, residual),
+        .y = as_in(t, from_y ? y : absent),
+        .dresidual = as_out(t, dresidual),
+        .dgamma = pick(t, 5) ? arrays[OUT_A] : NULL,
+        .dbeta = pick(t, 5) ? arrays[OUT_B] : NULL,
+    };
+    expect_ok(bnorm_backward(&t->shape, as_in(t, x), as_in(t, dy), as_out(t, dx), &options, ws,
+                             size, &t->exec),
+              "bnorm_backward");
+    hash_tensor(t, dx);
+    hash_tensor(t, dresidual);
+    hash_array(t, OUT_A, c);
+    hash_array(t, OUT_B, c);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Running a group on a set */
+
+enum { MAX_CASES = SHAPES, MAX_NAME = 64 };
+
+/* The hash after each case, so that the first one that differs can be named. */
+struct result {
+    uint64_t after[MAX_CASES];
+    uint64_t quick, all;
+};
+
+static size_t case_count(const struct group *group) {
+    if (group->op == OP_FOLD_CONV)
+        return CONVS;
+    return group->op == OP_RUNNING ? (size_t)RUNNING_CASES : (size_t)SHAPES;
+}
+
+static size_t quick_count(const struct group *group) {
+    const size_t count = case_count(group);
+    return count < SMALL_SHAPES ? count : SMALL_SHAPES;
+}
+
+static const char *layout_name(bnorm_layout layout) {
+    return layout == BNORM_NHWC ? "nhwc" : "nchw";
+}
+
+static void name_of(const struct group *group, bnorm_layout layout, char *name) {
+    static const char *const ops[] = {"fold",  "fold_conv",     "running", "moments",
+                                      "apply", "forward_train", "backward"};
+    if (group->both_layouts)
+        snprintf(name, MAX_NAME, "%s/%s/%s", ops[group->op], layout_name(layout), group->label);
+    else
+        snprintf(name, MAX_NAME, "%s/%s", ops[group->op], group->label);
+}
+
+static bnorm_shape shape_of(const struct group *group, bnorm_layout layout, size_t k) {
+    bnorm_shape shape = {.layout = layout, .n = 1, .hw = 1};
+    if (group->op == OP_FOLD_CONV) {
+        shape.c = convs[k].out_channels;
+    } else if (group->op == OP_RUNNING) {
+        shape.n = 1 + k;
+        shape.c = 5;
+        shape.hw = 1 + k % 3;
+    } else {
+        shape.n = shapes[k].n;
+        shape.c = shapes[k].c;
+        shape.hw = shapes[k].hw;
+    }
+    return shape;
+}
+
+static void run_case(struct test *t) {
+    prepare(t);
+    switch (t->group->op) {
+    case OP_FOLD:
+        run_fold(t);
+        break;
+    case OP_FOLD_CONV:
+        run_fold_conv(t);
+        break;
+    case OP_RUNNING:
+        run_running(t);
+        break;
+    case OP_MOMENTS:
+        run_moments(t);
+        break;
+    case OP_APPLY:
+        run_apply(t);
+        break;
+    case OP_FORWARD:
+        run_forward(t);
+        break;
+    case OP_BACKWARD:
+        run_backward(t);
+        break;
+    }
+}
+
+/* The data depends on the name of the group and the case alone; the way it is executed also on
+ * `set`, the number of the kernel set. */
+static void run_group(const struct group *group, bnorm_layout layout, size_t set, int quick,
+                      struct result *result) {
+    const size_t count = quick ? quick_count(group) : case_count(group);
+    char name[MAX_NAME];
+    uint64_t seed = HASH_START, hash = HASH_START;
+
+    name_of(group, layout, name);
+    for (const char *s = name; *s; s++)
+        seed = hash_bits(seed, (unsigned char)*s);
+    for (size_t k = 0; k < count; k++) {
+        size_t start = 1 + k + 3 * set; /* of the shuffled order */
+        struct test t = {.group = group, .index = k, .hash = hash};
+        t.shape = shape_of(group, layout, k);
+        t.random = seed + k;
+        t.place = (k + 5 * set) % PLACES;
+        t.exec.isa = bnorm_isa_at(set);
+        if ((k + set) % 2) {
+            t.exec.parallel = shuffled;
+            t.exec.pool = &start;
+        }
+        run_case(&t);
+        hash = result->after[k] = t.hash;
+    }
+    result->quick = result->after[quick_count(group) - 1];
+    result->all = result->after[count - 1];
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* What is said */
+
+#if (defined(__x86_64__) || defined(__i386__)) && defined(__GNUC__)
+/* From the CPU itself: right under an emulator too. */
+static void cpu_name(char *name, size_t size) {
+    unsigned words[13] = {0};
+    for (unsigned i = 0; i < 3; i++)
+        if (!__get_cpuid(0x80000002u + i, &words[4 * i], &words[4 * i + 1], &words[4 * i + 2],
+                         &words[4 * i + 3]))
+            break;
+    const char *text = (const char *)words;
+    text += strspn(text, " ");
+    snprintf(name, size, "%s", *text ? text : "x86 without a name");
+}
+#else
+static void cpu_name(char *name, size_t size) {
+    /* As Linux names it: Arm boards, RISC-V, s390, Power; Arm cores by number. */
+    static const char *const keys[] = {"model name", "Model",    "uarch",   "processor 0",
+                                       "cpu",        "CPU part", "Hardware"};
+    size_t best = sizeof keys / sizeof keys[0];
+    char line[256];
+    FILE *file = fopen("/proc/cpuinfo", "r");
+    snprintf(name, size, "unknown; please add it to a report");
+    while (file && fgets(line, sizeof line, file))
+        for (size_t k = 0; k < best; k++)
+            if (strncmp(line, keys[k], strlen(keys[k])) == 0 && strchr(line, ':')) {
+                snprintf(name, size, "%s", line);
+                name[strcspn(name, "\n")] = 0;
+                best = k;
+            }
+    if (file)
+        fclose(file);
+}
+#endif
+
+#define TEXT_(x) #x
+#define TEXT(x)  TEXT_(x)
+#if defined(__clang__)
+#define COMPILER "clang " __clang_version__
+#elif defined(__GNUC__)
+#define COMPILER "gcc " __VERSION__
+#elif defined(_MSC_VER)
+#define COMPILER "MSVC " TEXT(_MSC_VER)
+#else
+#define COMPILER "an unknown compiler"
+#endif
+
+static void print_machine(void) {
+    const uint16_t one = 1;
+    unsigned char first;
+    char cpu[300];
+    volatile float small = 0x1p-126f, half = 0.5f;
+
+    memcpy(&first, &one, 1);
+    cpu_name(cpu, sizeof cpu);
+    printf("bnorm %s, built by %s; %d-bit, %s-endian\n", bnorm_version(), COMPILER,
+           (int)(8 * sizeof(void *)), first ? "little" : "big");
+    printf("CPU: %s\nKernel sets:", cpu);
+    for (size_t i = 0; bnorm_isa_at(i); i++)
+        printf(" %s", bnorm_isa_name(bnorm_isa_at(i)));
+    printf("\n");
+    small *= half;
+    if (small == 0)
+        printf("This program runs with denormals flushed to zero, as -ffast-math at its linking "
+               "does;\nresults that involve them will differ.\n");
+    printf("\n");
+}
+
+/* The case after which a set went another way than the last set, which is scalar. */
+static void print_first_case(const struct group *group, bnorm_layout layout,
+                             const struct result *result, const struct result *scalar,
+                             size_t count) {
+    size_t k = 0;
+    while (k < count && result->after[k] == scalar->after[k])
+        k++;
+    if (k == count)
+        return;
+    printf("    first case that scalar computes otherwise on this machine: number %lu",
+           (unsigned long)k);
+    if (group->op >= OP_MOMENTS)
+        printf(", %s n=%lu c=%lu hw=%lu", layout_name(layout), (unsigned long)shapes[k].n,
+               (unsigned long)shapes[k].c, (unsigned long)shapes[k].hw);
+    printf("\n");
+}
+
+static const struct hashes *find(const char *name) {
+    for (size_t i = 0; i < EXPECTED; i++)
+        if (strcmp(expected[i].name, name) == 0)
+            return &expected[i];
+    return NULL;
+}
+
+enum { MAX_SETS = 16 };
+
+/* Runs one group on all sets and prints its line; 0 where all are as they should be. */
+static int verify(const struct group *group, bnorm_layout layout, size_t sets, int quick,
+                  char *first_failure) {
+    static struct result results[MAX_SETS];
+    char name[MAX_NAME];
+    int failed = 0;
+
+    name_of(group, layout, name);
+    const struct hashes *want = find(name);
+    const uint64_t hash = !want ? 0 : quick ? want->quick : want->all;
+    printf("%-30s %016llx", name, (unsigned long long)hash);
+    fflush(stdout);
+    for (size_t i = 0; i < sets; i++)
+        run_group(group, layout, i, quick, &results[i]);
+    for (size_t i = 0; i < sets; i++) {
+        if (want && (quick || results[i].all == hash) && results[i].quick == want->quick)
+            continue;
+        const char *set = bnorm_isa_name(bnorm_isa_at(i));
+        printf("\n  DIFFERENT on %s: %016llx\n", set,
+               (unsigned long long)(quick ? results[i].quick : results[i].all));
+        print_first_case(group, layout, &results[i], &results[sets - 1],
+                         quick ? quick_count(group) : case_count(group));
+        if (!failed && !*first_failure)
+            snprintf(first_failure, 2 * MAX_NAME, "%s on %s", name, set);
+        failed = 1;
+    }
+    if (!failed)
+        printf("  same\n");
+    return failed;
+}
+
+static void write_hashes(const struct group *group, bnorm_layout layout, size_t scalar) {
+    static struct result result;
+    char name[MAX_NAME];
+    name_of(group, layout, name);
+    run_group(group, layout, scalar, 0, &result);
+    printf("{\"%s\", 0x%016llxu, 0x%016llxu},\n", name, (unsigned long long)result.quick,
+           (unsigned long long)result.all);
+}
+
+static int usage(const char *program, int status) {
+    fprintf(status ? stderr : stdout,
+            "usage: %s [--quick | --list | --write]\n"
+            "Runs every function of bnorm on every kernel set of this CPU and compares the bits\n"
+            "with those of all other machines. Exit status 0: the same; 1: not.\n"
+            "  --quick  small shapes only, as for slow devices\n"
+            "  --list   names of the groups of cases\n"
+            "  --write  a new verify_hashes.inc, from the scalar set; for a version of bnorm that\n"
+            "           changes results on purpose\n",
+            program);
+    return status;
+}
+
+int main(int argc, char **argv) {
+    int quick = 0, list = 0, write = 0, failed = 0, count = 0;
+    char first_failure[2 * MAX_NAME] = "";
+    size_t sets = 0;
+
+    if (argc == 2 && strcmp(argv[1], "--quick") == 0)
+        quick = 1;
+    else if (argc == 2 && strcmp(argv[1], "--list") == 0)
+        list = 1;
+    else if (argc == 2 && strcmp(argv[1], "--write") == 0)
+        write = 1;
+    else if (argc == 2 && strcmp(argv[1], "--help") == 0)
+        return usage(argv[0], 0);
+    else if (argc > 1)
+        return usage(argv[0], 2);
+
+    while (sets < MAX_SETS && bnorm_isa_at(sets))
+        sets++;
+    if (write)
+        printf("/* SPDX-License-Identifier: MIT\n *\n"
+               " * Written by bnorm-verify --write: name, hash of the small shapes, hash of all. "
+               "*/\n");
+    else if (!list)
+        print_machine();
+    for (size_t g = 0; g < GROUPS; g++)
+        for (int layout = BNORM_NHWC; layout <= (groups[g].both_layouts ? BNORM_NCHW : BNORM_NHWC);
+             layout++, count++) {
+            char name[MAX_NAME];
+            name_of(&groups[g], (bnorm_layout)layout, name);
+            if (list)
+                printf("%s\n", name);
+            else if (write)
+                write_hashes(&groups[g], (bnorm_layout)layout, sets - 1);
+            else
+                failed += verify(&groups[g], (bnorm_layout)layout, sets, quick, first_failure);
+        }
+    if (list || write)
+        return 0;
+
+    if (failed) {
+        printf("\nNOT the same bits as everywhere: %d of %d groups differ, the first is %s.\n"
+               "Please report this whole output: bnorm promises that it can't happen. If you "
+               "built bnorm\nyourself, add the compiler's flags, and see whether a build without "
+               "them does it too.\n",
+               failed, count, first_failure);
+        return 1;
+    }
+    printf("\nsame bits as everywhere: %d groups on", count);
+    for (size_t i = sets; i-- > 0;)
+        printf(" %s%s", bnorm_isa_name(bnorm_isa_at(i)), i ? "," : "\n");
+    return 0;
+}

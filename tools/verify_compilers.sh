@@ -1,0 +1,155 @@
+#!/bin/bash
+# SPDX-License-Identifier: MIT
+#
+# Does it matter who compiles bnorm, how, and for which CPU? Builds the library and bnorm-verify with
+# each compiler and set of flags below, runs it, natively or under qemu, and prints one line for
+# each. Exit status 1 if any computes other bits than verify_hashes.inc has, or doesn't build.
+# What isn't installed is skipped and said so. From the top of the tree:
+#
+#   tools/verify_compilers.sh            everything, some minutes
+#   tools/verify_compilers.sh --quick    small shapes only
+#   tools/verify_compilers.sh '' clang   lines that match a regular expression
+#
+# JOBS is the number of compilations at a time (2).
+set -u
+export LC_ALL=C
+unset BNORM_ISA
+
+if [ ! -f include/bnorm.h ]; then
+    echo "verify_compilers.sh: run it from the top of the bnorm tree." >&2
+    exit 2
+fi
+case ${1-} in
+'' | --quick) ;;
+*)
+    echo "usage: tools/verify_compilers.sh [--quick | ''] [pattern]" >&2
+    exit 2
+    ;;
+esac
+how=${1-} pattern=${2-}
+top=$PWD jobs=${JOBS:-2}
+scratch=$(mktemp -d) || exit 2
+trap 'rm -rf "$scratch"' EXIT
+trap 'exit 2' HUP INT TERM
+passed=0 failures=0 skips=0
+TIMEFORMAT=%U
+
+# Compiler, flags, run with, kernel sets, result, seconds.
+row() {
+    printf '%-22s %-52s %-27s %-20s %-12s %s\n' "$@"
+}
+
+skip() {
+    row "$1" "$2" "$3" - "SKIPPED: $4" ''
+    skips=$((skips + 1))
+}
+
+fail() {
+    row "$1" "$2" "$3" "$4" "$5" ''
+    tail -n 30 "$6" | sed 's/^/    /'
+    failures=$((failures + 1))
+}
+
+# Builds ./verify of the current folder with all arguments.
+build() {
+    find "$top/src" "$top/dispatch" "$top/tools/verify.c" -name '*.c' -print0 |
+        xargs -0 -n 1 -P "$jobs" "$@" -I"$top/include" -c &&
+        "$@" ./*.o -static -o verify -lm
+}
+
+# Builds with compiler $1 and flags $2 unless that was done last; fills $built, $seconds, $log.
+folder='' built=0
+prepare() {
+    local wanted="$scratch/${1##*/} ${2//\//_}"
+    log=$scratch/log
+    [ "$folder" = "$wanted" ] && return
+    folder=$wanted
+    mkdir -p "$folder"
+    cd "$folder" || exit 2
+    # The flags are words.
+    # shellcheck disable=SC2086
+    if build $1 $2 >"$log" 2>&1; then built=1; else built=0; fi
+    rm -f ./*.o
+    cd "$top" || exit 2
+}
+
+# $1 compiler; $2 flags; $3 what runs the program, "" here; $4 a set that must have run, "" any.
+verify() {
+    local compiler=$1 flags=$2 runner=$3 required=$4 sets result seconds
+    local where=${runner:-here}
+    if [ -n "$pattern" ] && ! echo "$compiler $flags $where" | grep -qE -- "$pattern"; then
+        return
+    fi
+    for tool in "$compiler" "${runner%% *}"; do
+        if [ -n "$tool" ] && ! command -v "$tool" >"$scratch/found"; then
+            skip "$compiler" "$flags" "$where" "no $tool"
+            return
+        fi
+    done
+    echo 'int main(void) { return 0; }' >"$scratch/probe.c"
+    # shellcheck disable=SC2086
+    if ! $compiler $flags "$scratch/probe.c" -static -o "$scratch/probe" 2>"$scratch/log"; then
+        skip "$compiler" "$flags" "$where" "it can't link an empty program: $(head -n 1 "$scratch/log")"
+        return
+    fi
+
+    prepare "$compiler" "$flags"
+    if [ "$built" = 0 ]; then
+        fail "$compiler" "$flags" "$where" - 'NOT BUILT' "$log"
+        return
+    fi
+    # shellcheck disable=SC2086
+    seconds=$({ time $runner "$folder/verify" $how >"$scratch/out" 2>"$scratch/err"; } 2>&1)
+    result=$(tail -n 1 "$scratch/out")
+    sets=$(sed -n 's/^Kernel sets: //p' "$scratch/out")
+    case $result in
+    'same bits as everywhere: '*) ;;
+    *)
+        cat "$scratch/err" >>"$scratch/out"
+        fail "$compiler" "$flags" "$where" "$sets" DIFFERENT "$scratch/out"
+        return
+        ;;
+    esac
+    if ! echo " $sets " | grep -q " $required"; then
+        fail "$compiler" "$flags" "$where" "$sets" "$required DID NOT RUN" "$scratch/out"
+        return
+    fi
+    row "$compiler" "$flags" "$where" "$sets" same "$seconds"
+    passed=$((passed + 1))
+}
+
+row compiler flags 'run with' 'kernel sets' result 'user s'
+
+# The last two let the compiler contract a*b + c, with all the instructions that this CPU has.
+for compiler in gcc clang; do
+    for flags in '-std=c11 -O0' '-std=c11 -O2' '-std=c11 -O3' '-std=c11 -O3 -march=native' \
+        '-std=c11 -O2 -flto' '-std=gnu11 -O2 -ffp-contract=fast' \
+        '-std=gnu11 -O3 -march=native -ffp-contract=fast'; do
+        verify $compiler "$flags" '' ''
+    done
+done
+verify musl-gcc '-std=c11 -O2' '' ''
+
+# Other CPUs; on all but x86 fma belongs to the baseline, so that there is something to contract to.
+for arch in aarch64 riscv64 s390x; do
+    case $arch in aarch64) set=neon ;; *) set=scalar ;; esac
+    for flags in '-std=c11 -O2' '-std=gnu11 -O3 -ffp-contract=fast'; do
+        verify $arch-linux-gnu-gcc "$flags" qemu-$arch $set
+    done
+done
+verify gcc '-std=c11 -O2' 'qemu-x86_64 -cpu Nehalem' scalar
+verify gcc '-std=c11 -O2' 'qemu-x86_64 -cpu Haswell' avx2
+
+echo
+if [ "$skips" -ne 0 ]; then
+    echo "$skips combinations were SKIPPED, see above; \`make deps-lint deps-cross\` installs most tools."
+fi
+if [ "$failures" -ne 0 ]; then
+    echo "NOT the same bits: $failures combinations differ or don't build, $passed are the same."
+    exit 1
+fi
+if [ "$passed" -eq 0 ]; then
+    echo "Nothing was run."
+    exit 1
+fi
+echo "same bits: $passed combinations"
