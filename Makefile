@@ -135,12 +135,22 @@ hygiene: $(static_lib) $(shared_lib)
 $(BUILD)/bnorm-tests: $(test_objects) $(static_lib)
 	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lcmocka -lpthread -lm
 
+# Side by side, as emulation is slow; what a target prints comes out when it is done.
 test-cross: ## the tests for Arm and older x86 CPUs under qemu, and two CPUs without SIMD kernels
-	BNORM_TEST_QUICK=1 BNORM_REQUIRE=neon $(MAKE) run-tests \
-		BUILD=$(BUILD)/aarch64 CC=aarch64-linux-gnu-gcc RUN=qemu-aarch64
-	BNORM_TEST_QUICK=1 BNORM_REQUIRE=scalar $(MAKE) run-tests RUN='qemu-x86_64 -cpu Nehalem'
-	BNORM_TEST_QUICK=1 BNORM_REQUIRE=avx2 $(MAKE) run-tests RUN='qemu-x86_64 -cpu Haswell'
-	$(MAKE) compare-riscv64 compare-s390x
+	BNORM_TEST_QUICK=1 $(MAKE) -j2 --output-sync=recurse emulate-aarch64 emulate-Haswell \
+		emulate-Nehalem compare-riscv64 compare-s390x
+
+emulate-aarch64:
+	BNORM_REQUIRE=neon $(MAKE) run-tests RUN=qemu-aarch64 \
+		BUILD=$(BUILD)/aarch64 CC=aarch64-linux-gnu-gcc LDFLAGS=
+
+# Has AVX2 but not AVX-512.
+emulate-Haswell: $(BUILD)/bnorm-tests
+	BNORM_REQUIRE=avx2 qemu-x86_64 -cpu Haswell $< $(TESTS)
+
+# Has no AVX: an illegal instruction ends the run.
+emulate-Nehalem: $(BUILD)/bnorm-tests
+	BNORM_REQUIRE=scalar qemu-x86_64 -cpu Nehalem $< $(TESTS)
 
 # What the functions compute under qemu: to the bit what they do on this CPU.
 compare-%: $(BUILD)/fingerprint
@@ -151,9 +161,11 @@ compare-%: $(BUILD)/fingerprint
 	@echo '$*: the same bits as on this CPU'
 
 sanitize: ## the tests under ASan and UBSan, those with threads under TSan
-	$(MAKE) BUILD=$(BUILD)/asan LDFLAGS= run-tests CFLAGS='-O1 -g -fsanitize=address,undefined \
-		-fno-sanitize-recover=all -fno-omit-frame-pointer'
-	$(MAKE) BUILD=$(BUILD)/tsan LDFLAGS= run-tests CFLAGS='-O1 -g -fsanitize=thread' TESTS='threads/*'
+	BNORM_TEST_QUICK=1 $(MAKE) BUILD=$(BUILD)/asan LDFLAGS= CFLAGS='$(asan)' run-tests
+	BNORM_TEST_QUICK=1 $(MAKE) BUILD=$(BUILD)/tsan LDFLAGS= CFLAGS='$(tsan)' run-tests TESTS='threads/*'
+
+asan = -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
+tsan = -O1 -g -fsanitize=thread
 
 ##@ Measure
 
@@ -225,6 +237,7 @@ help: ## this list
 		/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@printf '\nVariables: CC CXX AR CFLAGS CXXFLAGS LDFLAGS BUILD PREFIX LIBDIR DESTDIR; V=1 shows commands\n'
 
-.PHONY: all install uninstall clean test run-tests hygiene test-cross sanitize bench bench-full plot \
-	digits examples deps deps-lint deps-cross format lint warnings everything help FORCE
+.PHONY: all install uninstall clean test run-tests hygiene test-cross emulate-aarch64 \
+	emulate-Haswell emulate-Nehalem sanitize bench bench-full plot digits examples deps deps-lint \
+	deps-cross format lint warnings everything help FORCE
 .DELETE_ON_ERROR:

@@ -33,8 +33,8 @@ typedef struct bnorm_apply_args {
 } bnorm_apply_args;
 
 /* g = dy*act'(v); sums_*: sum(g) and sum(g*(x - center)) in double; dx_*: dresidual = g and
- * dx = fma(x - center, slope, fma(g, scale, offset)), or g*scale where slope is NULL (frozen
- * statistics). */
+ * dx = fma((x - center)*invstd, slope, fma(g, scale, offset)), or g*scale where slope is NULL
+ * (frozen statistics). */
 typedef struct bnorm_grad_args {
     size_t runs, len;
     const float *x, *dy, *extra;
@@ -43,7 +43,7 @@ typedef struct bnorm_grad_args {
     bnorm_act act;
     const float *center, *scale, *shift;
     /* dx_* only */
-    const float *slope, *offset;
+    const float *invstd, *slope, *offset;
     float *dx, *dresidual; /* NULL = not wanted */
     size_t dx_stride, dresidual_stride;
 } bnorm_grad_args;

@@ -19,7 +19,7 @@
  * number of threads at once, on different outputs. bnorm never creates a thread, allocates, prints,
  * aborts or keeps state between calls. Empty batch  N = 0 or HW = 0 is BNORM_OK: no tensor is
  * touched, statistics and running statistics stay as they are; only dgamma and dbeta are set to 0.
- *   NaN          A NaN or infinity makes the statistics and outputs of its own channel NaN, no
+ *   NaN          A NaN or infinity in x makes the statistics and outputs of its own channel NaN, no
  * other. Every NaN that bnorm writes is the quiet NaN 0x7fc00000. FP mode      Computed in the
  * caller's floating-point mode; the promise of equal bits is for the default mode (round to
  * nearest, no flush to zero).
@@ -322,7 +322,7 @@ typedef struct bnorm_grad {
 /* Training backward pass. With g = dy*act'(v), xh = (x - mean)*invstd and n = N*HW:
  *   dbeta = sum(g), dgamma = sum(g*xh), dresidual = g
  *   dx = gamma*invstd*(g - dbeta/n - xh*dgamma/n);  frozen: dx = gamma*invstd*g
- * dx.data NULL = not wanted. dx may be dy or x; dresidual may be dy; dx and dresidual must not be
+ * dx.data NULL = not wanted. dx may be dy or x; dresidual too; dx and dresidual must not be
  * the same tensor.
  *
  * act IDENTITY needs nothing more. Otherwise the activation's argument v is recovered in one of

@@ -98,9 +98,9 @@ static void finish(const void *self, size_t channel, size_t channels) {
             grad->dbeta[ch] = bnorm_to_float(sum_g[i]);
         if (s->slope) {
             /* dx = scale*(g - dbeta/n - (x - mean)*invstd*dgamma/n) */
-            s->slope[ch] = bnorm_to_float(-scale * invstd * (dgamma / s->n));
-            s->offset[ch] =
-                bnorm_to_float(fma(-low, (double)s->slope[ch], -scale * (sum_g[i] / s->n)));
+            s->slope[ch] = bnorm_to_float(-scale * (dgamma / s->n));
+            s->offset[ch] = bnorm_to_float(
+                fma(-low * invstd, (double)s->slope[ch], -scale * (sum_g[i] / s->n)));
         }
     }
 }
@@ -122,6 +122,7 @@ static void apply(const void *self, const bnorm_piece *piece) {
     args.dx_stride = s->adx.run_stride;
     args.dresidual_stride = s->adresidual.run_stride;
     if (s->slope) {
+        args.invstd = s->grad->save_invstd + channel;
         args.slope = s->slope + channel;
         args.offset = s->offset + channel;
     }

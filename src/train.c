@@ -43,6 +43,11 @@ static void reduce(const void *self, size_t b, size_t channel, size_t channels) 
                           s->blocks.chains, sum + i, m2 + i);
 }
 
+/* old + rate*(batch - old). Rate 1 takes the batch's value whatever the old one is, also a NaN. */
+static float blend(double rate, double old, double batch) {
+    return bnorm_to_float(rate == 1 ? batch : fma(rate, batch - old, old));
+}
+
 /* Outputs of one channel of bnorm_forward_train. */
 static void finish_channel(const struct statistics *s, size_t i, double mean, double m2) {
     const bnorm_train *train = s->train;
@@ -65,8 +70,8 @@ static void finish_channel(const struct statistics *s, size_t i, double mean, do
         const double divisor =
             running->variance == BNORM_VARIANCE_SAMPLE ? (s->n > 1 ? s->n - 1 : 1) : s->n;
         const double old_mean = (double)running->mean[i], old_var = (double)running->var[i];
-        running->mean[i] = bnorm_to_float(fma(running->rate, mean - old_mean, old_mean));
-        running->var[i] = bnorm_to_float(fma(running->rate, m2 / divisor - old_var, old_var));
+        running->mean[i] = blend(running->rate, old_mean, mean);
+        running->var[i] = blend(running->rate, old_var, m2 / divisor);
     }
 }
 
@@ -81,6 +86,8 @@ static void finish(const void *self, size_t channel, size_t channels) {
         before += len;
     }
     for (size_t i = 0; i < channels; i++) {
+        if (m2[i] != m2[i]) /* an infinity among the data leaves no mean either */
+            mean[i] = m2[i];
         if (s->train)
             finish_channel(s, channel + i, mean[i], m2[i]);
         if (s->out.mean)

@@ -68,6 +68,7 @@ void add_apply(struct suite *s);
 void add_train(struct suite *s);
 void add_backward(struct suite *s);
 void add_threads(struct suite *s);
+void add_properties(struct suite *s);
 void add_errors(struct suite *s);
 void add_fold(struct suite *s);
 void add_kernels(struct suite *s);

@@ -234,6 +234,7 @@ int main(int argc, char **argv) {
     add_train(&suite);
     add_backward(&suite);
     add_threads(&suite);
+    add_properties(&suite);
     add_fold(&suite);
     add_errors(&suite);
     add_onnx(&suite);

@@ -425,8 +425,8 @@ static int views_may_be_same(enum view_id a, enum view_id b) {
     return pair == (BIT(Y) | BIT(X)) || pair == (BIT(Y) | BIT(RESIDUAL)) ||
            pair == (BIT(DX) | BIT(X)) || pair == (BIT(DX) | BIT(DY)) ||
            pair == (BIT(DX) | BIT(RESIDUAL)) || pair == (BIT(DX) | BIT(FORWARD_Y)) ||
-           pair == (BIT(DRESIDUAL) | BIT(DY)) || pair == (BIT(DRESIDUAL) | BIT(RESIDUAL)) ||
-           pair == (BIT(DRESIDUAL) | BIT(FORWARD_Y));
+           pair == (BIT(DRESIDUAL) | BIT(DY)) || pair == (BIT(DRESIDUAL) | BIT(X)) ||
+           pair == (BIT(DRESIDUAL) | BIT(RESIDUAL)) || pair == (BIT(DRESIDUAL) | BIT(FORWARD_Y));
 }
 
 static int params_may_be_same(const struct function *f, enum param_id a, enum param_id b) {

@@ -34,8 +34,9 @@ struct trial {
     size_t count;
     unsigned char *pool; /* memory of the scalar versions */
     size_t used;
-    int values; /* how floats are drawn, see draw() */
-    int dense;  /* no gaps between the runs of any operand */
+    int values;   /* how floats are drawn, see draw() */
+    int exponent; /* of all floats, where values is 5 */
+    int dense;    /* no gaps between the runs of any operand */
 };
 
 static struct trial new_trial(struct test *t) {
@@ -45,16 +46,17 @@ static struct trial new_trial(struct test *t) {
                           .pool = test_alloc(t, POOL_BYTES)};
 }
 
+static int one_in(struct trial *r, size_t n) {
+    return rng_below(r->rng, n) == 0;
+}
+
 static void begin(struct trial *r) {
     for (size_t i = 0; i < r->count; i++)
         buffer_free(&r->operands[i].buffer);
     r->count = r->used = 0;
-    r->values = (int)rng_below(r->rng, 5);
+    r->values = (int)rng_below(r->rng, 6);
+    r->exponent = (int)rng_below(r->rng, 24) + (one_in(r, 3) ? 50 : -60);
     r->dense = (int)rng_below(r->rng, 2);
-}
-
-static int one_in(struct trial *r, size_t n) {
-    return rng_below(r->rng, n) == 0;
 }
 
 static float special(struct rng *rng) {
@@ -82,8 +84,10 @@ static float draw(struct trial *r) {
         return (float)ldexp(rng_normal(r->rng), (int)rng_below(r->rng, 260) - 130);
     case 3: /* now and then something special */
         return one_in(r, 24) ? special(r->rng) : (float)(3 * rng_normal(r->rng));
-    default:
+    case 4:
         return special(r->rng);
+    default: /* all of one size: sums of squares near the ends of a float's range */
+        return (float)ldexp(rng_normal(r->rng), r->exponent);
     }
 }
 
@@ -135,7 +139,7 @@ static void fill_doubles(struct trial *r, struct operand *o, double low, double 
     for (size_t i = 0; i < o->bytes / sizeof(double); i++) {
         p[i] = rng_uniform(r->rng, low, high);
         /* What the other kernels hand over: their NaN is canonical too. */
-        if (r->values >= 3 && one_in(r, 6)) {
+        if ((r->values == 3 || r->values == 4) && one_in(r, 6)) {
             const double odd[] = {0, -0.0, (double)INFINITY, -(double)INFINITY, DBL_MAX, 0x1p-1074};
             const size_t k = rng_below(r->rng, 7);
             const uint64_t nan_bits = 0x7ff8000000000000u;
@@ -511,6 +515,7 @@ static void trial_dx(struct trial *r, int rows, size_t len, size_t round) {
         wanted == 1 ? none : some_output(r, "dresidual", &g, 0, dx.operand);
     const int frozen = one_in(r, 3);
     struct operand *slope = frozen ? NULL : parameters(r, "slope", channels, -1);
+    struct operand *invstd = frozen ? NULL : parameters(r, "invstd", channels, 0);
     struct operand *offset = frozen ? NULL : parameters(r, "offset", channels, 0);
     char context[sizeof r->t->context];
     snprintf(context, sizeof context, "%s", r->t->context);
@@ -519,6 +524,7 @@ static void trial_dx(struct trial *r, int rows, size_t len, size_t round) {
                  dresidual.operand ? dresidual.operand->name : "absent", dresidual.stride);
     for (enum version v = SCALAR; v < VERSIONS; v++) {
         bnorm_grad_args args = grad_args(&g, v);
+        args.invstd = at(invstd, v);
         args.slope = at(slope, v);
         args.offset = at(offset, v);
         args.dx = at(dx.operand, v);

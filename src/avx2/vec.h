@@ -60,6 +60,11 @@ static inline vec_f vec_canonical(vec_f v) {
     return _mm256_blendv_ps(v, quiet, _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
 }
 
+/* The first n lanes of v, zeros behind them. */
+static inline vec_f vec_first_n(vec_f v, size_t n) {
+    return _mm256_and_ps(v, _mm256_castsi256_ps(vec_mask_f(n)));
+}
+
 static inline vec_d vec_load_d(const double *p) {
     return _mm256_loadu_pd(p);
 }
@@ -120,4 +125,9 @@ static inline vec_d vec_high(vec_f v) {
 /* double -> float, rounded: VEC_D floats to memory. */
 static inline void vec_narrow_store(float *p, vec_d v) {
     _mm_storeu_ps(p, _mm256_cvtpd_ps(v));
+}
+/* gcc inserts this only when it optimizes, and not for size; without it all SSE code that follows
+ * is slow. */
+static inline void vec_leave(void) {
+    _mm256_zeroupper();
 }

@@ -53,6 +53,11 @@ static inline vec_f vec_canonical(vec_f v) {
     return _mm512_mask_mov_ps(v, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), quiet);
 }
 
+/* The first n lanes of v, zeros behind them. */
+static inline vec_f vec_first_n(vec_f v, size_t n) {
+    return _mm512_maskz_mov_ps(vec_mask_f(n), v);
+}
+
 static inline vec_d vec_load_d(const double *p) {
     return _mm512_loadu_pd(p);
 }
@@ -112,4 +117,9 @@ static inline vec_d vec_high(vec_f v) {
 /* double -> float, rounded: VEC_D floats to memory. */
 static inline void vec_narrow_store(float *p, vec_d v) {
     _mm256_storeu_ps(p, _mm512_cvtpd_ps(v));
+}
+/* gcc inserts this only when it optimizes, and not for size; without it all SSE code that follows
+ * is slow. */
+static inline void vec_leave(void) {
+    _mm256_zeroupper();
 }

@@ -142,4 +142,5 @@ static void apply_rows(const bnorm_apply_args *a) {
 
 static void apply_span(const bnorm_apply_args *a) {
     BNORM_APPLY_CASES(apply_span_body)
+    vec_leave();
 }

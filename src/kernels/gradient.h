@@ -25,7 +25,7 @@ BNORM_INLINE vec_f gradient(bnorm_act_kind kind, vec_f v, vec_f dy, vec_f a, vec
 
 struct grad_vectors {
     vec_f center, scale, shift, a, b; /* for g */
-    vec_f slope, offset;              /* for dx */
+    vec_f invstd, slope, offset;      /* for dx */
 };
 
 /* Parameters of one channel for all lanes, or of the channels of the lanes. */
@@ -40,6 +40,7 @@ BNORM_INLINE struct grad_vectors grad_parameters(const bnorm_grad_args *a, enum 
                                    BNORM_PARAMETER(recomputed, a->shift),
                                    vec_set1(a->act.a),
                                    vec_set1(a->act.b),
+                                   BNORM_PARAMETER(sloped, a->invstd),
                                    BNORM_PARAMETER(sloped, a->slope),
                                    BNORM_PARAMETER(sloped, a->offset)};
 #undef BNORM_PARAMETER
@@ -73,7 +74,8 @@ struct grad_strip {
 /* Up to 8 rows from row r on, lanes [i, i + n). */
 BNORM_INLINE void group_grad(enum bnorm_pre pre, bnorm_act_kind kind, int spread,
                              const bnorm_grad_args *a, const struct grad_strip *s, size_t r,
-                             size_t rows, size_t i, size_t n, double *sum_g, double *sum_gx) {
+                             size_t rows, size_t i, size_t n, int padded, double *sum_g,
+                             double *sum_gx) {
     const int recomputed = pre == BNORM_PRE_X || pre == BNORM_PRE_RESIDUAL;
     const int wanted = pre == BNORM_PRE_RESIDUAL || pre == BNORM_PRE_Y;
     const vec_d zero = vec_set1_d(0);
@@ -113,24 +115,25 @@ BNORM_INLINE void group_grad(enum bnorm_pre pre, bnorm_act_kind kind, int spread
     }
     accumulate_d(
         sum_g + i,
-        vec_add_d(vec_add_d(pair_low[0], pair_low[1]), vec_add_d(pair_low[2], pair_low[3])), low);
-    accumulate_d(sum_gx + i, vec_add_d(even_low, odd_low), low);
+        vec_add_d(vec_add_d(pair_low[0], pair_low[1]), vec_add_d(pair_low[2], pair_low[3])), low,
+        padded);
+    accumulate_d(sum_gx + i, vec_add_d(even_low, odd_low), low, padded);
     if (high) {
         accumulate_d(
             sum_g + i + VEC_D,
             vec_add_d(vec_add_d(pair_high[0], pair_high[1]), vec_add_d(pair_high[2], pair_high[3])),
-            high);
-        accumulate_d(sum_gx + i + VEC_D, vec_add_d(even_high, odd_high), high);
+            high, padded);
+        accumulate_d(sum_gx + i + VEC_D, vec_add_d(even_high, odd_high), high, padded);
     }
 }
 
 /* What full groups of full vectors leave over, lanes [i, end): one copy for all combinations. */
-static void some_grads(int spread, const bnorm_grad_args *a, const struct grad_strip *s, size_t r,
-                       size_t rows, size_t i, size_t end, double *sum_g, double *sum_gx) {
+static void some_grads(int spread, int padded, const bnorm_grad_args *a, const struct grad_strip *s,
+                       size_t r, size_t rows, size_t i, size_t end, double *sum_g, double *sum_gx) {
     for (; i + VEC_F <= end; i += VEC_F)
-        group_grad(a->pre, a->act.kind, spread, a, s, r, rows, i, VEC_F, sum_g, sum_gx);
+        group_grad(a->pre, a->act.kind, spread, a, s, r, rows, i, VEC_F, padded, sum_g, sum_gx);
     if (i < end)
-        group_grad(a->pre, a->act.kind, spread, a, s, r, rows, i, end - i, sum_g, sum_gx);
+        group_grad(a->pre, a->act.kind, spread, a, s, r, rows, i, end - i, padded, sum_g, sum_gx);
 }
 
 BNORM_INLINE void strip_grad(enum bnorm_pre pre, bnorm_act_kind kind, int spread,
@@ -140,14 +143,15 @@ BNORM_INLINE void strip_grad(enum bnorm_pre pre, bnorm_act_kind kind, int spread
     for (; r + BNORM_GROUP <= s->rows; r += BNORM_GROUP) {
         size_t i = 0;
         for (; i + VEC_F <= s->len; i += VEC_F)
-            group_grad(pre, kind, spread, a, s, r, BNORM_GROUP, i, VEC_F, sum_g, sum_gx);
+            group_grad(pre, kind, spread, a, s, r, BNORM_GROUP, i, VEC_F, spread, sum_g, sum_gx);
         if (i < s->len)
-            some_grads(spread, a, s, r, BNORM_GROUP, i, s->len, sum_g, sum_gx);
+            some_grads(spread, spread, a, s, r, BNORM_GROUP, i, s->len, sum_g, sum_gx);
     }
     if (s->tail)
-        some_grads(spread, a, s, r, s->rows - r + 1, 0, s->tail, sum_g, sum_gx);
+        some_grads(spread, spread, a, s, r, s->rows - r + 1, 0, s->tail, sum_g, sum_gx);
     if (r < s->rows)
-        some_grads(spread, a, s, r, s->rows - r, s->tail, s->len, sum_g, sum_gx);
+        some_grads(spread, spread && !s->tail, a, s, r, s->rows - r, s->tail, s->len, sum_g,
+                   sum_gx);
 }
 
 /* The combinations of pre and activation that occur. */
@@ -267,12 +271,13 @@ BNORM_INLINE void sums_tile(const bnorm_grad_args *a, size_t at, size_t c, size_
 static void sums_rows(const bnorm_grad_args *a, size_t chains, double *sum_g, double *sum_gx) {
     for (size_t at = 0; at < a->len; at += BNORM_TILE)
         sums_tile(a, at, lesser(BNORM_TILE, a->len - at), chains, sum_g + at, sum_gx + at);
+    vec_leave();
 }
 
 /* A plane is a strip of BNORM_SPAN_LANES lanes of one channel. */
 static void sums_span(const bnorm_grad_args *a, double *sum_g, double *sum_gx) {
     const int wanted = a->pre == BNORM_PRE_RESIDUAL || a->pre == BNORM_PRE_Y;
-    double g[BNORM_SPAN_LANES], gx[BNORM_SPAN_LANES];
+    plane_lanes g, gx;
     for (size_t r = 0; r < a->runs; r++) {
         const struct grad_strip s = {.x = a->x + r * a->x_stride,
                                      .dy = a->dy + r * a->dy_stride,
@@ -286,16 +291,15 @@ static void sums_span(const bnorm_grad_args *a, double *sum_g, double *sum_gx) {
                                      .center = a->center + r,
                                      .scale = a->scale + r,
                                      .shift = a->shift + r};
-        memset(g, 0, sizeof g);
-        memset(gx, 0, sizeof gx);
-        strip_grad_plane(a, &s, g, gx);
-        fold_chains(g, 1, BNORM_SPAN_LANES);
-        fold_chains(gx, 1, BNORM_SPAN_LANES);
-        sum_g[r] = g[0];
-        sum_gx[r] = gx[0];
+        zero_plane(&g);
+        zero_plane(&gx);
+        strip_grad_plane(a, &s, g.lane, gx.lane);
+        sum_g[r] = fold_plane(&g);
+        sum_gx[r] = fold_plane(&gx);
     }
     canonical_sums(sum_g, a->runs);
     canonical_sums(sum_gx, a->runs);
+    vec_leave();
 }
 
 /* ------------------------------------------------------------------------------------------------------------------
@@ -311,9 +315,9 @@ BNORM_INLINE void dx_lanes(enum bnorm_pre pre, bnorm_act_kind kind, const bnorm_
         pre == BNORM_PRE_NONE || pre == BNORM_PRE_X ? NULL : a->extra + r * a->extra_stride + i;
     const vec_f g = grad_lanes(pre, kind, x, dy, extra, p, n);
     if (a->dx) {
-        const vec_f dx =
-            a->slope ? vec_fma(vec_sub(x, p->center), p->slope, vec_fma(g, p->scale, p->offset))
-                     : vec_mul(g, p->scale);
+        const vec_f xh = vec_mul(vec_sub(x, p->center), p->invstd);
+        const vec_f dx = a->slope ? vec_fma(xh, p->slope, vec_fma(g, p->scale, p->offset))
+                                  : vec_mul(g, p->scale);
         store_lanes(a->dx + r * a->dx_stride + i, vec_canonical(dx), n);
     }
     if (a->dresidual)
@@ -367,6 +371,7 @@ static void dx_rows_any(const bnorm_grad_args *a) {
 #define BNORM_CALL(pre, kind) dx_rows_body(pre, kind, &local)
     BNORM_GRAD_CASES(BNORM_CALL)
 #undef BNORM_CALL
+    vec_leave();
 }
 
 /* Few channels without gaps between rows: as in apply_rows. */
@@ -380,7 +385,7 @@ static void dx_rows(const bnorm_grad_args *a) {
         return;
     }
     float center[BNORM_MAX_LANES], scale[BNORM_MAX_LANES], shift[BNORM_MAX_LANES];
-    float slope[BNORM_MAX_LANES], offset[BNORM_MAX_LANES];
+    float invstd[BNORM_MAX_LANES], slope[BNORM_MAX_LANES], offset[BNORM_MAX_LANES];
     bnorm_grad_args wide = *a, rest = *a;
     wide.runs = a->runs / times;
     wide.len = c * times;
@@ -389,6 +394,7 @@ static void dx_rows(const bnorm_grad_args *a) {
     wide.center = repeat(center, a->center, c, times);
     wide.scale = repeat(scale, a->scale, c, times);
     wide.shift = repeat(shift, a->shift, c, times);
+    wide.invstd = repeat(invstd, a->slope ? a->invstd : NULL, c, times);
     wide.slope = repeat(slope, a->slope, c, times);
     wide.offset = repeat(offset, a->offset, c, times);
     dx_rows_any(&wide);
@@ -412,4 +418,5 @@ static void dx_span(const bnorm_grad_args *a) {
 #define BNORM_CALL(pre, kind) dx_span_body(pre, kind, &local)
     BNORM_GRAD_CASES(BNORM_CALL)
 #undef BNORM_CALL
+    vec_leave();
 }

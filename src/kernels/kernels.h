@@ -20,7 +20,7 @@
 #if defined(__clang__)
 #define BNORM_UNROLL /* clang unrolls short constant loops by itself */
 #else
-#define BNORM_UNROLL _Pragma("GCC unroll 8")
+#define BNORM_UNROLL _Pragma("GCC unroll 32")
 #endif
 
 /* Channels that a reduction kernel takes at a time, and room for the lanes of one vector behind
@@ -43,28 +43,31 @@ BNORM_INLINE void store_lanes(float *p, vec_f v, size_t n) {
         vec_store_n(p, v, n);
 }
 
-/* A parameter of each lane, or one for all lanes. */
+/* A parameter of each lane, or one for all n lanes. */
 BNORM_INLINE vec_f parameter_lanes(const float *p, int spread, size_t i, size_t n) {
-    return spread ? vec_set1(*p) : load_lanes(p + i, n);
+    if (!spread)
+        return load_lanes(p + i, n);
+    return n == VEC_F ? vec_set1(*p) : vec_first_n(vec_set1(*p), n);
 }
 
 BNORM_INLINE vec_d widen_lanes(const float *p, size_t n) {
     return n == VEC_D ? vec_widen(p) : vec_widen_n(p, n);
 }
 
-/* s[0..n) += v, 1 <= n <= VEC_D */
-BNORM_INLINE void accumulate_d(double *s, vec_d v, size_t n) {
-    if (n == VEC_D)
+/* s[0..n) += v, 1 <= n <= VEC_D. The sums of a plane are padded: whole vectors then, as v is 0 in
+ * the other lanes (and a masked store would hold up the load that follows). */
+BNORM_INLINE void accumulate_d(double *s, vec_d v, size_t n, int padded) {
+    if (n == VEC_D || padded)
         vec_store_d(s, vec_add_d(vec_load_d(s), v));
     else
         vec_store_d_n(s, vec_add_d(vec_load_d_n(s, n), v), n);
 }
 
 /* s[0..n) += v widened, 1 <= n <= VEC_F */
-BNORM_INLINE void accumulate_f(double *s, vec_f v, size_t n) {
-    accumulate_d(s, vec_low(v), lesser(n, VEC_D));
+BNORM_INLINE void accumulate_f(double *s, vec_f v, size_t n, int padded) {
+    accumulate_d(s, vec_low(v), lesser(n, VEC_D), padded);
     if (n > VEC_D)
-        accumulate_d(s + VEC_D, vec_high(v), n - VEC_D);
+        accumulate_d(s + VEC_D, vec_high(v), n - VEC_D, padded);
 }
 
 /* s[i] for i < c: the chains of channel i, which lie c apart, folded upper half onto lower half. */
@@ -77,6 +80,45 @@ BNORM_INLINE void fold_chains(double *s, size_t c, size_t chains) {
         for (; i < n; i++)
             s[i] += s[n + i];
     }
+}
+
+/* The sums of one plane, one lane each. */
+typedef struct plane_lanes {
+    _Alignas(64) double lane[BNORM_SPAN_LANES];
+} plane_lanes;
+
+BNORM_INLINE void zero_plane(plane_lanes *p) {
+    BNORM_UNROLL
+    for (size_t i = 0; i < BNORM_SPAN_LANES; i += VEC_D)
+        vec_store_d(p->lane + i, vec_set1_d(0));
+}
+
+/* The same fold for one plane, in registers. Written out, as gcc does not unroll a loop over
+ * halves. */
+BNORM_INLINE double fold_plane(const plane_lanes *p) {
+    enum { VECTORS = BNORM_SPAN_LANES / VEC_D };
+    vec_d v[VECTORS];
+    double t[VEC_D];
+    BNORM_UNROLL
+    for (size_t i = 0; i < VECTORS; i++)
+        v[i] = vec_load_d(p->lane + i * VEC_D);
+#define BNORM_FOLD(size, half, array, add)                                                         \
+    BNORM_UNROLL                                                                                   \
+    for (size_t i = 0; (half) < (size) && i < (half); i++)                                         \
+        array[i] = add(array[i], array[((half) + i) % (size)]);
+#define BNORM_ADD(a, b) ((a) + (b))
+    BNORM_FOLD(VECTORS, 16, v, vec_add_d)
+    BNORM_FOLD(VECTORS, 8, v, vec_add_d)
+    BNORM_FOLD(VECTORS, 4, v, vec_add_d)
+    BNORM_FOLD(VECTORS, 2, v, vec_add_d)
+    BNORM_FOLD(VECTORS, 1, v, vec_add_d)
+    vec_store_d(t, v[0]);
+    BNORM_FOLD(VEC_D, 4, t, BNORM_ADD)
+    BNORM_FOLD(VEC_D, 2, t, BNORM_ADD)
+    BNORM_FOLD(VEC_D, 1, t, BNORM_ADD)
+#undef BNORM_FOLD
+#undef BNORM_ADD
+    return t[0];
 }
 
 #include "moments.h"

@@ -37,39 +37,43 @@ BNORM_INLINE vec_d quad_sum(const float *x, size_t stride, size_t q, size_t rows
 }
 
 /* s[0..n) += the tree of up to 8 rows. */
-BNORM_INLINE void group_sum(const float *x, size_t stride, size_t rows, size_t n, double *s) {
+BNORM_INLINE void group_sum(const float *x, size_t stride, size_t rows, size_t n, int padded,
+                            double *s) {
     const vec_d first = quad_sum(x, stride, 0, rows, n);
-    accumulate_d(s, rows > 4 ? vec_add_d(first, quad_sum(x, stride, 4, rows, n)) : first, n);
+    accumulate_d(s, rows > 4 ? vec_add_d(first, quad_sum(x, stride, 4, rows, n)) : first, n,
+                 padded);
 }
 
-BNORM_INLINE void group_sums(const float *x, size_t stride, size_t rows, size_t len, double *s) {
+BNORM_INLINE void group_sums(const float *x, size_t stride, size_t rows, size_t len, int padded,
+                             double *s) {
     size_t i = 0;
     for (; i + VEC_D <= len; i += VEC_D)
-        group_sum(x + i, stride, rows, VEC_D, s + i);
+        group_sum(x + i, stride, rows, VEC_D, padded, s + i);
     if (i < len)
-        group_sum(x + i, stride, rows, len - i, s + i);
+        group_sum(x + i, stride, rows, len - i, padded, s + i);
 }
 
-static void some_sums(const float *x, size_t stride, size_t rows, size_t len, double *s){
-#define BNORM_CALL(n) group_sums(x, stride, n, len, s)
+static void some_sums(const float *x, size_t stride, size_t rows, size_t len, int padded,
+                      double *s){
+#define BNORM_CALL(n) group_sums(x, stride, n, len, padded, s)
     BNORM_FOR_ROWS(rows, BNORM_CALL)
 #undef BNORM_CALL
 }
 
-/* s[i] += sum of lane i. */
-BNORM_INLINE
-    void strip_sum(const float *x, size_t stride, size_t rows, size_t len, size_t tail, double *s) {
+/* s[i] += sum of lane i; padded: s is a plane_lanes. */
+BNORM_INLINE void strip_sum(const float *x, size_t stride, size_t rows, size_t len, size_t tail,
+                            int padded, double *s) {
     for (; rows >= BNORM_GROUP; rows -= BNORM_GROUP, x += BNORM_GROUP * stride)
-        group_sums(x, stride, BNORM_GROUP, len, s);
+        group_sums(x, stride, BNORM_GROUP, len, padded, s);
     if (tail)
-        some_sums(x, stride, rows + 1, tail, s);
+        some_sums(x, stride, rows + 1, tail, padded, s);
     if (rows)
-        some_sums(x + tail, stride, rows, len - tail, s + tail);
+        some_sums(x + tail, stride, rows, len - tail, padded && !tail, s + tail);
 }
 
 /* s[0..n) += sum of (x - pivot)^2 over up to 8 rows: in float, even and odd rows apart. */
 BNORM_INLINE void group_square(const float *x, size_t stride, size_t rows, size_t n, vec_f pivot,
-                               double *s) {
+                               int padded, double *s) {
     vec_f d = vec_sub(load_lanes(x, n), pivot);
     vec_f even = vec_mul(d, d), odd = even;
     BNORM_UNROLL
@@ -80,36 +84,37 @@ BNORM_INLINE void group_square(const float *x, size_t stride, size_t rows, size_
         else
             odd = q == 1 ? vec_mul(d, d) : vec_fma(d, d, odd);
     }
-    accumulate_f(s, rows > 1 ? vec_add(even, odd) : even, n);
+    accumulate_f(s, rows > 1 ? vec_add(even, odd) : even, n, padded);
 }
 
 BNORM_INLINE void group_squares(const float *x, size_t stride, size_t rows, size_t len,
-                                const float *pivot, int spread, double *s) {
+                                const float *pivot, int spread, int padded, double *s) {
     size_t i = 0;
     for (; i + VEC_F <= len; i += VEC_F)
-        group_square(x + i, stride, rows, VEC_F, parameter_lanes(pivot, spread, i, VEC_F), s + i);
+        group_square(x + i, stride, rows, VEC_F, parameter_lanes(pivot, spread, i, VEC_F), padded,
+                     s + i);
     if (i < len)
         group_square(x + i, stride, rows, len - i, parameter_lanes(pivot, spread, i, len - i),
-                     s + i);
+                     padded, s + i);
 }
 
 static void some_squares(const float *x, size_t stride, size_t rows, size_t len, const float *pivot,
-                         int spread, double *s){
-#define BNORM_CALL(n) group_squares(x, stride, n, len, pivot, spread, s)
+                         int spread, int padded, double *s){
+#define BNORM_CALL(n) group_squares(x, stride, n, len, pivot, spread, padded, s)
     BNORM_FOR_ROWS(rows, BNORM_CALL)
 #undef BNORM_CALL
 }
 
-/* s[i] += sum of (x - pivot)^2 over lane i. */
+/* s[i] += sum of (x - pivot)^2 over lane i; spread: one pivot, and s is a plane_lanes. */
 BNORM_INLINE void strip_squares(const float *x, size_t stride, size_t rows, size_t len, size_t tail,
                                 const float *pivot, int spread, double *s) {
     for (; rows >= BNORM_GROUP; rows -= BNORM_GROUP, x += BNORM_GROUP * stride)
-        group_squares(x, stride, BNORM_GROUP, len, pivot, spread, s);
+        group_squares(x, stride, BNORM_GROUP, len, pivot, spread, spread, s);
     if (tail)
-        some_squares(x, stride, rows + 1, tail, pivot, spread, s);
+        some_squares(x, stride, rows + 1, tail, pivot, spread, spread, s);
     if (rows)
         some_squares(x + tail, stride, rows, len - tail, spread ? pivot : pivot + tail, spread,
-                     s + tail);
+                     spread && !tail, s + tail);
 }
 
 /* The same in double, for values whose squares leave the range of a float. Rare: not tuned. */
@@ -198,8 +203,9 @@ BNORM_INLINE void moments_tile(const float *x, size_t stride, size_t rows, size_
     double *const s = chains > 1 ? lanes : sum, *const s2 = chains > 1 ? lanes : m2;
 
     memset(s, 0, c * chains * sizeof *s);
-    BNORM_FOR_STRIPS(x, stride, rows, c, chains,
-                     strip_sum(strip, strip_stride, strip_rows, strip_len, strip_tail, s + lane));
+    BNORM_FOR_STRIPS(
+        x, stride, rows, c, chains,
+        strip_sum(strip, strip_stride, strip_rows, strip_len, strip_tail, 0, s + lane));
     if (chains > 1) {
         fold_chains(lanes, c, chains);
         memcpy(sum, lanes, c * sizeof *sum);
@@ -233,6 +239,7 @@ static void moments_rows(const float *x, size_t stride, size_t rows, size_t c, s
                          double *sum, double *m2) {
     for (size_t i = 0; i < c; i += BNORM_TILE)
         moments_tile(x + i, stride, rows, lesser(BNORM_TILE, c - i), chains, sum + i, m2 + i);
+    vec_leave();
 }
 
 /* Planes that are reduced side by side, so that their second pass reads from L1. */
@@ -245,35 +252,33 @@ static void moments_span(const float *x, size_t stride, size_t planes, size_t le
     const size_t fit =
         len * BNORM_PLANES <= BNORM_PLANES_LEN ? BNORM_PLANES : BNORM_PLANES_LEN / len;
     const size_t step = fit ? fit : 1;
-    double lanes[BNORM_SPAN_LANES];
+    plane_lanes p;
     float pivot[BNORM_PLANES + BNORM_PAD];
 
     for (size_t first = 0; first < planes;
          first += step, x += step * stride, sum += step, m2 += step) {
         const size_t count = lesser(step, planes - first);
         for (size_t i = 0; i < count; i++) {
-            memset(lanes, 0, sizeof lanes);
-            strip_sum(x + i * stride, BNORM_SPAN_LANES, rows, BNORM_SPAN_LANES, tail, lanes);
-            fold_chains(lanes, 1, BNORM_SPAN_LANES);
-            sum[i] = lanes[0];
+            zero_plane(&p);
+            strip_sum(x + i * stride, BNORM_SPAN_LANES, rows, BNORM_SPAN_LANES, tail, 1, p.lane);
+            sum[i] = fold_plane(&p);
         }
         block_pivots(sum, 1 / (double)len, count, pivot);
         for (size_t i = 0; i < count; i++) {
-            memset(lanes, 0, sizeof lanes);
+            zero_plane(&p);
             strip_squares(x + i * stride, BNORM_SPAN_LANES, rows, BNORM_SPAN_LANES, tail, pivot + i,
-                          1, lanes);
-            fold_chains(lanes, 1, BNORM_SPAN_LANES);
-            m2[i] = lanes[0];
+                          1, p.lane);
+            m2[i] = fold_plane(&p);
             if (is_outside(m2[i])) {
-                memset(lanes, 0, sizeof lanes);
+                zero_plane(&p);
                 strip_squares_wide(x + i * stride, BNORM_SPAN_LANES, rows, BNORM_SPAN_LANES, tail,
-                                   pivot + i, 1, lanes);
-                fold_chains(lanes, 1, BNORM_SPAN_LANES);
-                m2[i] = lanes[0];
+                                   pivot + i, 1, p.lane);
+                m2[i] = fold_plane(&p);
             }
         }
         block_finish((double)len, pivot, count, sum, m2);
     }
+    vec_leave();
 }
 
 static void merge(size_t c, double n_before, double n_block, const double *sum,
@@ -297,4 +302,5 @@ static void merge(size_t c, double n_before, double n_block, const double *sum,
             vec_canonical_d(vec_fma_d(vec_mul_d(excess, excess), weight, vec_add_d(old_m2, q))),
             in_use);
     }
+    vec_leave();
 }

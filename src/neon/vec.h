@@ -61,6 +61,12 @@ static inline vec_f vec_canonical(vec_f v) {
     return vbslq_f32(vceqq_f32(v, v), v, vreinterpretq_f32_u32(vdupq_n_u32(0x7fc00000u)));
 }
 
+/* The first n lanes of v, zeros behind them. */
+static inline vec_f vec_first_n(vec_f v, size_t n) {
+    static const uint32_t window[8] = {~0u, ~0u, ~0u, ~0u};
+    return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(v), vld1q_u32(window + 4 - n)));
+}
+
 static inline vec_d vec_load_d(const double *p) {
     return vld1q_f64(p);
 }
@@ -125,3 +131,4 @@ static inline vec_d vec_high(vec_f v) {
 static inline void vec_narrow_store(float *p, vec_d v) {
     vst1_f32(p, vcvt_f32_f64(v));
 }
+static inline void vec_leave(void) {}

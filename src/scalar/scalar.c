@@ -289,7 +289,8 @@ static void dx_element(const bnorm_grad_args *a, size_t r, size_t i, size_t ch) 
     float dx = g * a->scale[ch];
     if (a->dx && a->slope) {
         const float centred = a->x[r * a->x_stride + i] - a->center[ch];
-        dx = fmaf(centred, a->slope[ch], fmaf(g, a->scale[ch], a->offset[ch]));
+        const float xh = centred * a->invstd[ch];
+        dx = fmaf(xh, a->slope[ch], fmaf(g, a->scale[ch], a->offset[ch]));
     }
     if (a->dx)
         a->dx[r * a->dx_stride + i] = canonical(dx);
