@@ -31,9 +31,10 @@
  * jumps, callers see to dy = 0, or know v to the bit. e_v is the affine map's bound with s and b
  * rounded. Sums are double sums, at most (80 + 4*blocks) roundings, then one to float: |dbeta' -
  * dbeta| <= sum(e_g) + (80 + 4*blocks)*w*sum|g| + u|dbeta|, dgamma alike with invstd*|x - mean| as
- * weights. dx = fma(x - hi, slope, fma(g, s, offset)), slope = -s*invstd*dgamma/n, and offset =
- * -s*dbeta/n - lo*slope, both from the unrounded sums, rounded once: the error is |s|e_g + u|s g| +
- * u|s g + offset| + (error and u of offset) + |x - hi|(error and 2u of slope) + u|dx|.
+ * weights. dx = fma((x - hi)*invstd, slope, fma(g, s, offset)), slope = -s*dgamma/n, and offset =
+ * -s*dbeta/n - lo*invstd*slope, both from the unrounded sums, rounded once: the error is |s|e_g +
+ * u|s g| + u|s g + offset| + (error and u of offset) + |x - hi|*invstd*(error and 3u of slope) +
+ * u|dx|. The code below calls slope what is here slope*invstd.
  */
 #include "oracle.h"
 
@@ -367,7 +368,7 @@ void oracle_backward(const bnorm_shape *shape, const double *x, const double *dy
             out->dx[i] = s * (out->g[i] - dbeta / n - (x[i] - mean) * invstd * dgamma / n);
             out->dx_bound[i] =
                 SLACK * (sg_error + offset_error + U * fabs(sg + offset) +
-                         d * (slope_error + U * fabs(slope)) + U * fabs(out->dx[i])) +
+                         d * (slope_error + 2 * U * fabs(slope)) + U * fabs(out->dx[i])) +
                 (2 + fabs(out->g[i])) * ETA;
         }
     }

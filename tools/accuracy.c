@@ -3,11 +3,12 @@
  * Accuracy of training forward and backward against exact results: bnorm and, where installed,
  * oneDNN and PyTorch on the same data.
  *
- *   accuracy [--quick] [--markdown] [--tsv FILE]
+ *   accuracy [--quick] [--markdown FILE] [--tsv FILE]
  *
- *   --quick      no more than 1e6 elements per channel
- *   --markdown   the table of docs/numerics.md: mean, variance and y, the worst of both layouts
- *   --tsv FILE   every figure, one a line, for accuracy.plot
+ *   --quick          no more than 1e6 elements per channel
+ *   --markdown FILE  also writes the table of docs/numerics.md: mean, variance and y, the worst of
+ *                    both layouts
+ *   --tsv FILE       also writes every figure, one a line, for accuracy.plot
  *
  * Exits with 1 if bnorm misses a goal. docs/numerics.md says what the figures mean. */
 #include <float.h>
@@ -325,28 +326,28 @@ static void print_case(const struct study_case *sc, const struct outcome *outcom
 static const enum quantity markdown_columns[] = {MEAN, VARIANCE, Y};
 enum { MARKDOWN_COLUMNS = 3 };
 
-static void print_markdown_head(void) {
-    printf("| case |");
+static void print_markdown_head(FILE *out) {
+    fprintf(out, "| case |");
     for (int k = 0; k < MARKDOWN_COLUMNS; k++)
         for (int i = 0; i < LIBRARIES; i++)
-            printf(" %s%s%s |", i ? "" : quantity_names[markdown_columns[k]], i ? "" : ": ",
-                   libraries[i]->name);
-    printf("\n|---|");
+            fprintf(out, " %s%s%s |", i ? "" : quantity_names[markdown_columns[k]], i ? "" : ": ",
+                    libraries[i]->name);
+    fprintf(out, "\n|---|");
     for (int k = 0; k < MARKDOWN_COLUMNS * LIBRARIES; k++)
-        printf("--:|");
-    printf("\n");
+        fprintf(out, "--:|");
+    fprintf(out, "\n");
 }
 
-static void print_markdown_case(const struct study_case *sc, const struct outcome *outcomes) {
-    printf("| %s |", case_name(sc));
+static void print_markdown_case(FILE *out, const struct study_case *sc,
+                                const struct outcome *outcomes) {
+    fprintf(out, "| %s |", case_name(sc));
     for (int k = 0; k < MARKDOWN_COLUMNS; k++)
         for (int i = 0; i < LIBRARIES; i++) {
             double worst = outcomes[0].errors[i].of[markdown_columns[k]];
             keep_worst(&worst, outcomes[1].errors[i].of[markdown_columns[k]]);
-            printf(" %s |", number(worst));
+            fprintf(out, " %s |", number(worst));
         }
-    printf("\n");
-    fflush(stdout);
+    fprintf(out, "\n");
 }
 
 static void print_tsv_case(FILE *tsv, const struct study_case *sc, const struct outcome *outcomes) {
@@ -406,22 +407,27 @@ static void print_remarks(FILE *remarks) {
         printf("%s", line);
 }
 
+static FILE *open_output(const char *name) {
+    FILE *const file = fopen(name, "w");
+    if (!file) {
+        perror(name);
+        exit(2);
+    }
+    return file;
+}
+
 int main(int argc, char **argv) {
-    int quick = 0, markdown = 0, present[LIBRARIES];
-    FILE *tsv = NULL;
+    int quick = 0, present[LIBRARIES];
+    FILE *tsv = NULL, *markdown = NULL;
     for (int i = 1; i < argc; i++) {
         if (!strcmp(argv[i], "--quick")) {
             quick = 1;
-        } else if (!strcmp(argv[i], "--markdown")) {
-            markdown = 1;
+        } else if (!strcmp(argv[i], "--markdown") && i + 1 < argc) {
+            markdown = open_output(argv[++i]);
         } else if (!strcmp(argv[i], "--tsv") && i + 1 < argc) {
-            tsv = fopen(argv[++i], "w");
-            if (!tsv) {
-                perror(argv[i]);
-                return 2;
-            }
+            tsv = open_output(argv[++i]);
         } else {
-            fprintf(stderr, "usage: accuracy [--quick] [--markdown] [--tsv FILE]\n");
+            fprintf(stderr, "usage: accuracy [--quick] [--markdown FILE] [--tsv FILE]\n");
             return 2;
         }
     }
@@ -440,10 +446,9 @@ int main(int argc, char **argv) {
            "dbeta of at least 2^-12*|dy|); variance, invstd: ulp; y: 2^-22*max(1, |y|);\n"
            "dx: 2^-22 of the sum of its terms' magnitudes. wrong: overflow or not a number.\n\n");
 
+    print_head();
     if (markdown)
-        print_markdown_head();
-    else
-        print_head();
+        print_markdown_head(markdown);
     struct verdict v = {0};
     for (size_t i = 0; i < case_count(); i++) {
         const struct study_case sc = case_at(i);
@@ -454,10 +459,9 @@ int main(int argc, char **argv) {
             outcomes[layout] = run_case(&sc, layouts[layout], present);
             judge(&v, &sc, &outcomes[layout], layout_names[layout], remarks);
         }
+        print_case(&sc, outcomes, present);
         if (markdown)
-            print_markdown_case(&sc, outcomes);
-        else
-            print_case(&sc, outcomes, present);
+            print_markdown_case(markdown, &sc, outcomes);
         if (tsv)
             print_tsv_case(tsv, &sc, outcomes);
     }
@@ -470,6 +474,8 @@ int main(int argc, char **argv) {
     printf("%d goals missed; %d figures in which another library is closer\n", v.goals_missed,
            v.worse);
     fclose(remarks);
+    if (markdown)
+        fclose(markdown);
     if (tsv)
         fclose(tsv);
     for (int i = 0; i < LIBRARIES; i++)

@@ -55,7 +55,10 @@ enum {
 
 enum op { OP_FOLD, OP_FOLD_CONV, OP_RUNNING, OP_MOMENTS, OP_APPLY, OP_FORWARD, OP_BACKWARD };
 
-enum data { NORMAL, WIDE, OFFSET, OUTLIER, CONSTANT, EXTREME, SPECIAL };
+/* CANCELLING data has large pairs that cancel in a sum, so that the rounding of partial sums in
+ * double, which floats can't show otherwise, is seen; under SYMMETRIC x it cancels in sum(g*x) too.
+ */
+enum data { NORMAL, SYMMETRIC, CANCELLING, OFFSET, OUTLIER, CONSTANT, EXTREME, SPECIAL };
 
 enum {
     STRIDED = 1,
@@ -94,13 +97,13 @@ static const struct group groups[] = {
     {OP_RUNNING, 0, "onnx", ONNX, NORMAL, 0},
     {OP_RUNNING, 0, "caffe", CAFFE, NORMAL, 0},
     {OP_MOMENTS, 1, "normal", 0, NORMAL, 0},
-    {OP_MOMENTS, 1, "wide", 0, WIDE, 0},
+    {OP_MOMENTS, 1, "cancelling", 0, CANCELLING, 0},
     {OP_MOMENTS, 1, "offset", 0, OFFSET, 0},
     {OP_MOMENTS, 1, "outlier", 0, OUTLIER, 0},
     {OP_MOMENTS, 1, "constant", 0, CONSTANT, 0},
     {OP_MOMENTS, 1, "extreme", 0, EXTREME, 0},
     {OP_MOMENTS, 1, "special", 0, SPECIAL, 0},
-    {OP_MOMENTS, 1, "strided", 0, WIDE, STRIDED},
+    {OP_MOMENTS, 1, "strided", 0, CANCELLING, STRIDED},
     {OP_APPLY, 1, "identity", BNORM_ACT_IDENTITY, NORMAL, 0},
     {OP_APPLY, 1, "relu", BNORM_ACT_RELU, NORMAL, 0},
     {OP_APPLY, 1, "clamp", BNORM_ACT_CLAMP, NORMAL, 0},
@@ -119,18 +122,18 @@ static const struct group groups[] = {
     {OP_FORWARD, 1, "special", 0, SPECIAL, ANY_ACT},
     {OP_FORWARD, 1, "strided", 0, NORMAL, ANY_ACT | STRIDED},
     {OP_FORWARD, 1, "in_place", 0, NORMAL, ANY_ACT | IN_PLACE},
-    {OP_BACKWARD, 1, "identity", BNORM_ACT_IDENTITY, NORMAL, 0},
-    {OP_BACKWARD, 1, "relu", BNORM_ACT_RELU, NORMAL, 0},
-    {OP_BACKWARD, 1, "clamp", BNORM_ACT_CLAMP, NORMAL, 0},
-    {OP_BACKWARD, 1, "leaky_relu", BNORM_ACT_LEAKY_RELU, NORMAL, 0},
-    {OP_BACKWARD, 1, "hard_swish", BNORM_ACT_HARD_SWISH, NORMAL, 0},
-    {OP_BACKWARD, 1, "residual", 0, NORMAL, ANY_ACT | WITH_RESIDUAL},
-    {OP_BACKWARD, 1, "from_y", 0, NORMAL, ANY_ACT | FROM_Y},
-    {OP_BACKWARD, 1, "frozen", 0, NORMAL, ANY_ACT | FROZEN},
+    {OP_BACKWARD, 1, "identity", BNORM_ACT_IDENTITY, SYMMETRIC, 0},
+    {OP_BACKWARD, 1, "relu", BNORM_ACT_RELU, SYMMETRIC, 0},
+    {OP_BACKWARD, 1, "clamp", BNORM_ACT_CLAMP, SYMMETRIC, 0},
+    {OP_BACKWARD, 1, "leaky_relu", BNORM_ACT_LEAKY_RELU, SYMMETRIC, 0},
+    {OP_BACKWARD, 1, "hard_swish", BNORM_ACT_HARD_SWISH, SYMMETRIC, 0},
+    {OP_BACKWARD, 1, "residual", 0, SYMMETRIC, ANY_ACT | WITH_RESIDUAL},
+    {OP_BACKWARD, 1, "from_y", 0, SYMMETRIC, ANY_ACT | FROM_Y},
+    {OP_BACKWARD, 1, "frozen", 0, SYMMETRIC, ANY_ACT | FROZEN},
     {OP_BACKWARD, 1, "extreme", 0, EXTREME, ANY_ACT | ANY_RECOVERY},
     {OP_BACKWARD, 1, "special", 0, SPECIAL, ANY_ACT | ANY_RECOVERY},
-    {OP_BACKWARD, 1, "strided", 0, NORMAL, ANY_ACT | ANY_RECOVERY | STRIDED},
-    {OP_BACKWARD, 1, "in_place", 0, NORMAL, ANY_ACT | ANY_RECOVERY | IN_PLACE},
+    {OP_BACKWARD, 1, "strided", 0, SYMMETRIC, ANY_ACT | ANY_RECOVERY | STRIDED},
+    {OP_BACKWARD, 1, "in_place", 0, SYMMETRIC, ANY_ACT | ANY_RECOVERY | IN_PLACE},
 };
 enum { GROUPS = sizeof groups / sizeof groups[0] };
 
@@ -260,14 +263,28 @@ static float normal(uint64_t *random) {
     return normal_integer(random) * 0x1p-20f;
 }
 
-/* Where and how large a channel's odd element is. */
+/* `odd` is where an outlier is. */
 struct channel {
     size_t number, count, odd;
     float constant;
+    uint64_t seed;
 };
 
+/* Elements i and count - 1 - i share their random bits: large ones, one in four, cancel. */
+static float cancelling(const struct channel *channel, size_t i, uint64_t *random) {
+    const size_t mirror = channel->count - 1 - i;
+    const uint64_t bits = random_bits(random);
+    const float value = normal(random);
+    if (i == mirror || bits % 4)
+        return value * power_of_two(-(int)(bits >> 8 & 15));
+    return i < mirror ? value * 0x1p32f : -value * 0x1p32f;
+}
+
+/* Channels with zeros only, without a special element, and with one of each. */
+enum { SPECIAL_KINDS = 9 };
+
 static void set_special(float *value, const struct channel *channel, size_t i, uint64_t *random) {
-    static const uint32_t odd[] = {
+    static const uint32_t odd[SPECIAL_KINDS - 2] = {
         0x7fc12345u, /* NaN with a payload */
         0x7f800000u, /* infinity */
         0xff800000u, /* -infinity */
@@ -276,7 +293,7 @@ static void set_special(float *value, const struct channel *channel, size_t i, u
         0x00000001u, /* the smallest */
         0x80000000u, /* -0 */
     };
-    const size_t kind = channel->number % (2 + sizeof odd / sizeof odd[0]);
+    const size_t kind = channel->number % SPECIAL_KINDS;
     *value = normal(random);
     if (kind == 0)
         set_bits(value, (uint32_t)i % 2 << 31); /* +0 and -0 in turn */
@@ -290,10 +307,11 @@ static void set_value(float *value, enum data data, const struct channel *channe
     const int even = channel->number % 2 == 0;
     switch (data) {
     case NORMAL:
+    case SYMMETRIC:
         *value = normal(random);
         break;
-    case WIDE: /* the sums round in double as well */
-        *value = normal(random) * power_of_two(-(int)(random_bits(random) % 40));
+    case CANCELLING:
+        *value = cancelling(channel, i, random);
         break;
     case OFFSET: /* 1e6 +- 4, in steps of 1/16 */
         *value = (16000000 + (float)(int)(normal(random) * 16)) * 0x1p-4f;
@@ -345,19 +363,24 @@ static struct tensor tensor_at(const struct test *t, enum role role) {
 static struct tensor input(struct test *t, enum role role, enum data data) {
     const bnorm_shape *s = &t->shape;
     const struct tensor tensor = tensor_at(t, role);
+    const int mirrored = data == SYMMETRIC || data == CANCELLING;
     const size_t run_step = s->layout == BNORM_NHWC ? 1 : tensor.run_stride,
                  pixel_step = s->layout == BNORM_NHWC ? tensor.run_stride : 1;
     for (size_t c = 0; c < s->c; c++) {
         /* Another kind of data for the first channels of each shape, the odd element at either end
          * or in between. */
-        struct channel channel = {c + t->index + (size_t)role, s->n * s->hw, 0, 0};
+        struct channel channel = {.number = c + t->index + (size_t)role, .count = s->n * s->hw};
         if (channel.count && c % 3)
             channel.odd = c % 3 == 1 ? channel.count - 1 : channel.count / 2;
         channel.constant = normal(&t->random);
+        channel.seed = random_bits(&t->random);
         for (size_t i = 0; i < channel.count; i++) {
             const size_t at =
                 i / s->hw * tensor.image_stride + c * run_step + i % s->hw * pixel_step;
-            set_value(&tensor.data[at], data, &channel, i, &t->random);
+            const size_t mirror = channel.count - 1 - i;
+            const size_t pair = mirrored && mirror < i ? mirror : i;
+            uint64_t random = channel.seed + pair;
+            set_value(&tensor.data[at], data, &channel, i, &random);
         }
     }
     return tensor;
@@ -413,6 +436,10 @@ static void prepare(struct test *t) {
     for (int a = BATCH_MEAN; a < ARRAYS; a++)
         untouch(arrays[a], c + GUARD);
     if (group->data == SPECIAL) {
+        /* -0 where x is +0 or -0, so that the activation's argument is too */
+        for (size_t i = 0; i < c; i++)
+            if ((i + t->index + (size_t)X) % SPECIAL_KINDS == 0)
+                set_bits(&arrays[BETA][i], 0x80000000u);
         /* channels of their own: a NaN or 0 in each parameter */
         set_bits(&arrays[GAMMA][5 % c], 0xffc00001u);
         set_bits(&arrays[BETA][6 % c], 0x7f800000u);
@@ -421,12 +448,12 @@ static void prepare(struct test *t) {
         arrays[VAR][9 % c] = 0;
     }
     t->gamma = pick(t, 4) ? arrays[GAMMA] : NULL;
-    t->beta = pick(t, 4) ? arrays[BETA] : NULL;
+    t->beta = pick(t, 4) || group->data == SPECIAL ? arrays[BETA] : NULL;
     t->eps = epsilons[pick(t, 3)];
 
     unsigned kind = BNORM_ACT_IDENTITY;
     if (group->flags & ANY_ACT)
-        kind = pick(t, BNORM_ACT_HARD_SWISH + 1);
+        kind = (unsigned)(t->index + (size_t)t->shape.layout) % (BNORM_ACT_HARD_SWISH + 1);
     else if (group->op >= OP_APPLY)
         kind = group->which;
     const int other = pick(t, 2) == 0;
@@ -470,7 +497,7 @@ static void run_fold_conv(struct test *t) {
     const size_t c = conv.out_channels,
                  count = c * conv.in_channels * conv.kernel / (conv.groups ? conv.groups : 1);
     t->shape.c = count; /* the weights: one run of as many elements */
-    const struct tensor weights = input(t, X, WIDE);
+    const struct tensor weights = input(t, X, CANCELLING);
     const int in_place = pick(t, 2) == 0;
     const struct tensor out = in_place ? weights : tensor_at(t, Y);
     const float *bias = pick(t, 3) ? arrays[BATCH_MEAN] : NULL;
@@ -572,7 +599,7 @@ static void run_apply(struct test *t) {
     const struct tensor x = input(t, X, t->group->data),
                         residual = maybe_residual(t, pick(t, 2) == 0), y = output_y(t, x, residual);
     const bnorm_affine affine = {
-        .center = pick(t, 2) ? arrays[MEAN] : NULL,
+        .center = pick(t, 2) && t->group->data != SPECIAL ? arrays[MEAN] : NULL,
         .scale = t->gamma,
         .shift = t->beta,
         .residual = as_in(t, residual),
@@ -610,7 +637,8 @@ static void run_backward(struct test *t) {
     if (how & ANY_RECOVERY)
         how |= recoveries[pick(t, 4)];
     const int from_y = (how & FROM_Y) && y_tells(&t->act), low = pick(t, 3) > 0;
-    const struct tensor x = input(t, X, t->group->data), dy = input(t, DY, companion(t, WIDE)),
+    const struct tensor x = input(t, X, t->group->data),
+                        dy = input(t, DY, companion(t, CANCELLING)),
                         added = maybe_residual(t, how & WITH_RESIDUAL || (from_y && pick(t, 2))),
                         y = tensor_at(t, Y);
     const float *mean = arrays[BATCH_MEAN];
