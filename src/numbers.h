@@ -10,7 +10,7 @@
 
 /* Rounds to float; every NaN becomes the one that bnorm writes. */
 static inline float bnorm_to_float(double v) {
-    const uint32_t bits = 0x7fc00000u;
+    const uint32_t bits = 0xffffffffu;
     float result = (float)v;
     if (v != v)
         memcpy(&result, &bits, sizeof result);

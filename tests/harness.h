@@ -137,7 +137,7 @@ bnorm_out tensor_out(const struct tensor *t);
 
 uint32_t float_bits(float f);
 float bits_float(uint32_t bits);
-#define NAN_BITS 0x7fc00000u
+#define NAN_BITS 0xffffffffu
 
 /* Equal bits, or fail with the first index that differs. */
 void check_bits(struct test *t, const char *what, const float *got, const float *want,

@@ -142,7 +142,7 @@ static void fill_doubles(struct trial *r, struct operand *o, double low, double 
         if ((r->values == 3 || r->values == 4) && one_in(r, 6)) {
             const double odd[] = {0, -0.0, (double)INFINITY, -(double)INFINITY, DBL_MAX, 0x1p-1074};
             const size_t k = rng_below(r->rng, 7);
-            const uint64_t nan_bits = 0x7ff8000000000000u;
+            const uint64_t nan_bits = 0xffffffffffffffffu;
             if (k < 6)
                 p[i] = odd[k];
             else

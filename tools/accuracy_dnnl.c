@@ -64,9 +64,10 @@ static int run(const struct problem *p, struct answer *a) {
     dnnl_memory_desc_t data, row, pair;
     dnnl_batch_normalization_desc_t forward_op, backward_op;
     struct call forward = {.status = dnnl_success}, backward = {.status = dnnl_success};
-    float *gamma_beta = calloc(4 * p->c, sizeof(float)), *gradients = gamma_beta + 2 * p->c;
+    float *const gamma_beta = calloc(4 * p->c, sizeof(float));
     if (!gamma_beta)
         return 0;
+    float *const gradients = gamma_beta + 2 * p->c;
     for (size_t i = 0; i < p->c; i++)
         gamma_beta[i] = 1;
 

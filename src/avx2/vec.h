@@ -55,9 +55,14 @@ static inline vec_f vec_if_le(vec_f a, vec_f b, vec_f yes, vec_f no) {
 static inline vec_f vec_if_gt(vec_f a, vec_f b, vec_f yes, vec_f no) {
     return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_GT_OQ));
 }
+static inline vec_f vec_zero_if_le(vec_f a, vec_f b, vec_f v) {
+    return _mm256_andnot_ps(_mm256_cmp_ps(a, b, _CMP_LE_OQ), v);
+}
+static inline vec_f vec_zero_unless_gt(vec_f a, vec_f b, vec_f v) {
+    return _mm256_and_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ), v);
+}
 static inline vec_f vec_canonical(vec_f v) {
-    const vec_f quiet = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000));
-    return _mm256_blendv_ps(v, quiet, _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    return _mm256_or_ps(v, _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
 }
 
 /* The first n lanes of v, zeros behind them. */
@@ -99,8 +104,7 @@ static inline vec_d vec_if_lt_d(vec_d a, vec_d b, vec_d yes, vec_d no) {
     return _mm256_blendv_pd(no, yes, _mm256_cmp_pd(a, b, _CMP_LT_OQ));
 }
 static inline vec_d vec_canonical_d(vec_d v) {
-    const vec_d quiet = _mm256_castsi256_pd(_mm256_set1_epi64x(0x7ff8000000000000));
-    return _mm256_blendv_pd(v, quiet, _mm256_cmp_pd(v, v, _CMP_UNORD_Q));
+    return _mm256_or_pd(v, _mm256_cmp_pd(v, v, _CMP_UNORD_Q));
 }
 /* Lanes of v outside [low, high], NaN included, one bit each. */
 static inline unsigned vec_outside_d(vec_d v, double low, double high) {

@@ -48,9 +48,15 @@ static inline vec_f vec_if_le(vec_f a, vec_f b, vec_f yes, vec_f no) {
 static inline vec_f vec_if_gt(vec_f a, vec_f b, vec_f yes, vec_f no) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), no, yes);
 }
+static inline vec_f vec_zero_if_le(vec_f a, vec_f b, vec_f v) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, b, _CMP_NLE_UQ), v);
+}
+static inline vec_f vec_zero_unless_gt(vec_f a, vec_f b, vec_f v) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), v);
+}
 static inline vec_f vec_canonical(vec_f v) {
-    const vec_f quiet = _mm512_castsi512_ps(_mm512_set1_epi32(0x7fc00000));
-    return _mm512_mask_mov_ps(v, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), quiet);
+    const vec_f nan = _mm512_castsi512_ps(_mm512_set1_epi32(-1));
+    return _mm512_mask_mov_ps(v, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), nan);
 }
 
 /* The first n lanes of v, zeros behind them. */
@@ -92,8 +98,8 @@ static inline vec_d vec_if_lt_d(vec_d a, vec_d b, vec_d yes, vec_d no) {
     return _mm512_mask_blend_pd(_mm512_cmp_pd_mask(a, b, _CMP_LT_OQ), no, yes);
 }
 static inline vec_d vec_canonical_d(vec_d v) {
-    const vec_d quiet = _mm512_castsi512_pd(_mm512_set1_epi64(0x7ff8000000000000));
-    return _mm512_mask_mov_pd(v, _mm512_cmp_pd_mask(v, v, _CMP_UNORD_Q), quiet);
+    const vec_d nan = _mm512_castsi512_pd(_mm512_set1_epi32(-1));
+    return _mm512_mask_mov_pd(v, _mm512_cmp_pd_mask(v, v, _CMP_UNORD_Q), nan);
 }
 /* Lanes of v outside [low, high], NaN included, one bit each. */
 static inline unsigned vec_outside_d(vec_d v, double low, double high) {

@@ -10,7 +10,7 @@ BNORM_INLINE vec_f activate(bnorm_act_kind kind, vec_f v, vec_f a, vec_f b) {
     case BNORM_ACT_IDENTITY:
         break;
     case BNORM_ACT_RELU:
-        return vec_if_le(v, zero, zero, v);
+        return vec_zero_if_le(v, zero, v);
     case BNORM_ACT_CLAMP:
         v = vec_if_le(v, a, a, v);
         return vec_if_le(b, v, b, v);
@@ -18,7 +18,7 @@ BNORM_INLINE vec_f activate(bnorm_act_kind kind, vec_f v, vec_f a, vec_f b) {
         return vec_if_gt(v, zero, v, vec_mul(v, a));
     case BNORM_ACT_HARD_SWISH: {
         const vec_f between = vec_mul(vec_mul(v, vec_add(v, three)), vec_set1(1.0f / 6));
-        return vec_if_le(v, vec_set1(-3), zero, vec_if_le(three, v, v, between));
+        return vec_zero_if_le(v, vec_set1(-3), vec_if_le(three, v, v, between));
     }
     }
     return v;
@@ -40,21 +40,32 @@ BNORM_INLINE void apply_lanes(bnorm_act_kind kind, int centred, int added, const
     store_lanes(y, vec_canonical(activate(kind, v, p->a, p->b)), n);
 }
 
+/* n lanes of one row, from element i on. */
+BNORM_INLINE void apply_row_lanes(bnorm_act_kind kind, int centred, int added,
+                                  const bnorm_apply_args *a, const float *x, const float *residual,
+                                  float *y, size_t i, size_t n) {
+    const struct apply_vectors p = {centred ? load_lanes(a->center + i, n) : vec_set1(0),
+                                    load_lanes(a->scale + i, n), load_lanes(a->shift + i, n),
+                                    vec_set1(a->act.a), vec_set1(a->act.b)};
+    apply_lanes(kind, centred, added, x + i, added ? residual + i : NULL, y + i, &p, n);
+}
+
 /* Row by row: parameters come from L1 again for each row, which costs less than the strided stores
  * of several rows. */
 BNORM_INLINE void apply_rows_body(bnorm_act_kind kind, int centred, int added,
                                   const bnorm_apply_args *a) {
     for (size_t r = 0; r < a->runs; r++) {
-        const float *x = a->x + r * a->x_stride,
-                    *residual = added ? a->residual + r * a->residual_stride : NULL;
+        const float *x = a->x + r * a->x_stride;
+        const float *residual = added ? a->residual + r * a->residual_stride : NULL;
         float *y = a->y + r * a->y_stride;
-        for (size_t i = 0; i < a->len; i += VEC_F) {
-            const size_t n = lesser(VEC_F, a->len - i);
-            const struct apply_vectors p = {
-                centred ? load_lanes(a->center + i, n) : vec_set1(0), load_lanes(a->scale + i, n),
-                load_lanes(a->shift + i, n), vec_set1(a->act.a), vec_set1(a->act.b)};
-            apply_lanes(kind, centred, added, x + i, added ? residual + i : NULL, y + i, &p, n);
+        size_t i = 0;
+        for (; i + 4 * VEC_F <= a->len; i += 4 * VEC_F) {
+            BNORM_UNROLL
+            for (size_t q = 0; q < 4 * VEC_F; q += VEC_F)
+                apply_row_lanes(kind, centred, added, a, x, residual, y, i + q, VEC_F);
         }
+        for (; i < a->len; i += VEC_F)
+            apply_row_lanes(kind, centred, added, a, x, residual, y, i, lesser(VEC_F, a->len - i));
     }
 }
 

@@ -10,14 +10,14 @@ BNORM_INLINE vec_f gradient(bnorm_act_kind kind, vec_f v, vec_f dy, vec_f a, vec
     case BNORM_ACT_IDENTITY:
         break;
     case BNORM_ACT_RELU:
-        return vec_if_gt(v, zero, dy, zero);
+        return vec_zero_unless_gt(v, zero, dy);
     case BNORM_ACT_CLAMP:
-        return vec_if_gt(v, a, vec_if_gt(b, v, dy, zero), zero);
+        return vec_zero_unless_gt(v, a, vec_zero_unless_gt(b, v, dy));
     case BNORM_ACT_LEAKY_RELU:
         return vec_if_gt(v, zero, dy, vec_mul(dy, a));
     case BNORM_ACT_HARD_SWISH: {
         const vec_f between = vec_mul(dy, vec_fma(v, vec_set1(1.0f / 3), vec_set1(0.5f)));
-        return vec_if_le(v, vec_set1(-3), zero, vec_if_le(three, v, dy, between));
+        return vec_zero_if_le(v, vec_set1(-3), vec_if_le(three, v, dy, between));
     }
     }
     return dy;

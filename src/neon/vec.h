@@ -57,8 +57,14 @@ static inline vec_f vec_if_le(vec_f a, vec_f b, vec_f yes, vec_f no) {
 static inline vec_f vec_if_gt(vec_f a, vec_f b, vec_f yes, vec_f no) {
     return vbslq_f32(vcgtq_f32(a, b), yes, no);
 }
+static inline vec_f vec_zero_if_le(vec_f a, vec_f b, vec_f v) {
+    return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(v), vcleq_f32(a, b)));
+}
+static inline vec_f vec_zero_unless_gt(vec_f a, vec_f b, vec_f v) {
+    return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(v), vcgtq_f32(a, b)));
+}
 static inline vec_f vec_canonical(vec_f v) {
-    return vbslq_f32(vceqq_f32(v, v), v, vreinterpretq_f32_u32(vdupq_n_u32(0x7fc00000u)));
+    return vreinterpretq_f32_u32(vornq_u32(vreinterpretq_u32_f32(v), vceqq_f32(v, v)));
 }
 
 /* The first n lanes of v, zeros behind them. */
@@ -105,7 +111,7 @@ static inline vec_d vec_if_lt_d(vec_d a, vec_d b, vec_d yes, vec_d no) {
     return vbslq_f64(vcltq_f64(a, b), yes, no);
 }
 static inline vec_d vec_canonical_d(vec_d v) {
-    return vbslq_f64(vceqq_f64(v, v), v, vreinterpretq_f64_u64(vdupq_n_u64(0x7ff8000000000000u)));
+    return vreinterpretq_f64_u64(vornq_u64(vreinterpretq_u64_f64(v), vceqq_f64(v, v)));
 }
 /* Lanes of v outside [low, high], NaN included, one bit each. */
 static inline unsigned vec_outside_d(vec_d v, double low, double high) {

@@ -13,14 +13,14 @@
 /* Every NaN that bnorm writes is this one, so that the bits do not depend on how a CPU propagates
  * payloads. */
 static float canonical(float v) {
-    const unsigned bits = 0x7fc00000u;
+    const unsigned bits = 0xffffffffu;
     float nan_value;
     memcpy(&nan_value, &bits, sizeof nan_value);
     return v == v ? v : nan_value;
 }
 
 static double canonical_double(double v) {
-    const unsigned long long bits = 0x7ff8000000000000u;
+    const unsigned long long bits = 0xffffffffffffffffu;
     double nan_value;
     memcpy(&nan_value, &bits, sizeof nan_value);
     return v == v ? v : nan_value;

@@ -1,0 +1,131 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * How much denormal data slows the operations down, and what flush to zero (FTZ, DAZ) brings back:
+ * time relative to normal data, in cache, in one process. For x86. */
+#define _POSIX_C_SOURCE 199309L /* clock_gettime */
+#include <immintrin.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+#include "bnorm.h"
+
+#define FLUSH_BITS  0x8040u
+#define REPETITIONS 400
+
+enum { C = 64, HW = 28 * 28, COUNT = C * HW };
+enum { NORMAL, HALF_DENORMAL, DENORMAL, KINDS };
+
+static float data[KINDS][COUNT], results[COUNT];
+static float halves[C], zeros[C], mean[C], var[C], mean_lo[C], dgamma[C], dbeta[C];
+
+struct call {
+    bnorm_shape shape;
+    bnorm_exec exec;
+    void *ws;
+    size_t ws_size;
+    bnorm_in data;
+};
+
+static const bnorm_out out = {.data = results};
+
+static bnorm_status apply(const struct call *k) {
+    const bnorm_affine affine = {.scale = halves, .shift = zeros};
+    return bnorm_apply(&k->shape, k->data, out, &affine, &k->exec);
+}
+
+static bnorm_status moments(const struct call *k) {
+    return bnorm_moments(&k->shape, k->data, mean, var, k->ws, k->ws_size, &k->exec);
+}
+
+static bnorm_status forward(const struct call *k) {
+    const bnorm_train train = {
+        .eps = 1e-5, .save_mean = mean, .save_invstd = var, .save_mean_lo = mean_lo};
+    return bnorm_forward_train(&k->shape, k->data, out, &train, k->ws, k->ws_size, &k->exec);
+}
+
+/* The data is dy. */
+static bnorm_status backward(const struct call *k) {
+    const bnorm_grad grad = {
+        .save_mean = zeros, .save_invstd = halves, .dgamma = dgamma, .dbeta = dbeta};
+    const bnorm_in x = {.data = data[NORMAL]};
+    return bnorm_backward(&k->shape, x, k->data, out, &grad, k->ws, k->ws_size, &k->exec);
+}
+
+static const struct {
+    const char *name;
+    bnorm_status (*run)(const struct call *k);
+} operations[] = {
+    {"bnorm_apply", apply},
+    {"bnorm_moments", moments},
+    {"bnorm_forward_train", forward},
+    {"bnorm_backward", backward},
+};
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static void measure(const struct call *k, size_t op) {
+    double best[KINDS][2] = {{1e9, 1e9}, {1e9, 1e9}, {1e9, 1e9}};
+    for (int i = 0; i < REPETITIONS; i++)
+        for (int kind = 0; kind < KINDS; kind++)
+            for (int flush = 0; flush < 2; flush++) {
+                struct call call = *k;
+                call.data.data = data[kind];
+                const unsigned before = _mm_getcsr();
+                _mm_setcsr(flush ? before | FLUSH_BITS : before);
+                const double start = now();
+                const bnorm_status status = operations[op].run(&call);
+                const double seconds = now() - start;
+                _mm_setcsr(before);
+                if (status) {
+                    fprintf(stderr, "%s: %s\n", operations[op].name, bnorm_strerror(status));
+                    exit(1);
+                }
+                if (seconds < best[kind][flush])
+                    best[kind][flush] = seconds;
+            }
+    const double normal = best[NORMAL][0];
+    printf("%-6s %-7s %-20s %8.1f %7.2f %7.2f %7.2f %7.2f\n",
+           k->shape.layout == BNORM_NHWC ? "NHWC" : "NCHW", bnorm_isa_name(k->exec.isa),
+           operations[op].name, 1e6 * normal, best[HALF_DENORMAL][0] / normal,
+           best[DENORMAL][0] / normal, best[HALF_DENORMAL][1] / normal, best[DENORMAL][1] / normal);
+}
+
+/* In [-0.5, 0.5). */
+static double random_value(void) {
+    static unsigned long long state = 1;
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return (double)(state >> 11) * 0x1p-53 - 0.5;
+}
+
+int main(void) {
+    for (size_t i = 0; i < COUNT; i++) {
+        const double normal = random_value(), denormal = 1e-39 * random_value();
+        data[NORMAL][i] = (float)normal;
+        data[HALF_DENORMAL][i] = (float)(random_value() < 0 ? normal : denormal);
+        data[DENORMAL][i] = (float)denormal;
+    }
+    for (size_t c = 0; c < C; c++)
+        halves[c] = 0.5f;
+    printf("Time relative to normal data; half or all of the values denormal\n");
+    printf("%-6s %-7s %-20s %8s %7s %7s %7s %7s\n", "layout", "set", "function", "us", "half",
+           "all", "half+FZ", "all+FZ");
+    const bnorm_layout layouts[] = {BNORM_NHWC, BNORM_NCHW};
+    for (int layout = 0; layout < 2; layout++) {
+        struct call k = {.shape = {.layout = layouts[layout], .n = 1, .c = C, .hw = HW}};
+        k.ws_size = bnorm_workspace(BNORM_OP_BACKWARD, &k.shape);
+        k.ws = malloc(k.ws_size);
+        if (!k.ws) {
+            perror("denormals");
+            return 1;
+        }
+        for (size_t i = 0; (k.exec.isa = bnorm_isa_at(i)) != NULL; i++)
+            for (size_t op = 0; op < sizeof operations / sizeof operations[0]; op++)
+                measure(&k, op);
+        free(k.ws);
+    }
+    return 0;
+}
