@@ -4,9 +4,10 @@
  * benches come from it.
  *
  * Kernels are leaf functions: no checks, no allocation, no globals; they touch exactly the elements
- * named by their arguments. Strides are element counts between runs. Two families: rows   NHWC: a
- * run is a row of c channels, per-channel parameters are indexed by the position in the run span
- * NCHW: a run is a plane of len pixels, per-channel parameters are indexed by the run
+ * named by their arguments. Strides are element counts between runs. Two families:
+ *   rows   NHWC: a run is a row of c channels, per-channel parameters are indexed by the position
+ *          in the run
+ *   span   NCHW: a run is a plane of len pixels, per-channel parameters are indexed by the run
  */
 #ifndef BNORM_DISPATCH_ISA_H
 #define BNORM_DISPATCH_ISA_H
@@ -32,9 +33,11 @@ typedef struct bnorm_apply_args {
     bnorm_act act;
 } bnorm_apply_args;
 
-/* g = dy*act'(v); sums_*: sum(g) and sum(g*(x - center)) in double; dx_*: dresidual = g and
- * dx = fma((x - center)*invstd, slope, fma(g, scale, offset)), or g*scale where slope is NULL
- * (frozen statistics). */
+/* With g = dy*act'(v):
+ *   sums_*   sum(g) and sum(g*(x - center)) in double
+ *   dx_*     dresidual = g
+ *            dx = fma((x - center)*invstd, slope, fma(g, scale, offset))
+ *            dx = g*scale where slope is NULL (frozen statistics) */
 typedef struct bnorm_grad_args {
     size_t runs, len;
     const float *x, *dy, *extra;
@@ -58,8 +61,7 @@ typedef struct bnorm_grad_args {
     /* One block of each of `planes` planes, as moments_rows with c = 1 and chains = 64. */        \
     X(moments_span,                                                                                \
       (const float *x, size_t stride, size_t planes, size_t len, double *sum, double *m2))         \
-    /* Merge one block of n_block elements into the running (mean, m2) of n_before elements, for c \
-     * channels. */                                                                                \
+    /* Merge one block of n_block elements into (mean, m2) of n_before elements, of c channels. */ \
     X(merge, (size_t c, double n_before, double n_block, const double *sum,                        \
               const double *block_m2, double *mean, double *m2))                                   \
     X(apply_rows, (const bnorm_apply_args *a))                                                     \

@@ -6,23 +6,36 @@
  * Conventions that hold for every function below
  *
  *   Tensors      A tensor has N samples ("images"), C channels and HW positions: HW is H*W, D*H*W,
- * L, or 1 for (N, C) data. It is described by one bnorm_shape and, per buffer, by two strides. All
- * sizes and strides are counts of elements, never bytes. Buffers need no alignment beyond that of
- * their element type. Parameters   gamma, beta, mean, var, ... are arrays of C floats. Zero Every
- * struct may be zero-initialised ("= {0}"); a zero or NULL member means the documented default.
- *                Always initialise whole structs: later versions may add members, whose zero means
- * today's behaviour. Aliasing     Two tensors of a call are either the same tensor (same address
- * and strides: "in place", where the function allows it) or share no element. Channel slices of one
- * wider buffer share no element. Per-channel arrays must not overlap tensors, the workspace or each
- * other, unless said otherwise. Errors       Every call checks its arguments first. On any status
- * but BNORM_OK no output has been written. Threads      Every function may be called from any
- * number of threads at once, on different outputs. bnorm never creates a thread, allocates, prints,
- * aborts or keeps state between calls. Empty batch  N = 0 or HW = 0 is BNORM_OK: no tensor is
- * touched, statistics and running statistics stay as they are; only dgamma and dbeta are set to 0.
- *   NaN          A NaN or infinity in x makes the statistics and outputs of its own channel NaN, no
- * other. Every NaN that bnorm writes is the quiet NaN 0x7fc00000. FP mode      Computed in the
- * caller's floating-point mode; the promise of equal bits is for the default mode (round to
- * nearest, no flush to zero).
+ *                L, or 1 for (N, C) data. It is described by one bnorm_shape, which all tensors of
+ *                a call share, and, per buffer, by two strides. All sizes and strides are counts of
+ *                elements, never bytes. Buffers need no alignment beyond that of their element
+ *                type.
+ *   Parameters   gamma, beta, mean, var, ... are arrays of C floats.
+ *   Zero         Every struct may be zero-initialised ("= {0}" in C, "= {}" in C++); a zero or NULL
+ *                member means the documented default. Always initialise whole structs: later
+ *                versions may add members, whose zero means today's behaviour.
+ *   Aliasing     Inputs may overlap each other. An output tensor and any other tensor of the call
+ *                either are the same tensor (same address and strides: "in place", where the
+ *                function allows it) or share no element. Channel slices of one wider buffer share
+ *                no element. Where the address ranges of the two (first to last element, gaps
+ *                included) intersect, their strides must be equal. Output arrays and the workspace
+ *                must not overlap any other buffer, nor lie in the gaps of a tensor, unless said
+ *                otherwise.
+ *   Errors       Every call checks its arguments first. On any status but BNORM_OK no output has
+ *                been written. Pointers are required unless their NULL is documented.
+ *   Threads      Every function may be called from any number of threads at once, on different
+ *                outputs and workspaces; inputs may be shared. bnorm never creates a thread,
+ *                allocates, prints, aborts or keeps state between calls (but for the choice that
+ *                bnorm_isa_best() makes once).
+ *   Empty batch  N = 0 or HW = 0 is BNORM_OK: no tensor is touched, statistics and running
+ *                statistics stay as they are; only dgamma and dbeta are set to 0. Tensors,
+ *                workspace and saved statistics may then be NULL.
+ *   NaN          A NaN or infinity in x makes the statistics of its own channel NaN, and with them
+ *                the channel's y and, unless statistics are frozen, dx; no other channel. In
+ *                bnorm_apply it reaches only its own element. Every NaN that bnorm writes has all
+ *                bits set (0xffffffff, a quiet NaN).
+ *   FP mode      Computed in the caller's floating-point mode; the promise of equal bits is for the
+ *                default mode (round to nearest, no flush to zero).
  */
 #ifndef BNORM_H
 #define BNORM_H
@@ -33,6 +46,7 @@
 extern "C" {
 #endif
 
+/* BNORM_SHARED is for the build of the library itself; programs need not define it. */
 #if defined(BNORM_SHARED) && defined(__GNUC__)
 #define BNORM_API __attribute__((visibility("default")))
 #else
@@ -46,30 +60,25 @@ extern "C" {
 /* Version of the library that runs, "major.minor.patch"; compare with the macros above. */
 BNORM_API const char *bnorm_version(void);
 
-/* ------------------------------------------------------------------------------------------------------------------
- */
+/* ---------------------------------------------------------------------------------------------- */
 /* Status */
 
 typedef enum bnorm_status {
     BNORM_OK = 0,
-    BNORM_NULL_POINTER, /* a required pointer is NULL */
-    BNORM_BAD_ENUM,     /* a layout, dtype, activation, variance, weight layout or op that does not
-                           exist */
-    BNORM_BAD_SHAPE,    /* zero channels, or a size that overflows size_t */
-    BNORM_BAD_STRIDE,   /* a stride that makes two elements of one tensor share an address */
-    BNORM_BAD_OVERLAP,  /* two buffers overlap without being the same, or are the same where that is
-                           not allowed */
-    BNORM_BAD_PARAMETER, /* eps < 0 or not finite, var + eps < 0, an empty clamp range, a NaN rate,
-                            ... */
-    BNORM_UNSUPPORTED,   /* valid, but not in this build or not for this combination */
+    BNORM_NULL_POINTER,       /* a required pointer is NULL */
+    BNORM_BAD_ENUM,           /* no such layout, dtype, activation, variance or weight layout */
+    BNORM_BAD_SHAPE,          /* a size that must not be 0 is, does not divide, or overflows */
+    BNORM_BAD_STRIDE,         /* elements of one tensor could share an address; overflow */
+    BNORM_BAD_OVERLAP,        /* an output breaks the rules on aliasing above */
+    BNORM_BAD_PARAMETER,      /* eps, var + eps, rate or an activation's a, b out of range */
+    BNORM_UNSUPPORTED,        /* valid, but not in this build or not for this combination */
     BNORM_WORKSPACE_TOO_SMALL /* ws_size is less than bnorm_workspace() says */
 } bnorm_status;
 
 /* A full English sentence for a status; never NULL, also for values that are no status. */
 BNORM_API const char *bnorm_strerror(bnorm_status status);
 
-/* ------------------------------------------------------------------------------------------------------------------
- */
+/* ---------------------------------------------------------------------------------------------- */
 /* Shapes and tensors */
 
 typedef enum bnorm_layout {
@@ -91,11 +100,18 @@ typedef struct bnorm_shape {
 } bnorm_shape;
 
 /* A run is the contiguous axis: the C values of one pixel (NHWC) or the HW values of one plane
- * (NCHW). element (n, c, p):  NHWC  data[n*image_stride + p*run_stride + c] NCHW
- * data[n*image_stride + c*run_stride + p] run_stride 0 = dense (C or HW); image_stride 0 =
- * run_stride times the number of runs per image (HW or C). With strides a channel slice of a wider
- * buffer, as in a concatenation, is read or written where it lies. Elements between runs are
- * neither read nor written. */
+ * (NCHW).
+ *   element (n, c, p):  NHWC  data[n*image_stride + p*run_stride + c]
+ *                       NCHW  data[n*image_stride + c*run_stride + p]
+ *   run_stride 0   = dense (C or HW)
+ *   image_stride 0 = run_stride times the number of runs per image (HW or C)
+ * With strides a channel slice of a wider buffer, as in a concatenation, is read or written where
+ * it lies. Elements between runs are neither read nor written.
+ *
+ * No two elements may share an address: either image_stride spans a whole image, or images lie
+ * inside runs and run_stride spans one run of every image, as in (C, N, HW) order: NCHW with
+ * run_stride = N*HW and image_stride = HW. Otherwise BNORM_BAD_STRIDE, also where a tensor spans
+ * more than PTRDIFF_MAX bytes. Strides along an axis of size 1 are not checked or compared. */
 typedef struct bnorm_in {
     const void *data;
     size_t run_stride;
@@ -108,45 +124,53 @@ typedef struct bnorm_out {
     size_t image_stride;
 } bnorm_out;
 
-/* ------------------------------------------------------------------------------------------------------------------
- */
+/* ---------------------------------------------------------------------------------------------- */
 /* Activations */
 
 typedef enum bnorm_act_kind {
     BNORM_ACT_IDENTITY = 0, /* v */
-    BNORM_ACT_RELU,         /* v > 0 ? v : +0 */
-    BNORM_ACT_CLAMP,        /* min(max(v, a), b), a < b; ReLU6 is a = 0, b = 6 */
+    BNORM_ACT_RELU,         /* v <= 0 ? +0 : v */
+    BNORM_ACT_CLAMP,        /* min(max(v, a), b), a < b, may be infinite; ReLU6 is a = 0, b = 6 */
     BNORM_ACT_LEAKY_RELU,   /* v > 0 ? v : a*v, a finite */
     BNORM_ACT_HARD_SWISH    /* v*min(max(v + 3, 0), 6)/6; exactly 0 for v <= -3 and v for v >= 3 */
 } bnorm_act_kind;
 
-/* Fused activation. All keep NaN. Derivatives: RELU 1 where v > 0 strictly, CLAMP 1 where a < v < b
- * strictly, LEAKY_RELU 1 where v > 0 and a elsewhere, HARD_SWISH 0 for v <= -3, 1 for v >= 3 and
- * (2v + 3)/6 between. */
+/* Fused activation; kinds that do not name a or b ignore them. BNORM_BAD_PARAMETER where a or b is
+ * not as said above. All keep NaN. Derivatives:
+ *   RELU         1 where v > 0 strictly, else 0
+ *   CLAMP        1 where a < v < b strictly, else 0
+ *   LEAKY_RELU   1 where v > 0, else a
+ *   HARD_SWISH   0 for v <= -3, 1 for v >= 3 and (2v + 3)/6 between
+ * Where RELU, CLAMP and HARD_SWISH have derivative 0, the gradient is 0 whatever dy is. */
 typedef struct bnorm_act {
     bnorm_act_kind kind;
     float a, b;
 } bnorm_act;
 
-/* ------------------------------------------------------------------------------------------------------------------
- */
+/* ---------------------------------------------------------------------------------------------- */
 /* Execution: threads and instruction sets */
 
 /* A kernel set: "scalar", "avx2", "avx512" or "neon". A handle is only ever given out for a set
- * that runs on this CPU. */
+ * that runs on this CPU; it is never freed. */
 typedef struct bnorm_isa bnorm_isa;
 
-BNORM_API const bnorm_isa *
-bnorm_isa_best(void); /* $BNORM_ISA if that names a usable set, else the fastest */
-BNORM_API const bnorm_isa *
-bnorm_isa_at(size_t i); /* i-th usable set, fastest first; NULL past the end */
-BNORM_API const bnorm_isa *
-bnorm_isa_find(const char *name); /* NULL if unknown or not usable on this CPU */
-BNORM_API const char *bnorm_isa_name(const bnorm_isa *isa); /* NULL isa = bnorm_isa_best() */
+/* The set that the environment variable BNORM_ISA names, if usable, else the fastest. Never NULL.
+ * Decided at the first call, which may be one made inside bnorm. */
+BNORM_API const bnorm_isa *bnorm_isa_best(void);
 
-/* Must call task(arg, i) once for each i < count, in any order, on any threads, also concurrently,
- * and return when all are done. It has the shape of pthreadpool's 1-D task. It is not called for
- * calls too small to share. */
+/* The i-th usable set, fastest first; NULL past the end. */
+BNORM_API const bnorm_isa *bnorm_isa_at(size_t i);
+
+/* NULL if the name is NULL, unknown or not usable on this CPU. */
+BNORM_API const bnorm_isa *bnorm_isa_find(const char *name);
+
+/* NULL isa = bnorm_isa_best(). */
+BNORM_API const char *bnorm_isa_name(const bnorm_isa *isa);
+
+/* Must call task(arg, i) exactly once for each i < count, in any order, on any threads, also
+ * concurrently, and return when all are done and what they wrote is visible to the caller. task has
+ * the type of pthreadpool's 1-D task. One call of bnorm may call it several times, one after the
+ * other, or, where there is too little to share, not at all. */
 typedef void (*bnorm_parallel)(void *pool, void (*task)(void *arg, size_t i), void *arg,
                                size_t count);
 
@@ -158,22 +182,25 @@ typedef struct bnorm_exec {
     const bnorm_isa *isa;
 } bnorm_exec;
 
-/* ------------------------------------------------------------------------------------------------------------------
- */
+/* ---------------------------------------------------------------------------------------------- */
 /* Inference */
 
 /* Statistics and parameters into one multiplication and one addition per element:
- *   scale[i] = gamma[i]/sqrt(var[i] + eps),  shift[i] = beta[i] - mean[i]*scale[i]     (scale 0
- * where var + eps = 0) computed in double, rounded once. gamma NULL = 1, beta NULL = 0. scale or
- * shift may be any of the inputs. c >= 1; eps >= 0 and finite. BNORM_BAD_PARAMETER where var[i] +
- * eps < 0. A NaN in channel i makes its results NaN. With gamma NULL, scale is the inverse standard
- * deviation that bnorm_backward takes for frozen statistics. */
+ *   scale[i] = gamma[i]/sqrt(var[i] + eps)      0 where var[i] + eps = 0
+ *   shift[i] = beta[i] - mean[i]*scale[i]       with the rounded scale
+ * computed in double, each rounded once. gamma NULL = 1, beta NULL = 0. scale and shift must be two
+ * arrays, each of which may be any of the inputs. A NaN in channel i makes its results NaN.
+ *   BNORM_BAD_SHAPE       c = 0
+ *   BNORM_BAD_PARAMETER   eps < 0 or not finite; var[i] + eps < 0 for any i
+ * With gamma NULL, scale is the inverse standard deviation that bnorm_backward takes for frozen
+ * statistics (shift must be given all the same). */
 BNORM_API bnorm_status bnorm_fold(size_t c, const float *gamma, const float *beta,
                                   const float *mean, const float *var, double eps, float *scale,
                                   float *shift);
 
 /* Order of a convolution's weights, outermost axis first. O/I: output/input channels; HW: all
- * kernel positions. */
+ * kernel positions. Depthwise weights (H, W, I, M) of Keras and (1, H, W, O) of TensorFlow Lite are
+ * HWIO with groups = I and O = I*M. */
 typedef enum bnorm_weights {
     BNORM_OIHW = 0, /* PyTorch and ONNX Conv: (O, I/groups, H, W); Linear: (O, I) */
     BNORM_OHWI,     /* TensorFlow Lite: (O, H, W, I/groups) */
@@ -191,19 +218,28 @@ typedef struct bnorm_conv {
 } bnorm_conv;
 
 /* Folds a batch norm into the convolution or linear layer before it, so that it costs nothing at
- * inference: out_weights[o, ...] = weights[o, ...]*s[o],  out_bias[o] = (bias[o] - mean[o])*s[o] +
- * beta[o],  s = gamma/sqrt(var + eps) computed in double, rounded once. bias NULL = 0 (a layer
- * without bias); gamma NULL = 1, beta NULL = 0. out_weights may be weights; out_bias may be bias or
- * any of the per-channel inputs. The layer must feed the batch norm directly. */
+ * inference:
+ *   s[o]                = gamma[o]/sqrt(var[o] + eps)      0 where var[o] + eps = 0
+ *   out_weights[o, ...] = weights[o, ...]*s[o]
+ *   out_bias[o]         = (bias[o] - mean[o])*s[o] + beta[o]
+ * computed in double, each result rounded once. bias NULL = 0 (a layer without bias),
+ * gamma NULL = 1, beta NULL = 0. weights and out_weights have out_channels*in_channels/groups*kernel floats.
+ * out_weights may be weights; out_bias may be bias or any of the per-channel inputs. The layer must
+ * feed the batch norm directly, without an activation between.
+ *   BNORM_BAD_SHAPE       a count other than groups is 0, groups does not divide, or overflow
+ *   BNORM_BAD_PARAMETER   as in bnorm_fold
+ *   BNORM_UNSUPPORTED     BNORM_HWOI with groups > 1 */
 BNORM_API bnorm_status bnorm_fold_conv(const bnorm_conv *conv, const float *gamma,
                                        const float *beta, const float *mean, const float *var,
                                        double eps, const float *weights, const float *bias,
                                        float *out_weights, float *out_bias);
 
-/* y = act((x - center)*scale + shift + residual), each element computed as fma(x - center, scale,
- * shift) + residual. center NULL: fma(x, scale, shift), the folded form, which loses accuracy where
- * |mean| is far above the deviation; center = mean, scale = gamma*invstd, shift = beta is the form
- * that does not. center may be scale or shift. */
+/* A per-channel affine map, and what follows it:
+ *   y = act(fma(x - center, scale, shift) + residual)
+ * Two ways to fill it for inference:
+ *   center = mean, scale = gamma*invstd, shift = beta      accurate
+ *   center NULL, scale and shift from bnorm_fold           the folded form; loses accuracy where
+ *                                                          |mean| is far above the deviation */
 typedef struct bnorm_affine {
     const float *center; /* NULL = 0 */
     const float *scale;  /* NULL = 1 */
@@ -212,42 +248,46 @@ typedef struct bnorm_affine {
     bnorm_act act;
 } bnorm_affine;
 
-/* Inference, or any per-channel affine map. y may be x or the residual. affine NULL = copy. */
+/* Inference, or any per-channel affine map. y may be x or the residual. affine NULL = copy, except
+ * that -0 becomes +0 and every NaN the one of bnorm. Needs no workspace. */
 BNORM_API bnorm_status bnorm_apply(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
                                    const bnorm_affine *affine, const bnorm_exec *exec);
 
-/* ------------------------------------------------------------------------------------------------------------------
- */
+/* ---------------------------------------------------------------------------------------------- */
 /* Workspace */
 
 typedef enum bnorm_op { BNORM_OP_MOMENTS = 0, BNORM_OP_FORWARD_TRAIN, BNORM_OP_BACKWARD } bnorm_op;
 
-/* Bytes of scratch memory that an operation on this shape wants; depends on the shape alone, never
- * on threads, strides or kernel set. 0 for an empty batch and for arguments that the operation
+/* Bytes of scratch memory that an operation on this shape needs; depends on the shape alone, never
+ * on threads, strides or kernel set. 0 for an empty batch and for an op or shape that the operation
  * itself would refuse. The workspace may have any alignment, its content need not be initialised
- * and is garbage afterwards, and it must not overlap any other buffer. */
+ * and is garbage afterwards, and it must not overlap any other buffer. Calls that run at the same
+ * time need one each. */
 BNORM_API size_t bnorm_workspace(bnorm_op op, const bnorm_shape *shape);
 
-/* ------------------------------------------------------------------------------------------------------------------
- */
+/* ---------------------------------------------------------------------------------------------- */
 /* Training */
 
-/* Per-channel mean and population variance sum((x - mean)^2)/(N*HW). mean or var may be NULL.
- * Robust for |mean| far above the deviation and for outliers; a constant channel gives exactly its
- * value and exactly 0. See docs/numerics.md. */
+/* Per-channel mean and population variance:
+ *   mean = sum(x)/(N*HW)
+ *   var  = sum((x - mean)^2)/(N*HW)
+ * mean or var may be NULL. Robust for |mean| far above the deviation and for outliers; a constant
+ * channel gives exactly its value and exactly 0. See docs/numerics.md. */
 BNORM_API bnorm_status bnorm_moments(const bnorm_shape *shape, bnorm_in x, float *mean, float *var,
                                      void *ws, size_t ws_size, const bnorm_exec *exec);
 
 typedef enum bnorm_variance {
-    BNORM_VARIANCE_POPULATION = 0, /* s2 = sum((x - mean)^2)/n */
-    BNORM_VARIANCE_SAMPLE          /* s2*n/max(n - 1, 1) */
+    BNORM_VARIANCE_POPULATION = 0, /* sum((x - mean)^2)/n, n = N*HW */
+    BNORM_VARIANCE_SAMPLE          /* sum((x - mean)^2)/max(n - 1, 1) */
 } bnorm_variance;
 
-/* Running statistics, updated in place: running += rate*(batch - running), computed in double,
- * rounded once. rate is the weight of the NEW value: 0 keeps the old one, 1 takes the batch's,
- * values outside [0, 1] are computed as given. mean NULL = running statistics are not tracked (var
- * must be NULL too). Normalization always uses the population variance of the batch; "variance"
- * says only what goes into var. */
+/* Running statistics, updated in place, computed in double and rounded once:
+ *   running += rate*(batch - running)
+ * rate is the weight of the NEW value and must be finite (else BNORM_BAD_PARAMETER): 0 keeps the
+ * old value (if both are finite), 1 takes the batch's whatever the old one is, values outside
+ * [0, 1] are computed as given. mean NULL = running statistics are not tracked: var must be NULL
+ * too (else BNORM_NULL_POINTER), and rate is ignored. Normalization always uses the population
+ * variance of the batch; "variance" says only what goes into var. */
 typedef struct bnorm_running {
     float *mean;
     float *var;
@@ -256,16 +296,19 @@ typedef struct bnorm_running {
 } bnorm_running;
 
 /* What each framework means by "momentum", as a bnorm_running. Defaults of the frameworks are in
- * docs/numerics.md. keras       momentum = weight of the old value; population variance   (Keras 3;
- * tf-keras where it does not fuse) tensorflow  momentum = weight of the old value; sample variance
- * (tf-keras fused, rank 4 and 5). For TensorFlow's own exponential_avg_factor f pass momentum = 1 -
- * f pytorch     momentum = weight of the new value; sample variance pytorch_cumulative
- * momentum=None: plain average over all steps; step counts from 1 (num_batches_tracked after its
- *               increment); step 0 is taken as 1
- *   onnx        momentum = weight of the old value; population variance   (opset 15, ONNX Runtime)
- *   caffe       moving_average_fraction f: mean and var hold the quotient of Caffe's sums and its
- * scale factor; step counts from 1; rate = (1 - f)/(1 - f^step), 1/step for f = 1; sample variance
- */
+ * docs/numerics.md. No checks are made here: bnorm_forward_train refuses a rate that is not finite.
+ *   keras        momentum = weight of the old value; population variance (Keras 3; tf-keras where
+ *                it does not fuse)
+ *   tensorflow   momentum = weight of the old value; sample variance (tf-keras fused, rank 4 and
+ *                5). For TensorFlow's own exponential_avg_factor f pass momentum = 1 - f
+ *   pytorch      momentum = weight of the new value; sample variance
+ *   pytorch_cumulative
+ *                momentum=None: plain average over all steps; sample variance; step counts from 1
+ *                (num_batches_tracked after its increment), 0 is taken as 1
+ *   onnx         momentum = weight of the old value; population variance (opset 15, ONNX Runtime)
+ *   caffe        moving_average_fraction f: mean and var hold the quotient of Caffe's sums and its
+ *                scale factor; step counts from 1, 0 is taken as 1;
+ *                rate = (1 - f)/(1 - f^step), 1/step for f = 1; sample variance */
 BNORM_API bnorm_running bnorm_running_keras(float *mean, float *var, double momentum);
 BNORM_API bnorm_running bnorm_running_tensorflow(float *mean, float *var, double momentum);
 BNORM_API bnorm_running bnorm_running_pytorch(float *mean, float *var, double momentum);
@@ -280,7 +323,7 @@ typedef struct bnorm_train {
     double eps;         /* >= 0, finite */
     bnorm_running running;
     float *save_mean;    /* NULL = not wanted; the batch mean, for bnorm_backward */
-    float *save_invstd;  /* NULL = not wanted; 1/sqrt(variance + eps), 0 where variance + eps = 0 */
+    float *save_invstd;  /* NULL = not wanted; 1/sqrt(var + eps), 0 where var + eps = 0 */
     float *save_mean_lo; /* NULL = not wanted; see below */
     bnorm_in residual;   /* data NULL = none */
     bnorm_act act;
@@ -288,54 +331,58 @@ typedef struct bnorm_train {
 
 /* Training forward pass: batch statistics, then
  *   y = act(fma(x - mean, gamma*invstd, beta) + residual)
- * y may be x or the residual. The statistics are those of x alone.
+ * with gamma*invstd rounded to a float. y may be x or the residual, but bnorm_backward needs x as
+ * it was. The statistics are those of x alone.
  *
  * The mean is known to about 48 bits and y is normalised with all of them: a float's 24 bits would
- * cost |mean|/deviation*2^-24. save_mean gets the leading part and save_mean_lo the rest (mean =
- * save_mean + save_mean_lo). bnorm_backward recomputes the activation's argument from x when an
- * activation is fused without residual; it then needs what forward used. So when act is not
- * IDENTITY, there is no residual, save_mean is given and save_mean_lo is not, y is normalised with
- * save_mean alone. Give both where |mean|/deviation may exceed about 1000. */
+ * cost |mean|/deviation*2^-24. save_mean gets the leading part and save_mean_lo the rest:
+ *   mean = save_mean + save_mean_lo
+ * bnorm_backward recomputes the activation's argument from x when an activation is fused without
+ * residual; it then needs what forward used. So when act is not IDENTITY, there is no residual,
+ * save_mean is given and save_mean_lo is not, y is normalised with save_mean alone. Give both where
+ * |mean|/deviation may exceed about 1000. */
 BNORM_API bnorm_status bnorm_forward_train(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
                                            const bnorm_train *train, void *ws, size_t ws_size,
                                            const bnorm_exec *exec);
 
 /* Options of bnorm_backward. */
 typedef struct bnorm_grad {
-    const float *gamma; /* NULL = 1; as in forward */
-    const float
-        *beta; /* NULL = 0; as in forward; used only to recompute the activation's argument */
-    const float
-        *save_mean; /* required: forward's save_mean; for frozen statistics the running mean */
-    const float *save_invstd;  /* required: forward's save_invstd; for frozen statistics
-                                  1/sqrt(running var + eps) */
-    const float *save_mean_lo; /* NULL = 0; forward's save_mean_lo */
-    int frozen; /* not 0: the statistics are constants (Keras trainable=False, PyTorch eval mode) */
-    bnorm_act act;     /* as in forward */
-    bnorm_in residual; /* forward's residual, for activations after a residual (any kind) */
-    bnorm_in y; /* instead of residual: forward's y, for RELU, CLAMP and LEAKY_RELU with a > 0 */
-    bnorm_out dresidual; /* data NULL = not wanted */
-    float *dgamma;       /* NULL = not wanted */
-    float *dbeta;        /* NULL = not wanted */
+    const float *gamma;        /* NULL = 1; as in forward */
+    const float *beta;         /* NULL = 0; as in forward; only to recompute the argument of act */
+    const float *save_mean;    /* required: forward's; frozen: the running mean */
+    const float *save_invstd;  /* required: forward's; frozen: 1/sqrt(running var + eps) */
+    const float *save_mean_lo; /* NULL = 0; forward's */
+    int frozen;                /* not 0: statistics are constants (Keras trainable=False, PyTorch
+                                  eval mode) */
+    bnorm_act act;             /* as in forward */
+    bnorm_in residual;         /* forward's residual, for activations after a residual (any kind) */
+    bnorm_in y;                /* instead of residual: forward's y; not for all kinds, see below */
+    bnorm_out dresidual;       /* data NULL = not wanted */
+    float *dgamma;             /* NULL = not wanted */
+    float *dbeta;              /* NULL = not wanted */
 } bnorm_grad;
 
 /* Training backward pass. With g = dy*act'(v), xh = (x - mean)*invstd and n = N*HW:
- *   dbeta = sum(g), dgamma = sum(g*xh), dresidual = g
- *   dx = gamma*invstd*(g - dbeta/n - xh*dgamma/n);  frozen: dx = gamma*invstd*g
- * dx.data NULL = not wanted. dx may be dy or x; dresidual too; dx and dresidual must not be
- * the same tensor.
+ *   dbeta     = sum(g)
+ *   dgamma    = sum(g*xh)
+ *   dresidual = g
+ *   dx        = gamma*invstd*(g - dbeta/n - xh*dgamma/n)
+ *   dx        = gamma*invstd*g                               frozen
+ * Results are overwritten, never added to. x (forward's input), dy and the workspace are always
+ * required. dx.data NULL = not wanted. dx may be dy or x; dresidual too; dx and dresidual must not
+ * be the same tensor.
  *
- * act IDENTITY needs nothing more. Otherwise the activation's argument v is recovered in one of
- * three ways:
+ * act IDENTITY needs nothing more and ignores residual and y. Otherwise the activation's argument v
+ * is recovered in one of three ways:
  *   - no residual, no y given: v is recomputed from x, to the same bits as in forward (gamma, beta,
- * save_mean, save_invstd and save_mean_lo as in forward; for bnorm_apply: center = mean, scale =
- * gamma*invstd rounded once, shift = beta);
+ *     save_mean, save_invstd and save_mean_lo as in forward; for bnorm_apply: center = mean,
+ *     scale = gamma*invstd rounded once, shift = beta);
  *   - residual given (the tensor that forward added): the same with the residual added, for every
- * activation;
+ *     activation; give save_mean_lo here, as forward with a residual always uses it;
  *   - y given (what forward wrote): v > 0 or a < v < b is read off y. Works after a residual and
- * without one, for RELU, CLAMP and LEAKY_RELU with a > 0; other activations cannot be told from y:
- * BNORM_UNSUPPORTED. Giving both residual and y is BNORM_BAD_PARAMETER. dx may be residual or y,
- * dresidual too. */
+ *     without one, for RELU, CLAMP and LEAKY_RELU with a > 0; other activations cannot be told from
+ *     y: BNORM_UNSUPPORTED.
+ * Giving both residual and y is BNORM_BAD_PARAMETER. dx may be residual or y, dresidual too. */
 BNORM_API bnorm_status bnorm_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in dy,
                                       bnorm_out dx, const bnorm_grad *grad, void *ws,
                                       size_t ws_size, const bnorm_exec *exec);

@@ -20,8 +20,7 @@ struct backward {
     const bnorm_isa *isa;
 };
 
-/* Arguments that the sums and the elementwise pass have in common, for channels from `channel` on.
- */
+/* Arguments that the sums and the elementwise pass have in common, from channel `channel` on. */
 static bnorm_grad_args common_args(const struct backward *s, size_t channel) {
     return (bnorm_grad_args){
         .pre = s->pre,

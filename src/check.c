@@ -81,8 +81,8 @@ bnorm_status bnorm_check_tensor(const bnorm_shape *shape, const void *data, size
     if (!span(shape->n, tensor->image_stride, run, &batch) ||
         !span(runs, tensor->run_stride, batch, &tensor->extent))
         return BNORM_BAD_STRIDE;
-    /* Distinct addresses: runs inside images that follow one another, or images inside runs (C, N,
-     * HW). */
+    /* Distinct addresses: runs inside images that follow one another, or images inside runs, as
+     * in (C, N, HW) order. */
     const int images_outside = (runs == 1 || tensor->run_stride >= run) &&
                                (shape->n == 1 || tensor->image_stride >= image);
     const int runs_outside = (shape->n == 1 || tensor->image_stride >= run) &&

@@ -14,17 +14,17 @@
 /* How the kernels walk a tensor. Per image there are `runs` runs of `len` elements.
  *   rows  runs are pixels, len = c; a run's element i belongs to channel i
  *   span  runs are planes, run r belongs to channel r
- * NCHW with HW = 1 is (N, C) data and walks as rows, whatever the strides. (N, C) data is one image
- * of N rows. */
+ * NCHW with HW = 1 is (N, C) data and walks as rows, whatever the strides. (N, C) data is one
+ * image of N rows. */
 typedef struct bnorm_view {
     int rows;
     size_t images, runs, len;
     size_t c;
 } bnorm_view;
 
-/* One tensor seen through a view: element (image, run, i) at image*image_stride + run*run_stride +
- * i*step. step is 1 except for NCHW with HW = 1 and padded planes. An absent tensor has data NULL.
- */
+/* One tensor seen through a view: element (image, run, i) is at
+ *   image*image_stride + run*run_stride + i*step
+ * step is 1 except for NCHW with HW = 1 and padded planes. An absent tensor has data NULL. */
 typedef struct bnorm_walk {
     float *data;
     size_t image_stride, run_stride, step;
@@ -124,8 +124,7 @@ static inline void bnorm_run(const bnorm_exec *exec, void (*task)(void *arg, siz
 }
 
 /* Elements per piece of elementwise work: everything at once without `parallel`, else 64 KiB, more
- * for big tensors so that there are at most a few hundred pieces. The result does not depend on it.
- */
+ * for big tensors so that there are at most a few hundred pieces. No result depends on it. */
 static inline size_t bnorm_piece_elements(const bnorm_exec *exec, const bnorm_view *view) {
     const size_t total = view->images * view->runs * view->len;
     if (!bnorm_is_parallel(exec))

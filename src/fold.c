@@ -71,8 +71,8 @@ static struct weights_view view_of(const bnorm_conv *conv, size_t groups) {
         return (struct weights_view){1, o, i / groups * k, 0};
     case BNORM_HWIO:
         return (struct weights_view){k * (i / groups), o, 1, 0};
-    case BNORM_IOHW: /* input channels are cut into groups; each has its own o/groups output
-                        channels */
+    case BNORM_IOHW:
+        /* Input channels are cut into groups; each has its own o/groups output channels. */
         return (struct weights_view){i, o / groups, k, i / groups};
     case BNORM_HWOI:
         break;

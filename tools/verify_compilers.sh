@@ -46,7 +46,7 @@ skip() {
 
 fail() {
     row "$1" "$2" "$3" "$4" "$5" ''
-    tail -n 30 "$6" | sed 's/^/    /'
+    tail -n 8 "$6" | sed 's/^/    /'
     failures=$((failures + 1))
 }
 

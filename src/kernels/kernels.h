@@ -2,14 +2,23 @@
  *
  * The SIMD kernels, one source for every instruction set. Included once by each ISA folder's .c,
  * after its vec.h, never compiled alone. vec.h provides, for vectors of VEC_F floats (vec_f) and
- * VEC_D = VEC_F/2 doubles (vec_d): vec_load, vec_store, vec_set1, vec_add, vec_sub, vec_mul,
- * vec_fma(a, b, c) = a*b + c rounded once vec_load_n, vec_store_n       the first n >= 1 lanes;
- * memory behind them is not touched, other lanes load as 0 vec_if_le, vec_if_gt(a, b, yes, no) per
- * lane; a NaN compares false vec_canonical                 every NaN becomes 0x7fc00000
+ * VEC_D = VEC_F/2 doubles (vec_d):
+ *   vec_load, vec_store, vec_set1, vec_add, vec_sub, vec_mul
+ *   vec_fma(a, b, c)              a*b + c rounded once
+ *   vec_load_n, vec_store_n       the first n >= 1 lanes; memory behind them is not touched, other
+ *                                 lanes load as 0
+ *   vec_first_n                   the first n lanes, zeros behind them
+ *   vec_if_le, vec_if_gt          (a, b, yes, no) per lane; a NaN compares false
+ *   vec_zero_if_le                (a, b, v): 0 where a <= b, else v
+ *   vec_zero_unless_gt            (a, b, v): v where a > b, else 0
+ *   vec_canonical                 every NaN becomes 0xffffffff
  *   ..._d                         the same for doubles, and vec_div_d, vec_if_lt_d, vec_outside_d
- *   vec_widen, vec_widen_n        floats from memory as doubles; vec_low, vec_high: the halves of a
- * vec_f vec_narrow_store              VEC_D doubles rounded to floats Wherever a product is added
- * to something, it is written as a fma: a compiler that contracts finds nothing to do. */
+ *   vec_widen, vec_widen_n        floats from memory as doubles
+ *   vec_low, vec_high             the halves of a vec_f as doubles
+ *   vec_narrow_store              VEC_D doubles rounded to floats
+ *   vec_leave                     before a kernel returns to code that is not of this set
+ * Wherever a product is added to something, it is written as a fma: a compiler that contracts finds
+ * nothing to do. */
 #include "../plan.h"
 
 #include <float.h>

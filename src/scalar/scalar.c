@@ -26,8 +26,7 @@ static double canonical_double(double v) {
     return v == v ? v : nan_value;
 }
 
-/* ------------------------------------------------------------------------------------------------------------------
- */
+/* ---------------------------------------------------------------------------------------------- */
 /* Reductions. Chain j of a channel holds rows j, j + chains, j + 2*chains, ...; each chain is
  * summed in groups of 8, each group as a fixed tree in which missing rows count as zero; then the
  * chains are folded, upper half onto lower half. */
@@ -118,8 +117,8 @@ static void moments_channel(const float *x, size_t stride, size_t rows, size_t c
         partial[j] = chain_squares(chain_of(x, stride, rows, chains, j), pivot);
     double squares = fold(partial, chains);
 
-    if (!(squares >= 0x1p-90 &&
-          squares <= DBL_MAX)) { /* over- or underflow in float (or a NaN, or a constant) */
+    /* Over- or underflow in float, or a NaN, or a constant. */
+    if (!(squares >= 0x1p-90 && squares <= DBL_MAX)) {
         for (size_t j = 0; j < chains; j++)
             partial[j] = chain_squares_wide(chain_of(x, stride, rows, chains, j), pivot);
         squares = fold(partial, chains);
@@ -160,8 +159,7 @@ static void merge(size_t c, double n_before, double n_block, const double *sum,
     }
 }
 
-/* ------------------------------------------------------------------------------------------------------------------
- */
+/* ---------------------------------------------------------------------------------------------- */
 /* Elementwise */
 
 static float activate(const bnorm_act *act, float v) {
