@@ -35,8 +35,9 @@ lib_sources := $(wildcard src/*.c src/*/*.c dispatch/*.c)
 test_sources := $(wildcard tests/*.c)
 bench_sources := $(wildcard bench/*.c)
 digits_sources := $(wildcard examples/digits/*.c)
-scripts := .ci/run $(wildcard scripts/* tests/*.sh bench/*.sh examples/*/*.sh)
-formatted := $(shell find include src dispatch tests bench examples -name '*.[ch]' -o -name '*.cc')
+accuracy_sources := $(wildcard tools/accuracy*.c)
+scripts := .ci/run $(wildcard scripts/* tests/*.sh tools/*.sh examples/*/*.sh)
+formatted := $(shell find include src dispatch tests bench examples tools -name '*.[ch]' -o -name '*.cc')
 
 say = $(if $(V),,@printf '%5s  %s\n' '$(1)' '$@' &&)
 objects = $(patsubst %,$(BUILD)/%.o,$(1))
@@ -55,6 +56,7 @@ shared_lib = $(BUILD)/libbnorm.so.$(VERSION)
 # compilers and tools; test framework and ONNX's batch-norm cases; benchmark framework, pictures; example
 deps_packages = gcc g++ libc6-dev binutils make pkgconf \
 	libcmocka-dev libonnx-testdata libbenchmark-dev python3 gnuplot-nox libpthreadpool-dev
+deps_peers_packages = libdnnl-dev python3-torch
 deps_lint_packages = clang clang-format clang-tidy shellcheck
 deps_cross_packages = qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross libcmocka-dev:arm64 \
 	gcc-riscv64-linux-gnu libc6-dev-riscv64-cross gcc-s390x-linux-gnu libc6-dev-s390x-cross
@@ -99,10 +101,11 @@ $(BUILD)/flags: FORCE
 	@mkdir -p $(@D)
 	@echo '$(flags)' | cmp -s - $@ || echo '$(flags)' >$@
 
--include $(patsubst %.o,%.d,$(lib_objects) $(test_objects) $(bench_objects) $(digits_objects))
+-include $(wildcard $(BUILD)/*/*.d $(BUILD)/*/*/*.d)
 
-install: all ## header, libraries and pkg-config file into PREFIX (under DESTDIR, if given)
-	install -d '$(DESTDIR)$(PREFIX)/include' '$(DESTDIR)$(LIBDIR)/pkgconfig'
+install: all $(BUILD)/bnorm-verify ## header, libraries, pkg-config file and bnorm-verify into PREFIX (under DESTDIR, if given)
+	install -d '$(DESTDIR)$(PREFIX)/include' '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(LIBDIR)/pkgconfig'
+	install -m 755 $(BUILD)/bnorm-verify '$(DESTDIR)$(PREFIX)/bin'
 	install -m 644 include/bnorm.h '$(DESTDIR)$(PREFIX)/include'
 	install -m 644 $(static_lib) '$(DESTDIR)$(LIBDIR)'
 	install -m 755 $(shared_lib) '$(DESTDIR)$(LIBDIR)'
@@ -111,7 +114,8 @@ install: all ## header, libraries and pkg-config file into PREFIX (under DESTDIR
 	install -m 644 $(BUILD)/bnorm.pc '$(DESTDIR)$(LIBDIR)/pkgconfig'
 
 uninstall: ## removes what install put there
-	rm -f '$(DESTDIR)$(PREFIX)/include/bnorm.h' '$(DESTDIR)$(LIBDIR)/pkgconfig/bnorm.pc' \
+	rm -f '$(DESTDIR)$(PREFIX)/include/bnorm.h' '$(DESTDIR)$(PREFIX)/bin/bnorm-verify' \
+		'$(DESTDIR)$(LIBDIR)/pkgconfig/bnorm.pc' \
 		$(patsubst %,'$(DESTDIR)$(LIBDIR)/%',libbnorm.a libbnorm.so $(soname) $(notdir $(shared_lib)))
 
 clean: ## removes everything that was built
@@ -138,7 +142,7 @@ $(BUILD)/bnorm-tests: $(test_objects) $(static_lib)
 # Side by side, as emulation is slow; what a target prints comes out when it is done.
 test-cross: ## the tests for Arm and older x86 CPUs under qemu, and two CPUs without SIMD kernels
 	BNORM_TEST_QUICK=1 $(MAKE) -j2 --output-sync=recurse emulate-aarch64 emulate-Haswell \
-		emulate-Nehalem compare-riscv64 compare-s390x
+		emulate-Nehalem verify-riscv64 verify-s390x
 
 emulate-aarch64:
 	BNORM_REQUIRE=neon $(MAKE) run-tests RUN=qemu-aarch64 \
@@ -152,13 +156,39 @@ emulate-Haswell: $(BUILD)/bnorm-tests
 emulate-Nehalem: $(BUILD)/bnorm-tests
 	BNORM_REQUIRE=scalar qemu-x86_64 -cpu Nehalem $< $(TESTS)
 
-# What the functions compute under qemu: to the bit what they do on this CPU.
-compare-%: $(BUILD)/fingerprint
-	$(MAKE) BUILD=$(BUILD)/$* CC=$*-linux-gnu-gcc LDFLAGS=-static $(BUILD)/$*/fingerprint
-	$(BUILD)/fingerprint >$(BUILD)/$*/native.txt
-	qemu-$* $(BUILD)/$*/fingerprint >$(BUILD)/$*/emulated.txt
-	diff $(BUILD)/$*/native.txt $(BUILD)/$*/emulated.txt
-	@echo '$*: the same bits as on this CPU'
+# The hashes of everything that the library computes, under qemu.
+verify-%:
+	$(MAKE) BUILD=$(BUILD)/$* CC=$*-linux-gnu-gcc LDFLAGS=-static $(BUILD)/$*/bnorm-verify
+	qemu-$* $(BUILD)/$*/bnorm-verify --quick
+
+verify: $(BUILD)/bnorm-verify ## does this machine compute the same bits as every other?
+	$(RUN) $<
+
+# Static, so that one file can be copied to another machine.
+$(BUILD)/bnorm-verify: $(BUILD)/tools/verify.c.o $(static_lib)
+	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) $(call if_works,-static) -o $@ $^ -lm
+
+verify-compilers: ## the same with every compiler, option and emulated CPU that is installed
+	tools/verify_compilers.sh
+
+# After a change that is meant to change bits.
+verify-update: $(BUILD)/bnorm-verify
+	$< --write >$(BUILD)/verify_hashes.inc
+	cp $(BUILD)/verify_hashes.inc tools/verify_hashes.inc
+
+accuracy: $(BUILD)/accuracy ## errors against exact results, beside oneDNN's and PyTorch's (QUICK=1: without 1e8 values)
+	$< $(if $(QUICK),--quick) --markdown $(BUILD)/accuracy.md --tsv $(BUILD)/accuracy.tsv
+	gnuplot -e "tsv='$(BUILD)/accuracy.tsv'; svg='$(BUILD)/accuracy.svg'" tools/accuracy.plot
+
+$(BUILD)/accuracy: $(accuracy_sources) tools/accuracy.h $(static_lib) $(BUILD)/flags
+	$(call say,LINK) $(CC) $(CFLAGS) $(c_flags) $(LDFLAGS) -o $@ $(accuracy_sources) $(static_lib) \
+		$(call if_works,-DHAVE_DNNL -ldnnl) -lm
+
+denormals: $(BUILD)/denormals ## what denormals cost, and what flushing them saves (x86)
+	$<
+
+$(BUILD)/denormals: $(BUILD)/tools/denormals.c.o $(static_lib)
+	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lm
 
 sanitize: ## the tests under ASan and UBSan, those with threads under TSan
 	BNORM_TEST_QUICK=1 $(MAKE) BUILD=$(BUILD)/asan LDFLAGS= CFLAGS='$(asan)' run-tests
@@ -189,9 +219,9 @@ digits: $(BUILD)/digits ## trains a small network on handwritten digits, with an
 $(BUILD)/digits: $(digits_objects) $(static_lib)
 	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lpthread -lm
 
-examples: $(addprefix $(BUILD)/,hello threads fingerprint) ## the README's example, thread pools, equal bits
+examples: $(BUILD)/hello $(BUILD)/threads ## the README's example, and bnorm on a thread pool
 
-$(BUILD)/hello $(BUILD)/fingerprint: $(BUILD)/%: $(BUILD)/examples/%.c.o $(static_lib)
+$(BUILD)/hello: $(BUILD)/examples/hello.c.o $(static_lib)
 	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lm
 
 $(BUILD)/threads: examples/threads.c $(static_lib) $(BUILD)/flags
@@ -211,6 +241,9 @@ deps: ## installs what test, bench and plot need (Debian and Ubuntu; through sud
 deps-lint: ## installs what lint and format need
 	@scripts/apt-install 'to check and format the sources' $(deps_lint_packages)
 
+deps-peers: ## installs what accuracy compares with, oneDNN and PyTorch (about 1 GB)
+	@scripts/apt-install 'to compare with' $(deps_peers_packages)
+
 deps-cross: ## installs what test-cross needs; adds Debian's arm64 architecture
 	@scripts/apt-install 'to cross-compile and emulate' --arch arm64 $(deps_cross_packages)
 
@@ -227,7 +260,7 @@ warnings: ## builds everything with gcc and with clang; a warning is an error
 	$(MAKE) BUILD=$(BUILD)/gcc CC=gcc CXX=g++ CFLAGS='-O2 -Werror' CXXFLAGS='-O2 -Werror' everything
 	$(MAKE) BUILD=$(BUILD)/clang CC=clang CXX=clang++ CFLAGS='-O2 -Werror' CXXFLAGS='-O2 -Werror' everything
 
-everything: all examples $(BUILD)/bnorm-tests $(BUILD)/bnorm-bench $(BUILD)/digits
+everything: all examples $(BUILD)/bnorm-tests $(BUILD)/bnorm-bench $(BUILD)/bnorm-verify $(BUILD)/digits
 
 help: ## this list
 	@echo 'Targets of bnorm $(VERSION):'
@@ -236,6 +269,6 @@ help: ## this list
 	@printf '\nVariables: CC CXX AR CFLAGS CXXFLAGS LDFLAGS BUILD PREFIX LIBDIR DESTDIR; V=1 shows commands\n'
 
 .PHONY: all install uninstall clean test run-tests hygiene test-cross emulate-aarch64 \
-	emulate-Haswell emulate-Nehalem sanitize bench bench-full plot digits examples deps deps-lint \
-	deps-cross format lint warnings everything help FORCE
+	emulate-Haswell emulate-Nehalem verify verify-compilers verify-update accuracy denormals sanitize bench bench-full plot digits examples deps deps-lint \
+	deps-peers deps-cross format lint warnings everything help FORCE
 .DELETE_ON_ERROR:

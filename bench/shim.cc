@@ -8,7 +8,9 @@
 
 namespace {
 
-benchmark::State *cpp(shim_state *state) { return reinterpret_cast<benchmark::State *>(state); }
+benchmark::State *cpp(shim_state *state) {
+    return reinterpret_cast<benchmark::State *>(state);
+}
 
 // The display of a run whose results the program itself shows.
 class QuietReporter : public benchmark::BenchmarkReporter {
@@ -33,7 +35,9 @@ const char *shim_filter(void) {
     return filter.c_str();
 }
 
-void shim_context(const char *key, const char *value) { benchmark::AddCustomContext(key, value); }
+void shim_context(const char *key, const char *value) {
+    benchmark::AddCustomContext(key, value);
+}
 
 // Without UseRealTime(), whose only effects would be "/real_time" at the end of every name and an
 // iteration count from wall-clock instead of CPU time. Both times are in the results anyway.
@@ -49,7 +53,9 @@ size_t shim_run(int quiet) {
                  : benchmark::RunSpecifiedBenchmarks();
 }
 
-int shim_keep_running(shim_state *state) { return cpp(state)->KeepRunning(); }
+int shim_keep_running(shim_state *state) {
+    return cpp(state)->KeepRunning();
+}
 
 size_t shim_iterations(const shim_state *state) {
     return static_cast<size_t>(reinterpret_cast<const benchmark::State *>(state)->max_iterations);
@@ -59,6 +65,10 @@ void shim_counter(shim_state *state, const char *name, double value) {
     cpp(state)->counters[name] = value;
 }
 
-void shim_label(shim_state *state, const char *label) { cpp(state)->SetLabel(label); }
+void shim_label(shim_state *state, const char *label) {
+    cpp(state)->SetLabel(label);
+}
 
-void shim_error(shim_state *state, const char *message) { cpp(state)->SkipWithError(message); }
+void shim_error(shim_state *state, const char *message) {
+    cpp(state)->SkipWithError(message);
+}

@@ -174,12 +174,21 @@ BNORM_API const char *bnorm_isa_name(const bnorm_isa *isa);
 typedef void (*bnorm_parallel)(void *pool, void (*task)(void *arg, size_t i), void *arg,
                                size_t count);
 
+/* Arithmetic on denormals (below 1.2e-38) takes x86 CPUs many times as long as on other numbers.
+ * FLUSH takes them for zero, on every thread that works on the call, and restores each thread's
+ * mode. It is for data that is full of denormals and does not need them. */
+typedef enum bnorm_denormals {
+    BNORM_DENORMALS_CALLER = 0, /* whatever mode the thread is in */
+    BNORM_DENORMALS_FLUSH
+} bnorm_denormals;
+
 /* How to run a call; a NULL bnorm_exec pointer, like NULL members, means: on this thread, with the
- * best kernel set. The result has the same bits whatever is given here. */
+ * best kernel set. The result has the same bits whatever parallel, pool and isa are. */
 typedef struct bnorm_exec {
     bnorm_parallel parallel;
     void *pool; /* first argument of parallel */
     const bnorm_isa *isa;
+    bnorm_denormals denormals;
 } bnorm_exec;
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -222,8 +231,8 @@ typedef struct bnorm_conv {
  *   s[o]                = gamma[o]/sqrt(var[o] + eps)      0 where var[o] + eps = 0
  *   out_weights[o, ...] = weights[o, ...]*s[o]
  *   out_bias[o]         = (bias[o] - mean[o])*s[o] + beta[o]
- * computed in double, each result rounded once. bias NULL = 0 (a layer without bias),
- * gamma NULL = 1, beta NULL = 0. weights and out_weights have out_channels*in_channels/groups*kernel floats.
+ * computed in double, each rounded once. bias NULL = 0 (a layer without bias), gamma NULL = 1, beta
+ * NULL = 0. weights and out_weights have out_channels*in_channels/groups*kernel floats.
  * out_weights may be weights; out_bias may be bias or any of the per-channel inputs. The layer must
  * feed the batch norm directly, without an activation between.
  *   BNORM_BAD_SHAPE       a count other than groups is 0, groups does not divide, or overflow

@@ -100,6 +100,8 @@ static void finish(const void *self, size_t channel, size_t channels) {
             s->slope[ch] = bnorm_to_float(-scale * (dgamma / s->n));
             s->offset[ch] = bnorm_to_float(
                 fma(-low * invstd, (double)s->slope[ch], -scale * (sum_g[i] / s->n)));
+            if (s->n == 1) /* x = mean: y does not depend on x, and v not on the scale */
+                s->scale[ch] = s->slope[ch] = s->offset[ch] = 0;
         }
     }
 }

@@ -7,6 +7,7 @@
 
 #include "../dispatch/isa.h"
 #include "check.h"
+#include "fp_mode.h"
 #include "plan.h"
 
 #include <stdint.h>
@@ -113,8 +114,26 @@ static inline const bnorm_isa *bnorm_exec_isa(const bnorm_exec *exec) {
     return exec && exec->isa ? exec->isa : bnorm_isa_best();
 }
 
+/* A task in the floating-point mode that exec asks for, on whatever thread it runs. */
+typedef struct bnorm_flushed {
+    void (*task)(void *arg, size_t i);
+    void *arg;
+} bnorm_flushed;
+
+static inline void bnorm_flushed_task(void *arg, size_t i) {
+    const bnorm_flushed *flushed = arg;
+    const bnorm_fp_mode mode = bnorm_flush_denormals();
+    flushed->task(flushed->arg, i);
+    bnorm_restore_mode(mode);
+}
+
 static inline void bnorm_run(const bnorm_exec *exec, void (*task)(void *arg, size_t i), void *arg,
                              size_t count) {
+    bnorm_flushed flushed = {task, arg};
+    if (exec && exec->denormals == BNORM_DENORMALS_FLUSH) {
+        task = bnorm_flushed_task;
+        arg = &flushed;
+    }
     if (count > 1 && bnorm_is_parallel(exec)) {
         exec->parallel(exec->pool, task, arg, count);
         return;

@@ -576,6 +576,37 @@ static void flush_denormals_only(struct test *t) {
     }
 }
 
+/* exec->denormals: as if every thread had been in that mode, which is theirs again afterwards. */
+static void flush_by_exec(struct test *t) {
+    for (int i = 0; i < repetitions(40); i++) {
+        const bnorm_shape s = random_shape(t);
+        const size_t count = shape_count(&s);
+        float *x = random_x(t, &s, VALUES_NORMAL), *y[2];
+        for (size_t e = 0; e < count; e += 3)
+            x[e] = bits_float((uint32_t)rng_below(&t->rng, 0x1000000));
+        say(t, &s, "denormals among normal values, bnorm_exec.denormals");
+        for (int by_exec = 0; by_exec < 2; by_exec++) {
+            const bnorm_exec exec = {.isa = t->isa,
+                                     .denormals =
+                                         by_exec ? BNORM_DENORMALS_FLUSH : BNORM_DENORMALS_CALLER};
+            y[by_exec] = test_floats(t, count);
+            const unsigned before = mode();
+            if (!by_exec)
+                set_mode(before | FLUSH_BITS);
+            const unsigned set = mode();
+            const bnorm_status status = bnorm_apply(&s, (bnorm_in){.data = x},
+                                                    (bnorm_out){.data = y[by_exec]}, NULL, &exec);
+            const unsigned after = mode();
+            set_mode(before);
+            check_status(t, "bnorm_apply", status, BNORM_OK);
+            if (after != set)
+                test_fail(t, "bnorm_apply left mode 0x%x, not 0x%x", after, set);
+        }
+        check_bits(t, "y", y[1], y[0], count);
+        test_release(t);
+    }
+}
+
 /* Directed rounding errs up to twice as much per operation, four times in squares of errors; and
  * the pivot of a constant channel may be the float next to it: 2^-46*x^2 cancel in double. */
 static void rounding_direction(struct test *t) {
@@ -628,6 +659,7 @@ void add_properties(struct suite *s) {
         {"properties", "nan", nan_stays},
         {"fp-mode", "flush-to-zero", flush_to_zero},
         {"fp-mode", "flush-denormals-only", flush_denormals_only},
+        {"fp-mode", "flush-by-exec", flush_by_exec},
         {"fp-mode", "rounding", rounding_direction},
     };
     add_layout_cases(s, cases, COUNT_OF(cases));

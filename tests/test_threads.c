@@ -258,7 +258,8 @@ static void test_orders(struct test *t) {
             test_context(t, "%s tasks %s%s", text, orders[o].name, in_place ? ", in place" : "");
             memset(got.running_mean, 0, c * sizeof(float));
             memset(got.running_var, 0, c * sizeof(float));
-            const bnorm_exec exec = {orders[o].parallel, orders[o].pool, t->isa};
+            const bnorm_exec exec = {
+                .parallel = orders[o].parallel, .pool = orders[o].pool, .isa = t->isa};
             calls = 0;
             run_placed(t, &in, &got, in_place, &exec);
             compare_outputs(t, &list[s], &got, &want);

@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * y = act(fma(x - center, scale, shift) + residual). The kind of activation and the presence of
- * center and residual are constants of an inlined body, so that each combination has its own loop.
- */
+ * center and residual are constants of an inlined body, so that each combination has its own loop. */
 
 BNORM_INLINE vec_f activate(bnorm_act_kind kind, vec_f v, vec_f a, vec_f b) {
     const vec_f zero = vec_set1(0), three = vec_set1(3);
@@ -111,7 +110,10 @@ BNORM_INLINE void apply_span_body(bnorm_act_kind kind, int centred, int added,
         BNORM_APPLY_CASE(body, BNORM_ACT_HARD_SWISH)                                               \
     }
 
-static void apply_rows_any(const bnorm_apply_args *a){BNORM_APPLY_CASES(apply_rows_body)}
+static void apply_rows_any(const bnorm_apply_args *a) {
+    BNORM_APPLY_CASES(apply_rows_body)
+    vec_leave();
+}
 
 /* p[0..c) repeated `times` times. */
 BNORM_INLINE const float *repeat(float *pattern, const float *p, size_t c, size_t times) {

@@ -59,8 +59,7 @@ BNORM_INLINE vec_f grad_lanes(enum bnorm_pre pre, bnorm_act_kind kind, vec_f x, 
     return gradient(kind, v, dy, p->a, p->b);
 }
 
-/* ------------------------------------------------------------------------------------------------------------------
- */
+/* ---------------------------------------------------------------------------------------------- */
 /* Sums */
 
 /* A strip as in moments.h, of several tensors. */
@@ -71,17 +70,63 @@ struct grad_strip {
     const float *center, *scale, *shift; /* one per lane, or one for all lanes of a plane */
 };
 
-/* Up to 8 rows from row r on, lanes [i, i + n). */
+/* Sums of a group in VEC_D lanes: g by pairs of rows, g*(x - center) by even and odd rows. */
+struct grad_sums {
+    vec_d pair[BNORM_GROUP / 2], even, odd;
+};
+
+BNORM_INLINE void add_to_sums(struct grad_sums *sums, size_t q, vec_d g, vec_d centred) {
+    if (q % 2 == 0) {
+        sums->pair[q / 2] = g;
+        sums->even = vec_fma_d(g, centred, sums->even);
+    } else {
+        sums->pair[q / 2] = vec_add_d(sums->pair[q / 2], g);
+        sums->odd = vec_fma_d(g, centred, sums->odd);
+    }
+}
+
+BNORM_INLINE void accumulate_sums(const struct grad_sums *sums, double *sum_g, double *sum_gx,
+                                  size_t n, int padded) {
+    const vec_d *pair = sums->pair;
+    accumulate_d(sum_g, vec_add_d(vec_add_d(pair[0], pair[1]), vec_add_d(pair[2], pair[3])), n,
+                 padded);
+    accumulate_d(sum_gx, vec_add_d(sums->even, sums->odd), n, padded);
+}
+
+/* Lanes [i, i + n) of row q of a group that begins at row r. x is widened from memory, as taking a
+ * vector apart costs a shuffle. */
+BNORM_INLINE void grad_row(enum bnorm_pre pre, bnorm_act_kind kind, const struct grad_strip *s,
+                           const struct grad_vectors *p, size_t r, size_t q, size_t i, size_t n,
+                           struct grad_sums *low, struct grad_sums *high) {
+    const int wanted = pre == BNORM_PRE_RESIDUAL || pre == BNORM_PRE_Y;
+    const size_t n_low = lesser(n, VEC_D), n_high = n - n_low;
+    const float *x = s->x + (r + q) * s->x_stride + i, *dy = s->dy + (r + q) * s->dy_stride + i;
+    vec_d g_low, g_high = vec_set1_d(0);
+    if (pre == BNORM_PRE_NONE) {
+        g_low = widen_lanes(dy, n_low);
+        if (n_high)
+            g_high = widen_lanes(dy + VEC_D, n_high);
+    } else {
+        const float *extra = wanted ? s->extra + (r + q) * s->extra_stride + i : NULL;
+        const vec_f g = grad_lanes(pre, kind, load_lanes(x, n), load_lanes(dy, n), extra, p, n);
+        g_low = vec_low(g);
+        g_high = vec_high(g);
+    }
+    add_to_sums(low, q, g_low, vec_sub_d(widen_lanes(x, n_low), vec_low(p->center)));
+    if (n_high)
+        add_to_sums(high, q, g_high,
+                    vec_sub_d(widen_lanes(x + VEC_D, n_high), vec_high(p->center)));
+}
+
+/* Up to 8 rows from row r on, lanes [i, i + n); unrolled where their number is a constant. */
 BNORM_INLINE void group_grad(enum bnorm_pre pre, bnorm_act_kind kind, int spread,
                              const bnorm_grad_args *a, const struct grad_strip *s, size_t r,
                              size_t rows, size_t i, size_t n, int padded, double *sum_g,
                              double *sum_gx) {
     const int recomputed = pre == BNORM_PRE_X || pre == BNORM_PRE_RESIDUAL;
-    const int wanted = pre == BNORM_PRE_RESIDUAL || pre == BNORM_PRE_Y;
     const vec_d zero = vec_set1_d(0);
+    struct grad_sums low = {{zero, zero, zero, zero}, zero, zero}, high = low;
     struct grad_vectors p = {0};
-    vec_d pair_low[4] = {zero, zero, zero, zero}, pair_high[4] = {zero, zero, zero, zero};
-    vec_d even_low = zero, even_high = zero, odd_low = zero, odd_high = zero;
 
     p.center = parameter_lanes(s->center, spread, i, n);
     p.a = vec_set1(a->act.a);
@@ -90,50 +135,35 @@ BNORM_INLINE void group_grad(enum bnorm_pre pre, bnorm_act_kind kind, int spread
         p.scale = parameter_lanes(s->scale, spread, i, n);
         p.shift = parameter_lanes(s->shift, spread, i, n);
     }
-    const size_t low = lesser(n, VEC_D), high = n - low;
-    const vec_d center_low = vec_low(p.center), center_high = vec_high(p.center);
-    BNORM_UNROLL
-    for (size_t q = 0; q < rows; q++) {
-        const vec_f x = load_lanes(s->x + (r + q) * s->x_stride + i, n);
-        const vec_f dy = load_lanes(s->dy + (r + q) * s->dy_stride + i, n);
-        const vec_f g = grad_lanes(pre, kind, x, dy,
-                                   wanted ? s->extra + (r + q) * s->extra_stride + i : NULL, &p, n);
-        const vec_d g_low = vec_low(g), g_high = vec_high(g);
-        const vec_d t_low = vec_sub_d(vec_low(x), center_low),
-                    t_high = vec_sub_d(vec_high(x), center_high);
-        if (q % 2 == 0) {
-            pair_low[q / 2] = g_low;
-            pair_high[q / 2] = g_high;
-            even_low = q ? vec_fma_d(g_low, t_low, even_low) : vec_mul_d(g_low, t_low);
-            even_high = q ? vec_fma_d(g_high, t_high, even_high) : vec_mul_d(g_high, t_high);
-        } else {
-            pair_low[q / 2] = vec_add_d(pair_low[q / 2], g_low);
-            pair_high[q / 2] = vec_add_d(pair_high[q / 2], g_high);
-            odd_low = q > 1 ? vec_fma_d(g_low, t_low, odd_low) : vec_mul_d(g_low, t_low);
-            odd_high = q > 1 ? vec_fma_d(g_high, t_high, odd_high) : vec_mul_d(g_high, t_high);
-        }
+    if (__builtin_constant_p(rows)) {
+        BNORM_UNROLL
+        for (size_t q = 0; q < rows; q++)
+            grad_row(pre, kind, s, &p, r, q, i, n, &low, &high);
+    } else {
+        for (size_t q = 0; q < rows; q++)
+            grad_row(pre, kind, s, &p, r, q, i, n, &low, &high);
     }
-    accumulate_d(
-        sum_g + i,
-        vec_add_d(vec_add_d(pair_low[0], pair_low[1]), vec_add_d(pair_low[2], pair_low[3])), low,
-        padded);
-    accumulate_d(sum_gx + i, vec_add_d(even_low, odd_low), low, padded);
-    if (high) {
-        accumulate_d(
-            sum_g + i + VEC_D,
-            vec_add_d(vec_add_d(pair_high[0], pair_high[1]), vec_add_d(pair_high[2], pair_high[3])),
-            high, padded);
-        accumulate_d(sum_gx + i + VEC_D, vec_add_d(even_high, odd_high), high, padded);
-    }
+    accumulate_sums(&low, sum_g + i, sum_gx + i, lesser(n, VEC_D), padded);
+    if (n > VEC_D)
+        accumulate_sums(&high, sum_g + i + VEC_D, sum_gx + i + VEC_D, n - VEC_D, padded);
 }
 
-/* What full groups of full vectors leave over, lanes [i, end): one copy for all combinations. */
+/* What full groups of full vectors leave over, lanes [i, end): one copy for all combinations, but for
+ * the most frequent one. */
 static void some_grads(int spread, int padded, const bnorm_grad_args *a, const struct grad_strip *s,
                        size_t r, size_t rows, size_t i, size_t end, double *sum_g, double *sum_gx) {
-    for (; i + VEC_F <= end; i += VEC_F)
-        group_grad(a->pre, a->act.kind, spread, a, s, r, rows, i, VEC_F, padded, sum_g, sum_gx);
-    if (i < end)
-        group_grad(a->pre, a->act.kind, spread, a, s, r, rows, i, end - i, padded, sum_g, sum_gx);
+    for (; i < end; i += VEC_F) {
+        const size_t n = lesser(VEC_F, end - i);
+        if (a->pre != BNORM_PRE_NONE) {
+            group_grad(a->pre, a->act.kind, spread, a, s, r, rows, i, n, padded, sum_g, sum_gx);
+            continue;
+        }
+#define BNORM_CALL(count)                                                                          \
+    group_grad(BNORM_PRE_NONE, BNORM_ACT_IDENTITY, spread, a, s, r, count, i, n, padded, sum_g,    \
+               sum_gx)
+        BNORM_FOR_ROWS(rows, BNORM_CALL)
+#undef BNORM_CALL
+    }
 }
 
 BNORM_INLINE void strip_grad(enum bnorm_pre pre, bnorm_act_kind kind, int spread,
@@ -302,8 +332,7 @@ static void sums_span(const bnorm_grad_args *a, double *sum_g, double *sum_gx) {
     vec_leave();
 }
 
-/* ------------------------------------------------------------------------------------------------------------------
- */
+/* ---------------------------------------------------------------------------------------------- */
 /* dx */
 
 /* n lanes at element i of run r. */

@@ -74,15 +74,14 @@ BNORM_INLINE void strip_sum(const float *x, size_t stride, size_t rows, size_t l
 /* s[0..n) += sum of (x - pivot)^2 over up to 8 rows: in float, even and odd rows apart. */
 BNORM_INLINE void group_square(const float *x, size_t stride, size_t rows, size_t n, vec_f pivot,
                                int padded, double *s) {
-    vec_f d = vec_sub(load_lanes(x, n), pivot);
-    vec_f even = vec_mul(d, d), odd = even;
+    vec_f even = vec_set1(0), odd = even;
     BNORM_UNROLL
-    for (size_t q = 1; q < rows; q++) {
-        d = vec_sub(load_lanes(x + q * stride, n), pivot);
+    for (size_t q = 0; q < rows; q++) {
+        const vec_f d = vec_sub(load_lanes(x + q * stride, n), pivot);
         if (q % 2 == 0)
             even = vec_fma(d, d, even);
         else
-            odd = q == 1 ? vec_mul(d, d) : vec_fma(d, d, odd);
+            odd = vec_fma(d, d, odd);
     }
     accumulate_f(s, rows > 1 ? vec_add(even, odd) : even, n, padded);
 }

@@ -162,6 +162,10 @@ static void merge(size_t c, double n_before, double n_block, const double *sum,
 /* ---------------------------------------------------------------------------------------------- */
 /* Elementwise */
 
+/* 1/6 and 1/3 to the bit: where FLT_EVAL_METHOD is not 0, 1.0f / 6 is no float. */
+#define SIXTH 0x1.555556p-3f
+#define THIRD 0x1.555556p-2f
+
 static float activate(const bnorm_act *act, float v) {
     switch (act->kind) {
     case BNORM_ACT_IDENTITY:
@@ -179,7 +183,7 @@ static float activate(const bnorm_act *act, float v) {
         if (v >= 3)
             return v;
         const float shifted = v + 3, product = v * shifted;
-        return product * (1.0f / 6);
+        return product * SIXTH;
     }
     }
     return v;
@@ -201,7 +205,7 @@ static float gradient(const bnorm_act *act, float v, float dy) {
             return 0;
         if (v >= 3)
             return dy;
-        const float slope = fmaf(v, 1.0f / 3, 0.5f);
+        const float slope = fmaf(v, THIRD, 0.5f);
         return dy * slope;
     }
     }
