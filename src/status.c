@@ -18,7 +18,7 @@ const char *bnorm_strerror(bnorm_status status) {
         return "A layout, data type, activation, variance kind, weight layout or operation does "
                "not exist.";
     case BNORM_BAD_SHAPE:
-        return "The shape has no channels, or its size overflows.";
+        return "The shape has no channels, its size overflows, or groups do not divide channels.";
     case BNORM_BAD_STRIDE:
         return "A stride is so small that elements of one tensor share an address, or so large "
                "that it overflows.";
