@@ -7,12 +7,9 @@
 /* No object is larger than this; pointer differences inside it are representable. */
 #define MAX_ELEMENTS ((size_t)PTRDIFF_MAX / sizeof(float))
 
-/* *product = a*b, or 0 where that exceeds MAX_ELEMENTS. */
+/* *product = a*b; false where that exceeds MAX_ELEMENTS. */
 static int multiply(size_t a, size_t b, size_t *product) {
-    if (b != 0 && a > MAX_ELEMENTS / b)
-        return 0;
-    *product = a * b;
-    return 1;
+    return !__builtin_mul_overflow(a, b, product) && *product <= MAX_ELEMENTS;
 }
 
 bnorm_status bnorm_check_shape(const bnorm_shape *shape) {

@@ -80,6 +80,8 @@ static inline size_t bnorm_grid_count(const bnorm_grid *grid) {
 
 static inline bnorm_piece bnorm_grid_piece(const bnorm_grid *grid, size_t index) {
     bnorm_piece piece;
+    if (grid->run_parts == 1 && grid->len_parts == 1)
+        return (bnorm_piece){index, 0, grid->view.runs, 0, grid->view.len};
     piece.i = index % grid->len_parts * grid->len_step;
     index /= grid->len_parts;
     piece.run = index % grid->run_parts * grid->run_step;
@@ -92,6 +94,8 @@ static inline bnorm_piece bnorm_grid_piece(const bnorm_grid *grid, size_t index)
 /* Pieces of about `elements` elements each; parts of runs begin at multiples of 64 elements. */
 static inline bnorm_grid bnorm_grid_of(bnorm_view view, size_t elements) {
     bnorm_grid grid = {view, 1, 1, view.len, 1};
+    if (view.runs * view.len <= elements)
+        return (bnorm_grid){view, view.runs, 1, view.len, 1};
     if (view.len > elements)
         grid.len_step = (elements + 63) / 64 * 64;
     else

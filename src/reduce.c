@@ -129,8 +129,10 @@ void bnorm_reduction_run(const bnorm_reduction *op, const bnorm_exec *exec) {
         bnorm_run(exec, reduce_task, &job, job.block_parts * job.channel_parts);
     }
     if (op->finish) {
+        /* Few entries per channel are not worth sharing. */
+        const bnorm_exec alone = {.denormals = exec ? exec->denormals : BNORM_DENORMALS_CALLER};
         set_channels(&job, bnorm_min(256, view->c));
-        bnorm_run(op->blocks.count >= 16 ? exec : NULL, finish_task, &job, job.channel_parts);
+        bnorm_run(op->blocks.count >= 16 ? exec : &alone, finish_task, &job, job.channel_parts);
     }
     if (op->apply) {
         const size_t elements =
