@@ -325,6 +325,45 @@ static void permute(struct test *t) {
     }
 }
 
+/* The statistics of two batches, merged, are those of both together. An error e of the difference d
+ * of the means changes d^2*w by at most (2|d|e + e^2)*w. */
+static void concatenate(struct test *t) {
+    for (int i = 0; i < repetitions(40); i++) {
+        bnorm_shape s = random_shape(t);
+        s.n += s.n < 2;
+        bnorm_shape first = s, second = s;
+        first.n = 1 + rng_below(&t->rng, s.n - 1);
+        second.n = s.n - first.n;
+        const enum values kind = random_values(t);
+        const float *x = random_x(t, &s, kind), *dy = random_dy(t, &s);
+        const size_t before = first.n * s.c * s.hw;
+        const struct calls whole = new_calls(t, &s, x, dy, 1e-5),
+                           a = new_calls(t, &first, x, dy, 1e-5),
+                           b = new_calls(t, &second, x + before, dy + before, 1e-5);
+        const struct reference r = reference_of(t, &s, x, 1e-5),
+                               ra = reference_of(t, &first, x, 1e-5),
+                               rb = reference_of(t, &second, x + before, 1e-5);
+        const double share = (double)first.n / (double)s.n;
+        say(t, &s, values_name(kind));
+        run_all(t, &whole);
+        run_all(t, &a);
+        run_all(t, &b);
+        for (size_t c = 0; c < s.c; c++) {
+            const double mean_a = (double)a.out.mean[c], mean_b = (double)b.out.mean[c];
+            const double d = mean_b - mean_a, w = share * (1 - share);
+            const double mean = mean_a + d * (1 - share);
+            const double var =
+                (double)a.out.var[c] * share + (double)b.out.var[c] * (1 - share) + d * d * w;
+            const double e = ra.mean_bound[c] + rb.mean_bound[c];
+            check_near(t, "mean of both", c, whole.out.mean[c], mean, r.mean_bound[c] + e);
+            check_near(t, "var of both", c, whole.out.var[c], var,
+                       r.var_bound[c] + ra.var_bound[c] + rb.var_bound[c] +
+                           (2 * fabs(d) * e + e * e) * w);
+        }
+        test_release(t);
+    }
+}
+
 /* x*2^k gives mean*2^k, var*4^k, invstd/2^k and, with eps 0, the same y, all to the bit; dy*2^k
  * gives dx, dgamma and dbeta times 2^k. Without over- and underflow, that is. */
 static void scale_by_power_of_two(struct test *t) {
@@ -654,6 +693,7 @@ void add_properties(struct suite *s) {
     static const struct layout_case cases[] = {
         {"properties", "exact-data", exact_data},
         {"properties", "permute", permute},
+        {"properties", "concatenate", concatenate},
         {"properties", "power-of-two", scale_by_power_of_two},
         {"properties", "add-constant", add_constant},
         {"properties", "nan", nan_stays},
