@@ -161,7 +161,7 @@ verify-%:
 	$(MAKE) BUILD=$(BUILD)/$* CC=$*-linux-gnu-gcc LDFLAGS=-static $(BUILD)/$*/bnorm-verify
 	qemu-$* $(BUILD)/$*/bnorm-verify --quick
 
-verify: $(BUILD)/bnorm-verify ## does this machine compute the same bits as every other?
+verify: $(BUILD)/bnorm-verify ## does this machine compute the bits that bnorm promises?
 	$(RUN) $<
 
 # Static, so that one file can be copied to another machine.
@@ -265,7 +265,7 @@ everything: all examples $(BUILD)/bnorm-tests $(BUILD)/bnorm-bench $(BUILD)/bnor
 help: ## this list
 	@echo 'Targets of bnorm $(VERSION):'
 	@awk -F ':.*## ' '/^##@/ { print "\n" substr($$0, 5) } \
-		/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+		/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@printf '\nVariables: CC CXX AR CFLAGS CXXFLAGS LDFLAGS BUILD PREFIX LIBDIR DESTDIR; V=1 shows commands\n'
 
 .PHONY: all install uninstall clean test run-tests hygiene test-cross emulate-aarch64 \

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include "shim.h"
 
+#if !__has_include(<benchmark/benchmark.h>)
+#error "Google Benchmark is missing: run make deps (Debian: libbenchmark-dev)"
+#endif
 #include <benchmark/benchmark.h>
 
 #include <string>

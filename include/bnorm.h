@@ -34,8 +34,9 @@
  *                the channel's y and, unless statistics are frozen, dx; no other channel. In
  *                bnorm_apply it reaches only its own element. Every NaN that bnorm writes has all
  *                bits set (0xffffffff, a quiet NaN).
- *   FP mode      Computed in the caller's floating-point mode; the promise of equal bits is for the
- *                default mode (round to nearest, no flush to zero).
+ *   FP mode      Computed in the caller's floating-point mode, but for BNORM_DENORMALS_FLUSH below;
+ *                the promise of equal bits is for the default mode (round to nearest, no flush to
+ *                zero).
  */
 #ifndef BNORM_H
 #define BNORM_H

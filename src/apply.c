@@ -64,10 +64,9 @@ struct job {
     bnorm_grid grid;
 };
 
-/* Last piece first: where a pass over x came before, its end is still in cache. */
 static void task(void *arg, size_t i) {
     const struct job *job = arg;
-    const bnorm_piece piece = bnorm_grid_piece(&job->grid, bnorm_grid_count(&job->grid) - 1 - i);
+    const bnorm_piece piece = bnorm_grid_piece_from_end(&job->grid, i);
     bnorm_elementwise_piece(job->pass, &piece);
 }
 

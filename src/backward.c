@@ -60,10 +60,12 @@ static void reduce(const void *self, size_t b, size_t channel, size_t channels) 
     }
 }
 
-/* Coefficients that the sums need already. */
-static void prepare(const struct backward *s, size_t channels) {
+/* Coefficients that the sums need already; a task, so that it runs in exec's mode. */
+static void prepare(void *arg, size_t task) {
+    const struct backward *s = arg;
     const bnorm_grad *grad = s->grad;
-    for (size_t i = 0; i < channels; i++) {
+    (void)task;
+    for (size_t i = 0; i < s->view.c; i++) {
         s->scale[i] = bnorm_scale(grad->gamma, i, grad->save_invstd[i]);
         s->shift[i] =
             bnorm_shift(grad->beta, i, grad->save_mean_lo ? grad->save_mean_lo[i] : 0, s->scale[i]);
@@ -100,7 +102,8 @@ static void finish(const void *self, size_t channel, size_t channels) {
             s->slope[ch] = bnorm_to_float(-scale * (dgamma / s->n));
             s->offset[ch] = bnorm_to_float(
                 fma(-low * invstd, (double)s->slope[ch], -scale * (sum_g[i] / s->n)));
-            if (s->n == 1) /* x = mean: y does not depend on x, and v not on the scale */
+            /* One value is its own mean: y does not depend on it, and v not on the scale. */
+            if (s->n == 1 && isfinite(s->scale[ch]))
                 s->scale[ch] = s->slope[ch] = s->offset[ch] = 0;
         }
     }
@@ -241,7 +244,7 @@ bnorm_status bnorm_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in dy, b
     s.aextra = s.extra;
     bnorm_walk *const walks[] = {&s.ax, &s.ady, &s.aextra, &s.adx, &s.adresidual};
     s.apply_view = bnorm_elementwise_view(shape, walks, sizeof walks / sizeof walks[0]);
-    prepare(&s, c);
+    bnorm_run(exec, prepare, &s, 1);
 
     const int sums_wanted = s.slope || grad->dgamma || grad->dbeta;
     const bnorm_reduction op = {

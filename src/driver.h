@@ -91,6 +91,11 @@ static inline bnorm_piece bnorm_grid_piece(const bnorm_grid *grid, size_t index)
     return piece;
 }
 
+/* Counted from the end: where a pass over the tensor came before, its end is still in cache. */
+static inline bnorm_piece bnorm_grid_piece_from_end(const bnorm_grid *grid, size_t index) {
+    return bnorm_grid_piece(grid, bnorm_grid_count(grid) - 1 - index);
+}
+
 /* Pieces of about `elements` elements each; parts of runs begin at multiples of 64 elements. */
 static inline bnorm_grid bnorm_grid_of(bnorm_view view, size_t elements) {
     bnorm_grid grid = {view, 1, 1, view.len, 1};

@@ -69,10 +69,9 @@ static void finish_task(void *arg, size_t i) {
     job->op->finish(job->op->self, channel, channels_at(job, channel));
 }
 
-/* Last piece first: its data was read last by the reduction and may still be in cache. */
 static void apply_task(void *arg, size_t i) {
     const struct job *job = arg;
-    const bnorm_piece piece = bnorm_grid_piece(&job->grid, bnorm_grid_count(&job->grid) - 1 - i);
+    const bnorm_piece piece = bnorm_grid_piece_from_end(&job->grid, i);
     job->op->apply(job->op->self, &piece);
 }
 

@@ -13,6 +13,11 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#if defined(__has_include)
+#if !__has_include(<cmocka.h>)
+#error "cmocka is missing: run make deps (Debian: libcmocka-dev)"
+#endif
+#endif
 #include <cmocka.h>
 #include "bnorm.h"
 

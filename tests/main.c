@@ -217,7 +217,24 @@ static void suite_free(struct suite *s) {
     free(s->tests);
 }
 
+static int usage(FILE *stream, int status) {
+    fputs("usage: bnorm-tests [FILTER ...]\n"
+          "Runs the cases whose name contains a filter or matches it as a glob ('apply/*/avx2').\n"
+          "  BNORM_REQUIRE=avx2,avx512  fail unless cases ran on these sets\n"
+          "  BNORM_SEED=7               other random data (default 1)\n"
+          "  BNORM_TEST_QUICK=1         fewer repetitions, for emulators and sanitizers\n"
+          "  BNORM_ONNX_TESTDATA=DIR    where ONNX's test data lies\n",
+          stream);
+    return status;
+}
+
 int main(int argc, char **argv) {
+    if (argc > 1 && argv[1][0] == '-') {
+        const int help = !strcmp(argv[1], "-h") || !strcmp(argv[1], "--help");
+        if (!help)
+            fprintf(stderr, "bnorm-tests: %s is not understood\n", argv[1]);
+        return usage(help ? stdout : stderr, help ? 0 : 2);
+    }
     race_first_calls();
     const char *seed = getenv("BNORM_SEED");
     suite.seed = seed && *seed ? strtoull(seed, NULL, 0) : 1;

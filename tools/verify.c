@@ -826,7 +826,8 @@ static void cpu_name(char *name, size_t size) {
     while (file && fgets(line, sizeof line, file))
         for (size_t k = 0; k < best; k++)
             if (strncmp(line, keys[k], strlen(keys[k])) == 0 && strchr(line, ':')) {
-                snprintf(name, size, "%s", line);
+                const char *value = strchr(line, ':') + 1;
+                snprintf(name, size, "%s", value + strspn(value, " \t"));
                 name[strcspn(name, "\n")] = 0;
                 best = k;
             }
@@ -960,8 +961,10 @@ int main(int argc, char **argv) {
         write = 1;
     else if (argc == 2 && strcmp(argv[1], "--help") == 0)
         return usage(argv[0], 0);
-    else if (argc > 1)
+    else if (argc > 1) {
+        fprintf(stderr, "bnorm-verify: %s is not understood\n", argv[1]);
         return usage(argv[0], 2);
+    }
 
     while (sets < MAX_SETS && bnorm_isa_at(sets))
         sets++;

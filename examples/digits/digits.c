@@ -276,7 +276,7 @@ static uint64_t fine_tune(const settings *s, const net *trained, uint64_t hash) 
            "   per image of the batch. Statistics of one or two images are noise, and\n"
            "   training on them teaches nothing or worse. Frozen ones (Keras trainable=False,\n"
            "   PyTorch eval) stay as they were learned from larger batches. From a batch of 8\n"
-           "   on, either will do.\n\n");
+           "   on, both work, and which one is ahead differs from seed to seed.\n\n");
     return hash;
 }
 

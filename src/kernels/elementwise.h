@@ -127,7 +127,7 @@ BNORM_INLINE const float *repeat(float *pattern, const float *p, size_t c, size_
 /* Few channels without gaps between rows: several rows are one, with the parameters repeated, so
  * that vectors are full. */
 static void apply_rows(const bnorm_apply_args *a) {
-    const size_t c = a->len, times = c < BNORM_SPAN_LANES ? bnorm_chains(c) : 1;
+    const size_t c = a->len, times = bnorm_chains(c);
     const int dense =
         a->x_stride == c && a->y_stride == c && (!a->residual || a->residual_stride == c);
     if (times == 1 || !dense || a->runs < 2 * times) {

@@ -23,6 +23,10 @@ BNORM_INLINE vec_f gradient(bnorm_act_kind kind, vec_f v, vec_f dy, vec_f a, vec
     return dy;
 }
 
+BNORM_INLINE int reads_extra(enum bnorm_pre pre) {
+    return pre == BNORM_PRE_RESIDUAL || pre == BNORM_PRE_Y;
+}
+
 struct grad_vectors {
     vec_f center, scale, shift, a, b; /* for g */
     vec_f invstd, slope, offset;      /* for dx */
@@ -98,7 +102,7 @@ BNORM_INLINE void accumulate_sums(const struct grad_sums *sums, double *sum_g, d
 BNORM_INLINE void grad_row(enum bnorm_pre pre, bnorm_act_kind kind, const struct grad_strip *s,
                            const struct grad_vectors *p, size_t r, size_t q, size_t i, size_t n,
                            struct grad_sums *low, struct grad_sums *high) {
-    const int wanted = pre == BNORM_PRE_RESIDUAL || pre == BNORM_PRE_Y;
+    const int wanted = reads_extra(pre);
     const size_t n_low = lesser(n, VEC_D), n_high = n - n_low;
     const float *x = s->x + (r + q) * s->x_stride + i, *dy = s->dy + (r + q) * s->dy_stride + i;
     vec_d g_low, g_high = vec_set1_d(0);
@@ -245,7 +249,7 @@ BNORM_INLINE void canonical_sums(double *sum, size_t c) {
 BNORM_INLINE void sums_tile(const bnorm_grad_args *a, size_t at, size_t c, size_t chains,
                             double *sum_g, double *sum_gx) {
     const size_t rows = a->runs;
-    const int wanted = a->pre == BNORM_PRE_RESIDUAL || a->pre == BNORM_PRE_Y;
+    const int wanted = reads_extra(a->pre);
     struct grad_strip s = {.x = a->x + at,
                            .dy = a->dy + at,
                            .extra = wanted ? a->extra + at : NULL,
@@ -306,7 +310,7 @@ static void sums_rows(const bnorm_grad_args *a, size_t chains, double *sum_g, do
 
 /* A plane is a strip of BNORM_SPAN_LANES lanes of one channel. */
 static void sums_span(const bnorm_grad_args *a, double *sum_g, double *sum_gx) {
-    const int wanted = a->pre == BNORM_PRE_RESIDUAL || a->pre == BNORM_PRE_Y;
+    const int wanted = reads_extra(a->pre);
     plane_lanes g, gx;
     for (size_t r = 0; r < a->runs; r++) {
         const struct grad_strip s = {.x = a->x + r * a->x_stride,
@@ -340,8 +344,7 @@ BNORM_INLINE void dx_lanes(enum bnorm_pre pre, bnorm_act_kind kind, const bnorm_
                            const struct grad_vectors *p, size_t r, size_t i, size_t n) {
     const vec_f x = load_lanes(a->x + r * a->x_stride + i, n);
     const vec_f dy = load_lanes(a->dy + r * a->dy_stride + i, n);
-    const float *extra =
-        pre == BNORM_PRE_NONE || pre == BNORM_PRE_X ? NULL : a->extra + r * a->extra_stride + i;
+    const float *extra = reads_extra(pre) ? a->extra + r * a->extra_stride + i : NULL;
     const vec_f g = grad_lanes(pre, kind, x, dy, extra, p, n);
     if (a->dx) {
         const vec_f xh = vec_mul(vec_sub(x, p->center), p->invstd);
@@ -405,8 +408,8 @@ static void dx_rows_any(const bnorm_grad_args *a) {
 
 /* Few channels without gaps between rows: as in apply_rows. */
 static void dx_rows(const bnorm_grad_args *a) {
-    const size_t c = a->len, times = c < BNORM_SPAN_LANES ? bnorm_chains(c) : 1;
-    const int wanted = a->pre == BNORM_PRE_RESIDUAL || a->pre == BNORM_PRE_Y;
+    const size_t c = a->len, times = bnorm_chains(c);
+    const int wanted = reads_extra(a->pre);
     const int dense = a->x_stride == c && a->dy_stride == c && (!wanted || a->extra_stride == c) &&
                       (!a->dx || a->dx_stride == c) && (!a->dresidual || a->dresidual_stride == c);
     if (times == 1 || !dense || a->runs < 2 * times) {
