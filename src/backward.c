@@ -72,6 +72,11 @@ static void prepare(void *arg, size_t task) {
     }
 }
 
+/* a*b + c rounded once, for an a that is mostly 0: fma may be a call into libm. */
+static double plus_product(double a, double b, double c) {
+    return a == 0 ? c : fma(a, b, c);
+}
+
 static void finish(const void *self, size_t channel, size_t channels) {
     const struct backward *s = self;
     const bnorm_grad *grad = s->grad;
@@ -89,10 +94,10 @@ static void finish(const void *self, size_t channel, size_t channels) {
     }
     for (size_t i = 0; i < channels; i++) {
         const size_t ch = channel + i;
-        const double low = bnorm_parameter(grad->save_mean_lo, ch, 0),
-                     invstd = (double)grad->save_invstd[ch];
+        const double low = bnorm_parameter(grad->save_mean_lo, ch, 0);
+        const double invstd = (double)grad->save_invstd[ch];
         const double scale = bnorm_parameter(grad->gamma, ch, 1) * invstd;
-        const double dgamma = fma(-low, sum_g[i], sum_gx[i]) * invstd;
+        const double dgamma = plus_product(-low, sum_g[i], sum_gx[i]) * invstd;
         if (grad->dgamma)
             grad->dgamma[ch] = bnorm_to_float(dgamma);
         if (grad->dbeta)
@@ -101,7 +106,7 @@ static void finish(const void *self, size_t channel, size_t channels) {
             /* dx = scale*(g - dbeta/n - (x - mean)*invstd*dgamma/n) */
             s->slope[ch] = bnorm_to_float(-scale * (dgamma / s->n));
             s->offset[ch] = bnorm_to_float(
-                fma(-low * invstd, (double)s->slope[ch], -scale * (sum_g[i] / s->n)));
+                plus_product(-low * invstd, (double)s->slope[ch], -scale * (sum_g[i] / s->n)));
             /* One value is its own mean: y does not depend on it, and v not on the scale. */
             if (s->n == 1 && isfinite(s->scale[ch]))
                 s->scale[ch] = s->slope[ch] = s->offset[ch] = 0;

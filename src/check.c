@@ -92,7 +92,7 @@ static int same_tensor(const bnorm_tensor *a, const bnorm_tensor *b) {
            a->image_stride == b->image_stride;
 }
 
-static int ranges_meet(const bnorm_buffer *a, const bnorm_buffer *b) {
+static inline int ranges_meet(const bnorm_buffer *a, const bnorm_buffer *b) {
     const uintptr_t a0 = (uintptr_t)a->begin, b0 = (uintptr_t)b->begin;
     return a->bytes && b->bytes && a0 < b0 + b->bytes && b0 < a0 + a->bytes;
 }
@@ -128,11 +128,10 @@ static int elements_meet(const bnorm_shape *shape, const bnorm_tensor *a, size_t
     return 0;
 }
 
+/* Whether two buffers whose ranges meet do so in a way that is not allowed. */
 static int clash(const bnorm_shape *shape, const bnorm_buffer *one, const bnorm_buffer *two,
                  int may_be_same) {
     const bnorm_tensor *a = one->tensor, *b = two->tensor;
-    if (!ranges_meet(one, two))
-        return 0;
     if (!a || !b)
         return 1;
     if (same_tensor(a, b))
@@ -150,11 +149,13 @@ bnorm_status bnorm_check_overlap(const bnorm_shape *shape, const bnorm_buffer *i
                                  size_t input_count, const bnorm_buffer *outputs,
                                  size_t output_count) {
     for (size_t i = 0; i < output_count; i++) {
+        if (outputs[i].bytes == 0)
+            continue;
         for (size_t k = 0; k < input_count; k++)
-            if (clash(shape, &outputs[i], &inputs[k], 1))
+            if (ranges_meet(&outputs[i], &inputs[k]) && clash(shape, &outputs[i], &inputs[k], 1))
                 return BNORM_BAD_OVERLAP;
         for (size_t k = 0; k < i; k++)
-            if (clash(shape, &outputs[i], &outputs[k], 0))
+            if (ranges_meet(&outputs[i], &outputs[k]) && clash(shape, &outputs[i], &outputs[k], 0))
                 return BNORM_BAD_OVERLAP;
     }
     return BNORM_OK;

@@ -27,10 +27,10 @@ static inline float bnorm_scale(const float *gamma, size_t i, float invstd) {
     return bnorm_to_float(bnorm_parameter(gamma, i, 1) * (double)invstd);
 }
 
-/* beta less what the low part of the mean contributes. */
+/* beta less what the low part of the mean contributes; the product of two floats is exact. */
 static inline float bnorm_shift(const float *beta, size_t i, float mean_lo, float scale) {
     const double b = bnorm_parameter(beta, i, 0);
-    return bnorm_to_float(mean_lo == 0 ? b : fma(-(double)mean_lo, (double)scale, b));
+    return bnorm_to_float(mean_lo == 0 ? b : b - (double)mean_lo * (double)scale);
 }
 
 #endif
