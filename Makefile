@@ -150,7 +150,7 @@ emulate-aarch64:
 
 # Has AVX2 but not AVX-512. Emulated AVX2 is slow, so only this set's cases, which run scalar beside it.
 emulate-Haswell: $(BUILD)/bnorm-tests
-	BNORM_REQUIRE=avx2 qemu-x86_64 -cpu Haswell $< $(or $(TESTS),avx2)
+	BNORM_REQUIRE=avx2 BNORM_TEST_READABLE_GUARDS=1 qemu-x86_64 -cpu Haswell $< $(or $(TESTS),avx2)
 
 # Has no AVX: an illegal instruction ends the run.
 emulate-Nehalem: $(BUILD)/bnorm-tests
