@@ -133,6 +133,8 @@ BNORM_INLINE double fold_plane(const plane_lanes *p) {
 #include "moments.h"
 #include "elementwise.h"
 #include "gradient.h"
+#include "sums.h"
+#include "dx.h"
 
 /* The table of this kernel set, made from the one list. */
 #define BNORM_ENTRY(kernel, args) .kernel = kernel,
