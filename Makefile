@@ -34,6 +34,7 @@ lib_flags = -fPIC -fvisibility=hidden -DBNORM_SHARED
 lib_sources := $(wildcard src/*.c src/*/*.c dispatch/*.c)
 test_sources := $(wildcard tests/*.c)
 bench_sources := $(wildcard bench/*.c)
+peers_sources := $(filter-out %/onednn.c,$(wildcard bench/peers/*.c bench/peers/*.cc))
 digits_sources := $(wildcard examples/digits/*.c)
 accuracy_sources := $(wildcard tools/accuracy*.c)
 scripts := .ci/run $(wildcard scripts/* tests/*.sh tools/*.sh examples/*/*.sh)
@@ -44,6 +45,9 @@ objects = $(patsubst %,$(BUILD)/%.o,$(1))
 lib_objects := $(call objects,$(lib_sources))
 test_objects := $(call objects,$(test_sources))
 bench_objects := $(call objects,$(bench_sources) bench/shim.cc)
+peers_objects := $(call objects,$(peers_sources))
+# What bench-peers shares with bench.
+peers_shared := $(call objects,$(addprefix bench/,clock.c cpu_name.c plain.c reference.c roof.c shapes.c workload.c))
 digits_objects := $(call objects,$(digits_sources))
 
 static_lib = $(BUILD)/libbnorm.a
@@ -56,8 +60,9 @@ shared_lib = $(BUILD)/libbnorm.so.$(VERSION)
 # compilers and tools; test framework and ONNX's batch-norm cases; benchmark framework, pictures; example
 deps_packages = gcc g++ libc6-dev binutils make pkgconf \
 	libcmocka-dev libonnx-testdata libbenchmark-dev python3 gnuplot-nox libpthreadpool-dev
-deps_peers_packages = libdnnl-dev python3-torch
+deps_peers_packages = libdnnl-dev libtorch-dev libpthreadpool-dev python3-torch
 deps_lint_packages = clang clang-format clang-tidy shellcheck
+deps_mca_packages = llvm-19 gcc-aarch64-linux-gnu libc6-dev-arm64-cross python3
 deps_cross_packages = qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross libcmocka-dev:arm64 \
 	gcc-riscv64-linux-gnu libc6-dev-riscv64-cross gcc-s390x-linux-gnu libc6-dev-s390x-cross
 
@@ -190,6 +195,45 @@ denormals: $(BUILD)/denormals ## what denormals cost, and what flushing them sav
 $(BUILD)/denormals: $(BUILD)/tools/denormals.c.o $(static_lib)
 	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lm
 
+count: count-programs ## instructions of every kernel against tools/count.tsv: a rise of 3 % fails
+	tools/count.py $(BUILD)/count
+
+# After a change that is meant to take more instructions, or takes fewer.
+count-update: count-programs
+	tools/count.py --update $(BUILD)/count
+
+# With the flags of the figures, whatever this build has.
+count-programs:
+	@for cpu in x86_64 aarch64; do \
+		if command -v $$cpu-linux-gnu-gcc >/dev/null; then \
+			$(MAKE) BUILD=$(BUILD)/count/$$cpu CC=$$cpu-linux-gnu-gcc CFLAGS=-O2 LDFLAGS=-static \
+				$(BUILD)/count/$$cpu/bnorm-count || exit; \
+		fi; \
+	done
+
+# Static, and with its own memory functions: libc's are chosen by the CPU.
+$(BUILD)/bnorm-count: $(BUILD)/tools/count.c.o $(static_lib)
+	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -Wl,--wrap=memcpy,--wrap=memset -o $@ $^ -lm
+
+balance: $(BUILD)/bnorm-balance ## how evenly work is shared among 1 to 64 simulated threads: more than 10 % off fails
+	$< $(BALANCE)
+
+$(BUILD)/bnorm-balance: $(call objects,tools/balance.c bench/shapes.c) $(static_lib)
+	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lm
+
+mca: ## the NEON loops on paper: cycles on four Arm cores beside their ports' limits (MCA='--code dx_rows' shows code)
+	@command -v $(firstword $(MCA_CC)) >/dev/null || \
+		{ echo '$(firstword $(MCA_CC)) is missing: run make deps-mca, or say MCA_CC='; exit 1; }
+	$(MAKE) BUILD=$(BUILD)/mca CC='$(MCA_CC)' CFLAGS='-O2 -g' LDFLAGS= $(BUILD)/mca/neon.so
+	tools/mca.py $(MCA) $(BUILD)/mca/neon.so
+
+# Or clang --target=aarch64-linux-gnu.
+MCA_CC = aarch64-linux-gnu-gcc
+
+# The NEON set alone, linked so that its addresses are final.
+$(BUILD)/neon.so: $(call objects,$(wildcard src/neon/*.c))
+	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -shared -nostdlib -o $@ $^
+
 sanitize: ## the tests under ASan and UBSan, those with threads under TSan
 	BNORM_TEST_QUICK=1 $(MAKE) BUILD=$(BUILD)/asan LDFLAGS= CFLAGS='$(asan)' run-tests
 	BNORM_TEST_QUICK=1 $(MAKE) BUILD=$(BUILD)/tsan LDFLAGS= CFLAGS='$(tsan)' run-tests TESTS='threads/*'
@@ -204,6 +248,32 @@ bench: $(BUILD)/bnorm-bench ## speed against plain C and the memory's roof, in a
 
 bench-full: $(BUILD)/bnorm-bench ## the same for every op, layout, kernel set and shape
 	$< --full
+
+bench-peers: $(BUILD)/bnorm-peers $(BUILD)/bnorm-peers-onednn.so ## speed beside oneDNN (ONEDNN_ROOT= another one) and PyTorch, 10 minutes (QUICK=1: 1; PEERS= options)
+	$< $(if $(QUICK),--quick) $(PEERS)
+
+# What there is of them, found out once, when first needed.
+comma = ,
+onednn_flags = $(eval onednn_flags := $(call if_works,$(if $(ONEDNN_ROOT),-I$(ONEDNN_ROOT)/include \
+	-L$(ONEDNN_ROOT)/lib -Wl$(comma)-rpath$(comma)$(ONEDNN_ROOT)/lib) -ldnnl))$(onednn_flags)
+torch_libs = $(eval torch_libs := $(call if_works,-ltorch -ltorch_cpu -lc10))$(torch_libs)
+torch_flags = $(if $(torch_libs),-DHAVE_TORCH)
+
+$(BUILD)/peers-flags: FORCE
+	@mkdir -p $(@D)
+	@echo '$(onednn_flags) $(torch_libs)' | cmp -s - $@ || echo '$(onednn_flags) $(torch_libs)' >$@
+
+$(peers_objects): $(BUILD)/peers-flags
+$(peers_objects): private c_flags += $(torch_flags)
+$(peers_objects): private CXXFLAGS += $(torch_flags)
+
+$(BUILD)/bnorm-peers: $(peers_objects) $(peers_shared) $(static_lib)
+	$(call say,LINK) $(CXX) $(CXXFLAGS) $(LDFLAGS) -o $@ $^ $(torch_libs) -lpthreadpool -lpthread -ldl -lm
+
+# A library of its own, as PyTorch loads a oneDNN too. Without oneDNN there is none.
+$(BUILD)/bnorm-peers-onednn.so: bench/peers/onednn.c $(wildcard bench/*.h bench/peers/*.h) $(BUILD)/peers-flags $(BUILD)/flags
+	@rm -f $@
+	$(if $(onednn_flags),$(call say,LINK) $(CC) $(CFLAGS) $(filter-out -MMD -MP,$(c_flags)) $(LDFLAGS) -fPIC -shared -o $@ $< $(onednn_flags) -lm)
 
 plot: ## draws the roofline picture of the last bench run
 	bench/plot.py $(BUILD)/bench.json
@@ -241,8 +311,11 @@ deps: ## installs what test, bench and plot need (Debian and Ubuntu; through sud
 deps-lint: ## installs what lint and format need
 	@scripts/apt-install 'to check and format the sources' $(deps_lint_packages)
 
-deps-peers: ## installs what accuracy compares with, oneDNN and PyTorch (about 1 GB)
+deps-peers: ## installs what bench-peers and accuracy compare with, oneDNN and PyTorch (about 1 GB)
 	@scripts/apt-install 'to compare with' $(deps_peers_packages)
+
+deps-mca: ## installs what mca needs
+	@scripts/apt-install 'to look at Arm loops' $(deps_mca_packages)
 
 deps-cross: ## installs what test-cross needs; adds Debian's arm64 architecture
 	@scripts/apt-install 'to cross-compile and emulate' --arch arm64 $(deps_cross_packages)
@@ -266,9 +339,10 @@ help: ## this list
 	@echo 'Targets of bnorm $(VERSION):'
 	@awk -F ':.*## ' '/^##@/ { print "\n" substr($$0, 5) } \
 		/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-	@printf '\nVariables: CC CXX AR CFLAGS CXXFLAGS LDFLAGS BUILD PREFIX LIBDIR DESTDIR; V=1 shows commands\n'
+	@printf '\nVariables: CC CXX AR CFLAGS CXXFLAGS LDFLAGS BUILD PREFIX LIBDIR DESTDIR ONEDNN_ROOT; V=1 shows commands\n'
 
 .PHONY: all install uninstall clean test run-tests hygiene test-cross emulate-aarch64 \
-	emulate-Haswell emulate-Nehalem verify verify-compilers verify-update accuracy denormals sanitize bench bench-full plot digits examples deps deps-lint \
+	emulate-Haswell emulate-Nehalem verify verify-compilers verify-update count count-update \
+	count-programs balance mca deps-mca accuracy denormals sanitize bench bench-full bench-peers plot digits examples deps deps-lint \
 	deps-peers deps-cross format lint warnings everything help FORCE
 .DELETE_ON_ERROR:

@@ -6,7 +6,8 @@
  * Build: all of bench/; plain.c for this CPU, as a user would build it (without -march=native for
  * another one); the only C++ is the shim.
  *
- *   cc  -std=c11 -O2 -Iinclude -c bench/{bench,clock,pool,reference,report,roof,shapes,workload}.c
+ *   cc  -std=c11 -O2 -Iinclude \
+ *       -c bench/{bench,clock,cpu_name,pool,reference,report,roof,shapes,workload}.c
  *   cc  -std=c11 -O3 -march=native -ffp-contract=fast -Iinclude -c bench/plain.c
  *   c++ -std=c++11 -O2 -c bench/shim.cc
  *   c++ -o build/bnorm-bench *.o libbnorm.a -lbenchmark -lpthread -lm
@@ -30,6 +31,7 @@
 
 #include "bnorm.h"
 #include "clock.h"
+#include "cpu_name.h"
 #include "plain.h"
 #include "pool.h"
 #include "report.h"
@@ -395,21 +397,6 @@ static int make_threads(void) {
  */
 /* The whole */
 
-/* "Intel(R) Xeon(R) ..." where the system says so. */
-static const char *cpu_name(void) {
-    static char line[256];
-    FILE *file = fopen("/proc/cpuinfo", "r");
-    const char *name = NULL;
-    while (file && !name && fgets(line, sizeof line, file)) {
-        line[strcspn(line, "\n")] = '\0';
-        if (starts_with(line, "model name") && strstr(line, ": "))
-            name = strstr(line, ": ") + 2;
-    }
-    if (file)
-        fclose(file);
-    return name ? name : "unknown CPU";
-}
-
 static void add_context(const char *cpu) {
     char sets[128] = "", threads[32];
     const bnorm_isa *isa;
@@ -463,7 +450,7 @@ int main(int argc, char **argv) {
         clean_up();
         return 1;
     }
-    const char *cpu = cpu_name();
+    const char *cpu = bench_cpu_name();
     add_context(cpu);
     register_rows();
     bench.runs_expected *= count_filtered();

@@ -9,22 +9,31 @@ static inline float activate(float v, int relu) {
     return relu && !(v > 0) ? 0 : v;
 }
 
-static inline void inference_nhwc(const bench_problem *p, float *restrict y, int relu) {
+static inline float at_or_0(const float *residual, size_t i) {
+    return residual ? residual[i] : 0;
+}
+
+/* "residual" is NULL or p->dy, and a constant NULL too. */
+static inline void inference_nhwc(const bench_problem *p, float *restrict y,
+                                  const float *restrict residual, int relu) {
     const float *restrict mean = p->mean, *restrict scale = p->scale, *restrict beta = p->beta;
     for (size_t row = 0; row < p->n * p->hw; row++) {
         const float *restrict x = p->x + row * p->c;
         for (size_t c = 0; c < p->c; c++)
-            y[row * p->c + c] = activate((x[c] - mean[c]) * scale[c] + beta[c], relu);
+            y[row * p->c + c] = activate(
+                (x[c] - mean[c]) * scale[c] + beta[c] + at_or_0(residual, row * p->c + c), relu);
     }
 }
 
-static inline void inference_nchw(const bench_problem *p, float *restrict y, int relu) {
+static inline void inference_nchw(const bench_problem *p, float *restrict y,
+                                  const float *restrict residual, int relu) {
     for (size_t plane = 0; plane < p->n * p->c; plane++) {
         const float *restrict x = p->x + plane * p->hw;
         const size_t c = plane % p->c;
         const float mean = p->mean[c], scale = p->scale[c], beta = p->beta[c];
         for (size_t i = 0; i < p->hw; i++)
-            y[plane * p->hw + i] = activate((x[i] - mean) * scale + beta, relu);
+            y[plane * p->hw + i] =
+                activate((x[i] - mean) * scale + beta + at_or_0(residual, plane * p->hw + i), relu);
     }
 }
 
@@ -39,7 +48,7 @@ static void finish_statistics(const bench_problem *p, const bench_result *r, siz
     r->running_var[c] += (float)BENCH_RATE * (sample - r->running_var[c]);
 }
 
-static void training_nhwc(const bench_problem *p, const bench_result *r) {
+static inline void training_nhwc(const bench_problem *p, const bench_result *r, int relu) {
     const size_t rows = p->n * p->hw, channels = p->c;
     float *restrict mean = r->mean, *restrict var = r->invstd, *restrict y = r->tensor;
     memset(mean, 0, channels * sizeof *mean);
@@ -62,11 +71,12 @@ static void training_nhwc(const bench_problem *p, const bench_result *r) {
     for (size_t row = 0; row < rows; row++) {
         const float *restrict x = p->x + row * channels;
         for (size_t c = 0; c < channels; c++)
-            y[row * channels + c] = (x[c] - mean[c]) * (gamma[c] * invstd[c]) + beta[c];
+            y[row * channels + c] =
+                activate((x[c] - mean[c]) * (gamma[c] * invstd[c]) + beta[c], relu);
     }
 }
 
-static void training_nchw(const bench_problem *p, const bench_result *r) {
+static inline void training_nchw(const bench_problem *p, const bench_result *r, int relu) {
     const size_t image = p->c * p->hw;
     const float count = (float)(p->n * p->hw);
     for (size_t c = 0; c < p->c; c++) {
@@ -84,7 +94,7 @@ static void training_nchw(const bench_problem *p, const bench_result *r) {
         const float scale = p->gamma[c] * r->invstd[c], beta = p->beta[c];
         for (size_t n = 0; n < p->n; n++)
             for (size_t i = 0; i < p->hw; i++)
-                y[n * image + i] = (x[n * image + i] - mean) * scale + beta;
+                y[n * image + i] = activate((x[n * image + i] - mean) * scale + beta, relu);
     }
 }
 
@@ -140,18 +150,24 @@ void plain_run(const bench_problem *p, const bench_result *r) {
     const int nhwc = p->layout == BNORM_NHWC;
     switch (p->op) {
     case BENCH_INFERENCE:
-        nhwc ? inference_nhwc(p, r->tensor, 0) : inference_nchw(p, r->tensor, 0);
+        nhwc ? inference_nhwc(p, r->tensor, NULL, 0) : inference_nchw(p, r->tensor, NULL, 0);
         break;
     case BENCH_INFERENCE_RELU:
-        nhwc ? inference_nhwc(p, r->tensor, 1) : inference_nchw(p, r->tensor, 1);
+        nhwc ? inference_nhwc(p, r->tensor, NULL, 1) : inference_nchw(p, r->tensor, NULL, 1);
+        break;
+    case BENCH_RESIDUAL_RELU:
+        nhwc ? inference_nhwc(p, r->tensor, p->dy, 1) : inference_nchw(p, r->tensor, p->dy, 1);
         break;
     case BENCH_TRAINING:
-        nhwc ? training_nhwc(p, r) : training_nchw(p, r);
+        nhwc ? training_nhwc(p, r, 0) : training_nchw(p, r, 0);
+        break;
+    case BENCH_TRAINING_RELU:
+        nhwc ? training_nhwc(p, r, 1) : training_nchw(p, r, 1);
         break;
     case BENCH_BACKWARD:
         nhwc ? backward_nhwc(p, r) : backward_nchw(p, r);
         break;
-    case BENCH_OPS:
+    case BENCH_ALL_OPS:
         break;
     }
 }

@@ -21,10 +21,9 @@ static int same(const tolerance *t, const char *what, size_t i, double got, doub
                 double size) {
     if (fabs(got - want) <= t->relative * size)
         return 1;
-    fprintf(
-        stderr,
-        "bnorm-bench: %s: %s[%zu] is %.9g, the reference says %.9g (allowed difference %.2g).\n",
-        t->who, what, i, got, want, t->relative * size);
+    fprintf(stderr,
+            "bench: %s: %s[%zu] is %.9g, the reference says %.9g (allowed difference %.2g).\n",
+            t->who, what, i, got, want, t->relative * size);
     return 0;
 }
 
@@ -80,7 +79,7 @@ static int check_channels(const bench_problem *p, const bench_result *r, const c
     int good = 1;
     for (size_t c = 0; good && c < p->c; c++) {
         const channel *ch = &channels[c];
-        if (p->op == BENCH_TRAINING) {
+        if (bench_ops[p->op].training) {
             const double var = 1 / (ch->invstd * ch->invstd) - p->eps;
             const double sample = count > 1 ? var * count / (count - 1) : var;
             const double running = 1 + BENCH_RATE * (sample - 1);
@@ -110,9 +109,11 @@ static int check_element(const bench_problem *p, const bench_result *r, const ch
                              (fabs(x) + fabs(ch->mean)) * ch->invstd * ch->dgamma_size / count);
         return same(t, "dx", i, r->tensor[i], want, size);
     }
-    const double v = gamma * ch->invstd * (x - ch->mean) + beta;
-    const double size = fabs(gamma * ch->invstd) * (fabs(x) + fabs(ch->mean)) + fabs(beta);
-    return same(t, "y", i, r->tensor[i], p->op == BENCH_INFERENCE_RELU && v < 0 ? 0 : v, size);
+    const double residual = p->op == BENCH_RESIDUAL_RELU ? p->dy[i] : 0;
+    const double v = gamma * ch->invstd * (x - ch->mean) + beta + residual;
+    const double size =
+        fabs(gamma * ch->invstd) * (fabs(x) + fabs(ch->mean)) + fabs(beta) + fabs(residual);
+    return same(t, "y", i, r->tensor[i], bench_ops[p->op].relu && v < 0 ? 0 : v, size);
 }
 
 int reference_check(const bench_problem *p, const bench_result *r, double relative,
@@ -120,10 +121,10 @@ int reference_check(const bench_problem *p, const bench_result *r, double relati
     const tolerance t = {relative, who};
     channel *channels = calloc(p->c, sizeof *channels);
     if (!channels) {
-        fprintf(stderr, "bnorm-bench: out of memory while checking.\n");
+        fprintf(stderr, "bench: out of memory while checking.\n");
         return 0;
     }
-    if (p->op == BENCH_TRAINING) {
+    if (bench_ops[p->op].training) {
         batch_statistics(p, channels);
     } else {
         for (size_t c = 0; c < p->c; c++) {

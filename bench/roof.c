@@ -7,8 +7,7 @@
 
 #include "clock.h"
 
-/* dst = a, or a + 3*b. */
-typedef void (*traffic)(float *dst, const float *a, const float *b, size_t n);
+typedef roof_traffic traffic;
 
 enum mode { ORDINARY, PREFETCH, STREAM };
 
@@ -24,6 +23,19 @@ static void copy_memcpy(float *dst, const float *a, const float *b, size_t n) {
 static void triad_loop(float *restrict dst, const float *a, const float *b, size_t n) {
     for (size_t i = 0; i < n; i++)
         dst[i] = a[i] + 3 * b[i];
+}
+
+/* The sum of all floats, and of b's unless NULL; in float lanes as it is only there to be used. */
+static void read_loop(float *dst, const float *a, const float *b, size_t n) {
+    unsigned bits = 0; /* integers: a compiler may reorder their sum, and so use vectors */
+    for (size_t i = 0; i < n; i++) {
+        unsigned word;
+        memcpy(&word, a + i, sizeof word);
+        bits ^= word;
+    }
+    if (b)
+        read_loop(dst, b, NULL, n);
+    memcpy(dst, &bits, sizeof bits);
 }
 
 /* Copy and triad with four full vectors per step. "mode" and "triad" are constants wherever this is
@@ -63,6 +75,43 @@ static void triad_loop(float *restrict dst, const float *a, const float *b, size
         }                                                                                          \
         for (; i < n; i++)                                                                         \
             dst[i] = triad ? a[i] + 3 * b[i] : a[i];                                               \
+    }                                                                                              \
+    target static inline __attribute__((always_inline)) void isa##_sum(                            \
+        float *dst, const float *a, const float *b, size_t n, enum mode mode) {                    \
+        vec s0 = set1(0), s1 = s0, s2 = s0, s3 = s0;                                               \
+        size_t i = 0;                                                                              \
+        for (; i + 4 * lanes <= n; i += 4 * lanes) {                                               \
+            if (mode == PREFETCH) {                                                                \
+                for (size_t line = i; line < i + 4 * lanes; line += LINE) {                        \
+                    __builtin_prefetch(a + line + PREFETCH_LOAD, 0, 3);                            \
+                    if (b)                                                                         \
+                        __builtin_prefetch(b + line + PREFETCH_LOAD, 0, 3);                        \
+                }                                                                                  \
+            }                                                                                      \
+            s0 = add(s0, load(a + i));                                                             \
+            s1 = add(s1, load(a + i + lanes));                                                     \
+            s2 = add(s2, load(a + i + 2 * lanes));                                                 \
+            s3 = add(s3, load(a + i + 3 * lanes));                                                 \
+            if (b) {                                                                               \
+                s0 = add(s0, load(b + i));                                                         \
+                s1 = add(s1, load(b + i + lanes));                                                 \
+                s2 = add(s2, load(b + i + 2 * lanes));                                             \
+                s3 = add(s3, load(b + i + 3 * lanes));                                             \
+            }                                                                                      \
+        }                                                                                          \
+        float lane[lanes], total = 0;                                                              \
+        store(lane, add(add(s0, s1), add(s2, s3)));                                                \
+        for (size_t v = 0; v < lanes; v++)                                                         \
+            total += lane[v];                                                                      \
+        for (; i < n; i++)                                                                         \
+            total += a[i] + (b ? b[i] : 0);                                                        \
+        dst[0] = total;                                                                            \
+    }                                                                                              \
+    target static void isa##_read(float *dst, const float *a, const float *b, size_t n) {          \
+        b ? isa##_sum(dst, a, b, n, ORDINARY) : isa##_sum(dst, a, NULL, n, ORDINARY);              \
+    }                                                                                              \
+    target static void isa##_read_prefetch(float *dst, const float *a, const float *b, size_t n) { \
+        b ? isa##_sum(dst, a, b, n, PREFETCH) : isa##_sum(dst, a, NULL, n, PREFETCH);              \
     }                                                                                              \
     ROOF_FUNCTION(isa, target, copy, ORDINARY, 0)                                                  \
     ROOF_FUNCTION(isa, target, copy_prefetch, PREFETCH, 0)                                         \
@@ -115,34 +164,35 @@ static int always(void) {
     return 1;
 }
 
-static const struct {
-    const char *name;
-    int triad;
-    int (*usable)(void);
-    traffic run;
-} methods[] = {
-    {"memcpy", 0, always, copy_memcpy},
-    {"loop", 1, always, triad_loop},
+static const roof_method methods[] = {
+    {"memcpy", 0, always, copy_memcpy, read_loop},
+    {"loop", 1, always, triad_loop, read_loop},
 #if defined(__x86_64__)
-    {"avx2", 0, has_avx2, avx2_copy},
-    {"avx2 prefetch", 0, has_avx2, avx2_copy_prefetch},
-    {"avx2 stream", 0, has_avx2, avx2_copy_stream},
-    {"avx512", 0, has_avx512, avx512_copy},
-    {"avx512 prefetch", 0, has_avx512, avx512_copy_prefetch},
-    {"avx512 stream", 0, has_avx512, avx512_copy_stream},
-    {"avx2", 1, has_avx2, avx2_triad},
-    {"avx2 prefetch", 1, has_avx2, avx2_triad_prefetch},
-    {"avx2 stream", 1, has_avx2, avx2_triad_stream},
-    {"avx512", 1, has_avx512, avx512_triad},
-    {"avx512 prefetch", 1, has_avx512, avx512_triad_prefetch},
-    {"avx512 stream", 1, has_avx512, avx512_triad_stream},
+    {"avx2", 0, has_avx2, avx2_copy, avx2_read},
+    {"avx2 prefetch", 0, has_avx2, avx2_copy_prefetch, avx2_read_prefetch},
+    {"avx2 stream", 0, has_avx2, avx2_copy_stream, avx2_read_prefetch},
+    {"avx512", 0, has_avx512, avx512_copy, avx512_read},
+    {"avx512 prefetch", 0, has_avx512, avx512_copy_prefetch, avx512_read_prefetch},
+    {"avx512 stream", 0, has_avx512, avx512_copy_stream, avx512_read_prefetch},
+    {"avx2", 1, has_avx2, avx2_triad, avx2_read},
+    {"avx2 prefetch", 1, has_avx2, avx2_triad_prefetch, avx2_read_prefetch},
+    {"avx2 stream", 1, has_avx2, avx2_triad_stream, avx2_read_prefetch},
+    {"avx512", 1, has_avx512, avx512_triad, avx512_read},
+    {"avx512 prefetch", 1, has_avx512, avx512_triad_prefetch, avx512_read_prefetch},
+    {"avx512 stream", 1, has_avx512, avx512_triad_stream, avx512_read_prefetch},
 #elif defined(__aarch64__)
-    {"neon", 0, always, neon_copy},     {"neon prefetch", 0, always, neon_copy_prefetch},
-    {"neon", 1, always, neon_triad},    {"neon prefetch", 1, always, neon_triad_prefetch},
+    {"neon", 0, always, neon_copy, neon_read},
+    {"neon prefetch", 0, always, neon_copy_prefetch, neon_read_prefetch},
+    {"neon", 1, always, neon_triad, neon_read},
+    {"neon prefetch", 1, always, neon_triad_prefetch, neon_read_prefetch},
 #endif
 };
 
 enum { METHODS = sizeof methods / sizeof methods[0], SAMPLES = 32, FIRST_ROUNDS = 5 };
+
+const roof_method *roof_method_at(size_t i) {
+    return i < METHODS ? &methods[i] : NULL;
+}
 
 /* Samples of one size, in seconds per copy. */
 typedef struct entry {

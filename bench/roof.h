@@ -10,6 +10,20 @@
 #include "bnorm.h"
 #include "workload.h"
 
+/* Copies: dst = a. Triads: dst = a + 3*b. Reads: of a and, unless NULL, of b; write dst[0]. */
+typedef void (*roof_traffic)(float *dst, const float *a, const float *b, size_t n);
+
+typedef struct roof_method {
+    const char *name;
+    int triad;
+    int (*usable)(void);
+    roof_traffic run;
+    roof_traffic read; /* a pass over the inputs alone, in the same manner */
+} roof_method;
+
+/* The ways to move data that are tried; NULL past the end. */
+const roof_method *roof_method_at(size_t i);
+
 typedef struct bench_roof bench_roof;
 
 /* Threads share each copy as they share bnorm's calls. */

@@ -10,14 +10,18 @@
 #include "plain.h"
 #include "reference.h"
 
-const bench_op_info bench_ops[BENCH_OPS] = {
-    [BENCH_INFERENCE] = {"inference", 2},
-    [BENCH_INFERENCE_RELU] = {"inference_relu", 2},
-    [BENCH_TRAINING] = {"training", 2},
-    [BENCH_BACKWARD] = {"backward", 3},
+const bench_op_info bench_ops[BENCH_ALL_OPS] = {
+    [BENCH_INFERENCE] = {"inference", 2, 0, 0},
+    [BENCH_INFERENCE_RELU] = {"inference_relu", 2, 1, 0},
+    [BENCH_TRAINING] = {"training", 2, 0, 1},
+    [BENCH_BACKWARD] = {"backward", 3, 0, 0},
+    [BENCH_RESIDUAL_RELU] = {"residual_relu", 3, 1, 0},
+    [BENCH_TRAINING_RELU] = {"training_relu", 2, 1, 1},
 };
 
 const char *const bench_layouts[2] = {[BNORM_NHWC] = "nhwc", [BNORM_NCHW] = "nchw"};
+
+static const double eps = 1e-5;
 
 enum { TENSORS = 4, PAGE = 4096, LINE = 64 };
 
@@ -55,6 +59,7 @@ int bench_memory_create(bench_memory *memory, size_t elements, size_t channels, 
         &memory->mean,
         &memory->invstd,
         &memory->scale,
+        &memory->var,
         &memory->timed.mean,
         &memory->timed.invstd,
         &memory->timed.running_mean,
@@ -81,6 +86,7 @@ int bench_memory_create(bench_memory *memory, size_t elements, size_t channels, 
         memory->mean[c] = 0.25F + next_random(&memory->random) / 8;
         memory->invstd[c] = 1 + next_random(&memory->random) / 8;
         memory->scale[c] = memory->gamma[c] * memory->invstd[c];
+        memory->var[c] = (float)(1 / ((double)memory->invstd[c] * memory->invstd[c]) - eps);
     }
     return 1;
 }
@@ -108,7 +114,7 @@ static bnorm_shape make_shape(bnorm_layout layout, size_t n, size_t c, size_t hw
 
 size_t bench_workspace(enum bench_op op, bnorm_layout layout, size_t n, size_t c, size_t hw) {
     const bnorm_shape shape = make_shape(layout, n, c, hw);
-    if (op == BENCH_TRAINING)
+    if (bench_ops[op].training)
         return bnorm_workspace(BNORM_OP_FORWARD_TRAIN, &shape);
     if (op == BENCH_BACKWARD)
         return bnorm_workspace(BNORM_OP_BACKWARD, &shape);
@@ -124,7 +130,7 @@ bench_problem bench_problem_make(bench_memory *memory, enum bench_op op, bnorm_l
         .n = n,
         .c = c,
         .hw = hw,
-        .eps = 1e-5,
+        .eps = eps,
         .x = memory->x,
         .dy = memory->dy,
         .gamma = memory->gamma,
@@ -132,6 +138,7 @@ bench_problem bench_problem_make(bench_memory *memory, enum bench_op op, bnorm_l
         .mean = memory->mean,
         .invstd = memory->invstd,
         .scale = memory->scale,
+        .var = memory->var,
         .ws = memory->ws,
         .ws_size = bench_workspace(op, layout, n, c, hw),
     };
@@ -143,7 +150,8 @@ bnorm_status bench_run(const bench_problem *p, const bnorm_isa *isa, const bnorm
     const bnorm_exec how = {.parallel = exec->parallel, .pool = exec->pool, .isa = isa};
     const bnorm_in x = {.data = p->x}, dy = {.data = p->dy};
     const bnorm_out out = {.data = r->tensor};
-    if (p->op == BENCH_TRAINING) {
+    const bnorm_act act = {.kind = bench_ops[p->op].relu ? BNORM_ACT_RELU : BNORM_ACT_IDENTITY};
+    if (bench_ops[p->op].training) {
         const bnorm_train train = {
             .gamma = p->gamma,
             .beta = p->beta,
@@ -151,6 +159,7 @@ bnorm_status bench_run(const bench_problem *p, const bnorm_isa *isa, const bnorm
             .running = bnorm_running_pytorch(r->running_mean, r->running_var, BENCH_RATE),
             .save_mean = r->mean,
             .save_invstd = r->invstd,
+            .act = act,
         };
         return bnorm_forward_train(&shape, x, out, &train, p->ws, p->ws_size, &how);
     }
@@ -168,14 +177,13 @@ bnorm_status bench_run(const bench_problem *p, const bnorm_isa *isa, const bnorm
         .center = p->mean,
         .scale = p->scale,
         .shift = p->beta,
-        .act.kind = p->op == BENCH_INFERENCE_RELU ? BNORM_ACT_RELU : BNORM_ACT_IDENTITY,
+        .residual.data = p->op == BENCH_RESIDUAL_RELU ? p->dy : NULL,
+        .act = act,
     };
     return bnorm_apply(&shape, x, out, &affine, &how);
 }
 
-/* Running statistics as at the start of training, NaN everywhere else: what is not written shows.
- */
-static void reset(const bench_problem *p, const bench_result *r) {
+void bench_result_reset(const bench_problem *p, const bench_result *r) {
     float *const arrays[] = {r->mean, r->invstd, r->dgamma, r->dbeta};
     memset(r->tensor, 0xff, p->n * p->c * p->hw * sizeof(float));
     for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++)
@@ -188,7 +196,7 @@ static void reset(const bench_problem *p, const bench_result *r) {
 
 static int run_fresh(const bench_problem *p, const bnorm_isa *isa, const bnorm_exec *exec,
                      const bench_result *r) {
-    reset(p, r);
+    bench_result_reset(p, r);
     const bnorm_status status = bench_run(p, isa, exec, r);
     if (status != BNORM_OK)
         fprintf(stderr, "bnorm-bench: %s: %s\n", bnorm_isa_name(isa), bnorm_strerror(status));
@@ -233,7 +241,7 @@ int bench_check(const bench_problem *p, bench_memory *memory, const bnorm_exec *
             good = run_fresh(p, isa, exec, &memory->timed) &&
                    same_bits(p, &memory->timed, &memory->expected, bnorm_isa_name(isa));
     if (good) {
-        reset(p, &memory->timed);
+        bench_result_reset(p, &memory->timed);
         plain_run(p, &memory->timed);
         good = reference_check(p, &memory->timed, plain_tolerance, "plain C");
     }

@@ -13,7 +13,10 @@ enum bench_op {
     BENCH_INFERENCE_RELU, /* the same with fused ReLU */
     BENCH_TRAINING,       /* bnorm_forward_train with running statistics, mean and invstd saved */
     BENCH_BACKWARD,       /* bnorm_backward for dx, dgamma and dbeta */
-    BENCH_OPS
+    BENCH_OPS,            /* those above are what bnorm-bench measures, bnorm-peers all */
+    BENCH_RESIDUAL_RELU = BENCH_OPS, /* bnorm_apply with residual and ReLU */
+    BENCH_TRAINING_RELU,             /* bnorm_forward_train with ReLU */
+    BENCH_ALL_OPS
 };
 
 /* Name of an op, and the tensors that it must at least read or write: the traffic that GB/s and
@@ -23,9 +26,10 @@ enum bench_op {
 typedef struct bench_op_info {
     const char *name;
     size_t tensors;
+    int relu, training;
 } bench_op_info;
 
-extern const bench_op_info bench_ops[BENCH_OPS];
+extern const bench_op_info bench_ops[BENCH_ALL_OPS];
 extern const char *const bench_layouts[2]; /* by bnorm_layout */
 
 typedef struct bench_problem {
@@ -33,10 +37,11 @@ typedef struct bench_problem {
     bnorm_layout layout;
     size_t n, c, hw;
     double eps;
-    const float *x, *dy;
+    const float *x, *dy; /* dy is also what is added as residual */
     const float *gamma, *beta;
     const float *mean, *invstd; /* inference, backward */
     const float *scale;         /* gamma*invstd; inference */
+    const float *var;           /* 1/invstd^2 - eps, for those who want it so */
     void *ws;
     size_t ws_size;
 } bench_problem;
@@ -53,7 +58,7 @@ typedef struct bench_result {
 /* Inputs and results, shared by all problems: each uses the front part of every buffer. */
 typedef struct bench_memory {
     float *x, *dy;
-    float *gamma, *beta, *mean, *invstd, *scale;
+    float *gamma, *beta, *mean, *invstd, *scale, *var;
     void *ws;
     bench_result timed, expected; /* what is timed; the scalar set's results */
     size_t filled;                /* elements of the tensors that are initialised */
@@ -72,6 +77,10 @@ bench_problem bench_problem_make(bench_memory *memory, enum bench_op op, bnorm_l
                                  size_t n, size_t c, size_t hw);
 /* Bytes of workspace for this problem. */
 size_t bench_workspace(enum bench_op op, bnorm_layout layout, size_t n, size_t c, size_t hw);
+
+/* Running statistics as at the start of training, NaN everywhere else: what is not written shows.
+ */
+void bench_result_reset(const bench_problem *problem, const bench_result *result);
 
 bnorm_status bench_run(const bench_problem *problem, const bnorm_isa *isa, const bnorm_exec *exec,
                        const bench_result *result);

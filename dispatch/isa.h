@@ -33,6 +33,13 @@ enum bnorm_pre {
     BNORM_PRE_Y         /* v = extra: the forward's y stands in for v */
 };
 
+/* What the elementwise kernels do about the caches; changes nothing but the time. NEON's ignore it. */
+enum bnorm_hint {
+    BNORM_FETCH_IN = 1,  /* ask for lines of the inputs ahead of their use */
+    BNORM_FETCH_OUT = 2, /* and for lines of the outputs */
+    BNORM_BYPASS = 4     /* store whole lines past the caches; not for outputs that are inputs */
+};
+
 /* y = act(fma(x - center, scale, shift) + residual) over `runs` runs of `len` elements. */
 typedef struct bnorm_apply_args {
     size_t runs, len;
@@ -41,6 +48,7 @@ typedef struct bnorm_apply_args {
     size_t x_stride, residual_stride, y_stride;
     const float *center, *scale, *shift; /* center NULL = no subtraction */
     bnorm_act act;
+    unsigned hints; /* sum of enum bnorm_hint */
 } bnorm_apply_args;
 
 /* With g = dy*act'(v):
@@ -59,9 +67,62 @@ typedef struct bnorm_grad_args {
     const float *invstd, *slope, *offset;
     float *dx, *dresidual; /* NULL = not wanted */
     size_t dx_stride, dresidual_stride;
+    unsigned hints; /* sum of enum bnorm_hint */
 } bnorm_grad_args;
 
-/* The reduction order of docs/numerics.md is part of these kernels' contract: outputs are equal to
+/* Partial results of every block: two tables, in which block b of channel i is b*stride + i. */
+typedef struct bnorm_partials {
+    const double *entries[2];
+    size_t stride;
+    size_t blocks, per_image; /* altogether, and of one image */
+    double size, last;        /* elements per block; of the last one of each image */
+} bnorm_partials;
+
+/* What training derives from the merged statistics, with
+ *   high, low = mean as the sum of two floats
+ *   variance  = m2/n
+ *   invstd    = 1/sqrt(variance + eps), 0 where variance + eps = 0
+ * All arrays are indexed by the channel. */
+typedef struct bnorm_coefficient_args {
+    const double *mean, *m2;
+    double n, eps;
+    const float *gamma, *beta; /* NULL = 1 and 0 */
+    int drop_low;              /* not 0: shift = beta */
+    /* high, gamma*invstd and beta - low*scale; scale NULL = neither these nor save_* are wanted */
+    float *center, *scale, *shift;
+    float *save_mean, *save_mean_lo, *save_invstd; /* high, low, invstd; NULL = not wanted */
+    /* running += rate*(new - running), new = mean and m2/divisor; rate 1: not read; NULL = not
+     * wanted */
+    float *running_mean, *running_var;
+    double rate, divisor;
+} bnorm_coefficient_args;
+
+/* scale = gamma*invstd, shift = beta - mean_lo*scale, as in forward. */
+typedef struct bnorm_scale_args {
+    const float *gamma, *beta, *mean_lo; /* NULL = 1, 0 and 0 */
+    const float *invstd;
+    float *scale, *shift;
+} bnorm_scale_args;
+
+/* What backward derives from its sums:
+ *   dgamma = (sum_gx - mean_lo*sum_g)*invstd
+ *   dbeta  = sum_g
+ *   slope  = -gamma*invstd*(dgamma/n)
+ *   offset = -gamma*invstd*(sum_g/n) - mean_lo*invstd*slope
+ * One value (n = 1) is its own mean, so that neither its y depends on it nor v on the scale: scale,
+ * slope and offset become 0 where scale is finite. */
+typedef struct bnorm_grad_coefficient_args {
+    const double *sum_g, *sum_gx;
+    double n;
+    const float *gamma, *mean_lo; /* NULL = 1 and 0 */
+    const float *invstd;
+    float *dgamma, *dbeta;         /* NULL = not wanted */
+    float *scale, *slope, *offset; /* slope NULL = none of these is wanted */
+} bnorm_grad_coefficient_args;
+
+/* Kernels that take `first` and `c` work on channels [first, first + c).
+ *
+ * The reduction order of docs/numerics.md is part of these kernels' contract: outputs are equal to
  * the bit on every set. `chains` is the number of interleaved partial sums per channel, a power of
  * two (see bnorm_chains in src/plan.h). */
 #define BNORM_KERNELS(X)                                                                           \
@@ -71,13 +132,18 @@ typedef struct bnorm_grad_args {
     /* One block of each of `planes` planes, as moments_rows with c = 1 and chains = 64. */        \
     X(moments_span,                                                                                \
       (const float *x, size_t stride, size_t planes, size_t len, double *sum, double *m2))         \
-    /* Merge one block of n_block elements into (mean, m2) of n_before elements, of c channels. */ \
-    X(merge, (size_t c, double n_before, double n_block, const double *sum,                        \
-              const double *block_m2, double *mean, double *m2))                                   \
+    /* Merge the sums and m2 of all blocks, in order; an m2 that is NaN makes the mean NaN. */     \
+    X(merge, (const bnorm_partials *p, size_t first, size_t c, double *mean, double *m2))          \
+    X(coefficients, (const bnorm_coefficient_args *a, size_t first, size_t c))                     \
     X(apply_rows, (const bnorm_apply_args *a))                                                     \
     X(apply_span, (const bnorm_apply_args *a))                                                     \
     X(sums_rows, (const bnorm_grad_args *a, size_t chains, double *sum_g, double *sum_gx))         \
     X(sums_span, (const bnorm_grad_args *a, double *sum_g, double *sum_gx))                        \
+    /* Add the sums of all blocks, in order. */                                                    \
+    X(add_blocks,                                                                                  \
+      (const bnorm_partials *p, size_t first, size_t c, double *sum_g, double *sum_gx))            \
+    X(scale_shift, (const bnorm_scale_args *a, size_t c))                                          \
+    X(grad_coefficients, (const bnorm_grad_coefficient_args *a, size_t first, size_t c))           \
     X(dx_rows, (const bnorm_grad_args *a))                                                         \
     X(dx_span, (const bnorm_grad_args *a))
 

@@ -67,7 +67,7 @@ BNORM_API const char *bnorm_version(void);
 typedef enum bnorm_status {
     BNORM_OK = 0,
     BNORM_NULL_POINTER,       /* a required pointer is NULL */
-    BNORM_BAD_ENUM,           /* no such layout, dtype, activation, variance or weight layout */
+    BNORM_BAD_ENUM,           /* no such layout, dtype, activation, variance, ... */
     BNORM_BAD_SHAPE,          /* a size that must not be 0 is, does not divide, or overflows */
     BNORM_BAD_STRIDE,         /* elements of one tensor could share an address; overflow */
     BNORM_BAD_OVERLAP,        /* an output breaks the rules on aliasing above */
@@ -183,13 +183,35 @@ typedef enum bnorm_denormals {
     BNORM_DENORMALS_FLUSH
 } bnorm_denormals;
 
+/* How elementwise passes (all of bnorm_apply; the second pass of training and backward) treat the
+ * caches. AUTO is meant to be right; the others are for engines that know more than one call shows,
+ * such as that a small tensor was not touched for long, or that the next layer on another core will
+ * read what this one writes. Without effect on Arm, whose cores find streams by themselves.
+ *   AUTO      PREFETCH where the call's tensors have more than 2 MiB altogether, else CACHED
+ *   CACHED    plain loads and stores: tensors are in the L1 or L2 cache of the core that works on
+ *             them; up to 1.3 times faster there than PREFETCH, up to 2.5 times slower elsewhere
+ *   PREFETCH  lines are asked for some KiB ahead of their use: tensors lie in the L3 cache or in
+ *             memory
+ *   STREAM    as PREFETCH, and whole lines of outputs that are not inputs go past the caches to
+ *             memory, without being read first: for outputs that are far larger than all caches or
+ *             not soon used, mostly where many threads share the memory's bandwidth. Measure it:
+ *             where the output would have stayed in a cache, it is up to 4 times slower, and so is
+ *             whoever reads it next. */
+typedef enum bnorm_memory {
+    BNORM_MEMORY_AUTO = 0,
+    BNORM_MEMORY_CACHED,
+    BNORM_MEMORY_PREFETCH,
+    BNORM_MEMORY_STREAM
+} bnorm_memory;
+
 /* How to run a call; a NULL bnorm_exec pointer, like NULL members, means: on this thread, with the
- * best kernel set. The result has the same bits whatever parallel, pool and isa are. */
+ * best kernel set. The result has the same bits whatever parallel, pool, isa and memory are. */
 typedef struct bnorm_exec {
     bnorm_parallel parallel;
     void *pool; /* first argument of parallel */
     const bnorm_isa *isa;
     bnorm_denormals denormals;
+    bnorm_memory memory;
 } bnorm_exec;
 
 /* ---------------------------------------------------------------------------------------------- */

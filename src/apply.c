@@ -23,6 +23,34 @@ bnorm_view bnorm_elementwise_view(const bnorm_shape *shape, bnorm_walk *const *w
     return view;
 }
 
+/* Tensors of more bytes altogether than this do not stay in the caches near a core. */
+#define CACHED_BYTES ((size_t)2 << 20)
+
+unsigned bnorm_elementwise_hints(const bnorm_exec *exec, const bnorm_view *view,
+                                 bnorm_walk *const *walks, size_t count) {
+    const unsigned fetch = BNORM_FETCH_IN | BNORM_FETCH_OUT;
+    size_t present = 0, in_place = 0;
+    for (size_t i = 0; i < count; i++) {
+        present += walks[i]->data != NULL;
+        for (size_t k = 0; k < i; k++)
+            in_place += walks[i]->data && walks[i]->data == walks[k]->data;
+    }
+    switch (exec ? exec->memory : BNORM_MEMORY_AUTO) {
+    case BNORM_MEMORY_AUTO:
+        break;
+    case BNORM_MEMORY_CACHED:
+        return 0;
+    case BNORM_MEMORY_PREFETCH:
+        return fetch;
+    case BNORM_MEMORY_STREAM:
+        return in_place ? fetch : BNORM_FETCH_IN | BNORM_BYPASS;
+    }
+    return view->images * view->runs * view->len >
+                   CACHED_BYTES / sizeof(float) / (present > in_place ? present - in_place : 1)
+               ? fetch
+               : 0;
+}
+
 /* Stand-ins for absent parameters, this many channels at a time. */
 #define DEFAULTS 64
 #define EIGHT(v) v, v, v, v, v, v, v, v
@@ -51,6 +79,7 @@ void bnorm_elementwise_piece(const bnorm_elementwise *pass, const bnorm_piece *p
             .scale = pass->scale ? pass->scale + channel : ones,
             .shift = pass->shift ? pass->shift + channel : zeros,
             .act = pass->act,
+            .hints = pass->hints,
         };
         if (rows)
             pass->isa->apply_rows(&args);
@@ -84,40 +113,47 @@ bnorm_status bnorm_apply(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
     if (!affine)
         affine = &copy;
     if (!status)
+        status = bnorm_check_exec(exec);
+    if (!status)
         status = bnorm_check_act(&affine->act);
     if (status || bnorm_is_empty(shape))
         return status;
     if (!x.data || !y.data)
         return BNORM_NULL_POINTER;
-    if ((status = bnorm_check_tensor(shape, x.data, x.run_stride, x.image_stride, &tx)) ||
-        (status = bnorm_check_tensor(shape, y.data, y.run_stride, y.image_stride, &ty)) ||
-        (status = bnorm_check_tensor(shape, affine->residual.data, affine->residual.run_stride,
-                                     affine->residual.image_stride, &tr)))
+    if (bnorm_failed(status = bnorm_check_in(shape, x, &tx)) ||
+        bnorm_failed(status = bnorm_check_out(shape, y, &ty)) ||
+        bnorm_failed(status = bnorm_check_in(shape, affine->residual, &tr)))
         return status;
-    const bnorm_buffer output = bnorm_tensor_buffer(&ty),
-                       inputs[] = {
-                           bnorm_tensor_buffer(&tx),
-                           bnorm_tensor_buffer(&tr),
-                           bnorm_array_buffer(affine->center, shape->c),
-                           bnorm_array_buffer(affine->scale, shape->c),
-                           bnorm_array_buffer(affine->shift, shape->c),
-                       };
-    status = bnorm_check_overlap(shape, inputs, sizeof inputs / sizeof inputs[0], &output, 1);
-    if (status)
+    const bnorm_buffer buffers[] = {
+        bnorm_tensor_buffer(&ty), /* the output */
+        bnorm_tensor_buffer(&tx),
+        bnorm_tensor_buffer(&tr),
+        bnorm_array_buffer(affine->center, shape->c),
+        bnorm_array_buffer(affine->scale, shape->c),
+        bnorm_array_buffer(affine->shift, shape->c),
+    };
+    status = bnorm_check_overlap(shape, buffers, sizeof buffers / sizeof buffers[0], 1);
+    if (bnorm_failed(status))
         return status;
 
-    bnorm_elementwise pass = {
-        .x = bnorm_walk_of(shape, &tx),
-        .residual = bnorm_walk_of(shape, &tr),
-        .y = bnorm_walk_of(shape, &ty),
+    bnorm_walk wx = bnorm_walk_of(shape, &tx), wr = bnorm_walk_of(shape, &tr),
+               wy = bnorm_walk_of(shape, &ty);
+    bnorm_walk *const walks[] = {&wx, &wr, &wy};
+    const bnorm_view view = bnorm_elementwise_view(shape, walks, sizeof walks / sizeof walks[0]);
+    /* Every member is named: compilers clear structs first otherwise, which takes as long as a small
+     * tensor. */
+    const bnorm_elementwise pass = {
+        .view = view,
+        .x = wx,
+        .residual = wr,
+        .y = wy,
         .center = affine->center,
         .scale = affine->scale,
         .shift = affine->shift,
         .act = affine->act,
         .isa = bnorm_exec_isa(exec),
+        .hints = bnorm_elementwise_hints(exec, &view, walks, sizeof walks / sizeof walks[0]),
     };
-    bnorm_walk *const walks[] = {&pass.x, &pass.residual, &pass.y};
-    pass.view = bnorm_elementwise_view(shape, walks, 3);
     bnorm_elementwise_run(&pass, exec);
     return BNORM_OK;
 }

@@ -2,7 +2,6 @@
  *
  * The training backward pass, for batch and for frozen statistics. */
 #include "apply.h"
-#include "numbers.h"
 #include "reduce.h"
 
 struct backward {
@@ -12,47 +11,52 @@ struct backward {
     bnorm_walk x, dy, extra;                     /* as the sums see them */
     bnorm_walk ax, ady, aextra, adx, adresidual; /* as the elementwise pass sees them */
     double *block_g, *block_gx;                  /* blocks.count x c each */
+    bnorm_partials partials;                     /* the same, to be read */
     double *sum_g, *sum_gx;                      /* c each */
-    float *scale, *shift, *slope, *offset;       /* c each; slope NULL = frozen */
-    double n;
+    bnorm_scale_args prepared;                   /* what the sums need already */
+    bnorm_grad_coefficient_args derived;         /* slope NULL = frozen, or dx not wanted */
     enum bnorm_pre pre;
+    unsigned hints; /* of the elementwise pass */
     const bnorm_grad *grad;
     const bnorm_isa *isa;
 };
 
-/* Arguments that the sums and the elementwise pass have in common, from channel `channel` on. */
-static bnorm_grad_args common_args(const struct backward *s, size_t channel) {
-    return (bnorm_grad_args){
-        .pre = s->pre,
-        .act = s->grad->act,
-        .center = s->grad->save_mean + channel,
-        .scale = s->scale + channel,
-        .shift = s->shift + channel,
-    };
-}
-
 static void reduce(const void *self, size_t b, size_t channel, size_t channels) {
     const struct backward *s = self;
-    const size_t image = b / s->blocks.per_image, from = b % s->blocks.per_image * s->blocks.size;
-    const size_t len = bnorm_block_len(&s->view, &s->blocks, b);
-    double *sum_g = s->block_g + b * s->view.c + channel,
-           *sum_gx = s->block_gx + b * s->view.c + channel;
+    const bnorm_block block = bnorm_block_at(&s->view, &s->blocks, b);
+    const size_t entry = b * s->view.c + channel;
+    double *sum_g = s->block_g + entry, *sum_gx = s->block_gx + entry;
     /* Rows whose channels are not next to each other come one channel at a time. */
     const int gaps = s->x.step != 1 || s->dy.step != 1 || (s->extra.data && s->extra.step != 1);
     const size_t at_once = s->view.rows && gaps ? 1 : channels;
 
     for (size_t i = 0; i < channels; i += at_once) {
-        const size_t run = s->view.rows ? from : channel,
-                     element = s->view.rows ? channel + i : from;
-        bnorm_grad_args args = common_args(s, channel + i);
-        args.runs = s->view.rows ? len : channels;
-        args.len = s->view.rows ? at_once : len;
-        args.x = bnorm_at(&s->x, image, run, element);
-        args.dy = bnorm_at(&s->dy, image, run, element);
-        args.extra = bnorm_at(&s->extra, image, run, element);
-        args.x_stride = s->x.run_stride;
-        args.dy_stride = s->dy.run_stride;
-        args.extra_stride = s->extra.run_stride;
+        const size_t run = s->view.rows ? block.from : channel,
+                     element = s->view.rows ? channel + i : block.from;
+        /* Every member is named, as clearing costs more than setting. */
+        const bnorm_grad_args args = {
+            .runs = s->view.rows ? block.len : channels,
+            .len = s->view.rows ? at_once : block.len,
+            .x = bnorm_at(&s->x, block.image, run, element),
+            .dy = bnorm_at(&s->dy, block.image, run, element),
+            .extra = bnorm_at(&s->extra, block.image, run, element),
+            .x_stride = s->x.run_stride,
+            .dy_stride = s->dy.run_stride,
+            .extra_stride = s->extra.run_stride,
+            .pre = s->pre,
+            .act = s->grad->act,
+            .center = s->grad->save_mean + channel + i,
+            .scale = s->prepared.scale + channel + i,
+            .shift = s->prepared.shift + channel + i,
+            .invstd = NULL,
+            .slope = NULL,
+            .offset = NULL,
+            .dx = NULL,
+            .dresidual = NULL,
+            .dx_stride = 0,
+            .dresidual_stride = 0,
+            .hints = 0,
+        };
         if (s->view.rows)
             s->isa->sums_rows(&args, s->blocks.chains, sum_g + i, sum_gx + i);
         else
@@ -60,81 +64,46 @@ static void reduce(const void *self, size_t b, size_t channel, size_t channels) 
     }
 }
 
-/* Coefficients that the sums need already; a task, so that it runs in exec's mode. */
+/* A task, so that it runs in exec's mode. */
 static void prepare(void *arg, size_t task) {
     const struct backward *s = arg;
-    const bnorm_grad *grad = s->grad;
     (void)task;
-    for (size_t i = 0; i < s->view.c; i++) {
-        s->scale[i] = bnorm_scale(grad->gamma, i, grad->save_invstd[i]);
-        s->shift[i] =
-            bnorm_shift(grad->beta, i, grad->save_mean_lo ? grad->save_mean_lo[i] : 0, s->scale[i]);
-    }
-}
-
-/* a*b + c rounded once, for an a that is mostly 0: fma may be a call into libm. */
-static double plus_product(double a, double b, double c) {
-    return a == 0 ? c : fma(a, b, c);
+    s->isa->scale_shift(&s->prepared, s->view.c);
 }
 
 static void finish(const void *self, size_t channel, size_t channels) {
     const struct backward *s = self;
-    const bnorm_grad *grad = s->grad;
-    double *sum_g = s->sum_g + channel, *sum_gx = s->sum_gx + channel;
-
-    for (size_t i = 0; i < channels; i++)
-        sum_g[i] = sum_gx[i] = 0;
-    for (size_t b = 0; b < s->blocks.count; b++) {
-        const double *g = s->block_g + b * s->view.c + channel,
-                     *gx = s->block_gx + b * s->view.c + channel;
-        for (size_t i = 0; i < channels; i++) {
-            sum_g[i] += g[i];
-            sum_gx[i] += gx[i];
-        }
-    }
-    for (size_t i = 0; i < channels; i++) {
-        const size_t ch = channel + i;
-        const double low = bnorm_parameter(grad->save_mean_lo, ch, 0);
-        const double invstd = (double)grad->save_invstd[ch];
-        const double scale = bnorm_parameter(grad->gamma, ch, 1) * invstd;
-        const double dgamma = plus_product(-low, sum_g[i], sum_gx[i]) * invstd;
-        if (grad->dgamma)
-            grad->dgamma[ch] = bnorm_to_float(dgamma);
-        if (grad->dbeta)
-            grad->dbeta[ch] = bnorm_to_float(sum_g[i]);
-        if (s->slope) {
-            /* dx = scale*(g - dbeta/n - (x - mean)*invstd*dgamma/n) */
-            s->slope[ch] = bnorm_to_float(-scale * (dgamma / s->n));
-            s->offset[ch] = bnorm_to_float(
-                plus_product(-low * invstd, (double)s->slope[ch], -scale * (sum_g[i] / s->n)));
-            /* One value is its own mean: y does not depend on it, and v not on the scale. */
-            if (s->n == 1 && isfinite(s->scale[ch]))
-                s->scale[ch] = s->slope[ch] = s->offset[ch] = 0;
-        }
-    }
+    s->isa->add_blocks(&s->partials, channel, channels, s->sum_g, s->sum_gx);
+    s->isa->grad_coefficients(&s->derived, channel, channels);
 }
 
 static void apply(const void *self, const bnorm_piece *piece) {
     const struct backward *s = self;
     const size_t channel = bnorm_piece_channel(&s->apply_view, piece);
-    bnorm_grad_args args = common_args(s, channel);
-    args.runs = piece->runs;
-    args.len = piece->len;
-    args.x = bnorm_at(&s->ax, piece->image, piece->run, piece->i);
-    args.dy = bnorm_at(&s->ady, piece->image, piece->run, piece->i);
-    args.extra = bnorm_at(&s->aextra, piece->image, piece->run, piece->i);
-    args.dx = bnorm_at(&s->adx, piece->image, piece->run, piece->i);
-    args.dresidual = bnorm_at(&s->adresidual, piece->image, piece->run, piece->i);
-    args.x_stride = s->ax.run_stride;
-    args.dy_stride = s->ady.run_stride;
-    args.extra_stride = s->aextra.run_stride;
-    args.dx_stride = s->adx.run_stride;
-    args.dresidual_stride = s->adresidual.run_stride;
-    if (s->slope) {
-        args.invstd = s->grad->save_invstd + channel;
-        args.slope = s->slope + channel;
-        args.offset = s->offset + channel;
-    }
+    const int sloped = s->derived.slope != NULL;
+    const bnorm_grad_args args = {
+        .runs = piece->runs,
+        .len = piece->len,
+        .x = bnorm_at(&s->ax, piece->image, piece->run, piece->i),
+        .dy = bnorm_at(&s->ady, piece->image, piece->run, piece->i),
+        .extra = bnorm_at(&s->aextra, piece->image, piece->run, piece->i),
+        .x_stride = s->ax.run_stride,
+        .dy_stride = s->ady.run_stride,
+        .extra_stride = s->aextra.run_stride,
+        .pre = s->pre,
+        .act = s->grad->act,
+        .center = s->grad->save_mean + channel,
+        .scale = s->prepared.scale + channel,
+        .shift = s->prepared.shift + channel,
+        .invstd = sloped ? s->derived.invstd + channel : NULL,
+        .slope = sloped ? s->derived.slope + channel : NULL,
+        .offset = sloped ? s->derived.offset + channel : NULL,
+        .dx = bnorm_at(&s->adx, piece->image, piece->run, piece->i),
+        .dresidual = bnorm_at(&s->adresidual, piece->image, piece->run, piece->i),
+        .dx_stride = s->adx.run_stride,
+        .dresidual_stride = s->adresidual.run_stride,
+        .hints = s->hints,
+    };
     if (s->apply_view.rows)
         s->isa->dx_rows(&args);
     else
@@ -173,11 +142,12 @@ bnorm_status bnorm_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in dy, b
     bnorm_tensor tx, tdy, tdx, tdresidual, textra;
     enum bnorm_pre pre;
     bnorm_status status = bnorm_check_shape(shape);
-    if (status)
+    if (bnorm_failed(status))
         return status;
     if (!grad)
         return BNORM_NULL_POINTER;
-    if ((status = check_grad(grad, &pre)))
+    if (bnorm_failed(status = check_grad(grad, &pre)) ||
+        bnorm_failed(status = bnorm_check_exec(exec)))
         return status;
     const size_t c = shape->c;
     if (bnorm_is_empty(shape)) {
@@ -191,18 +161,25 @@ bnorm_status bnorm_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in dy, b
     const bnorm_in extra = pre == BNORM_PRE_RESIDUAL ? grad->residual
                            : pre == BNORM_PRE_Y      ? grad->y
                                                      : none;
-    if ((status = bnorm_check_tensor(shape, x.data, x.run_stride, x.image_stride, &tx)) ||
-        (status = bnorm_check_tensor(shape, dy.data, dy.run_stride, dy.image_stride, &tdy)) ||
-        (status = bnorm_check_tensor(shape, extra.data, extra.run_stride, extra.image_stride,
-                                     &textra)) ||
-        (status = bnorm_check_tensor(shape, dx.data, dx.run_stride, dx.image_stride, &tdx)) ||
-        (status = bnorm_check_tensor(shape, grad->dresidual.data, grad->dresidual.run_stride,
-                                     grad->dresidual.image_stride, &tdresidual)))
+    if (bnorm_failed(status = bnorm_check_in(shape, x, &tx)) ||
+        bnorm_failed(status = bnorm_check_in(shape, dy, &tdy)) ||
+        bnorm_failed(status = bnorm_check_in(shape, extra, &textra)) ||
+        bnorm_failed(status = bnorm_check_out(shape, dx, &tdx)) ||
+        bnorm_failed(status = bnorm_check_out(shape, grad->dresidual, &tdresidual)))
         return status;
-    const size_t need = bnorm_reduction_workspace(shape);
-    if ((status = bnorm_check_workspace(need, ws_size)))
+    const bnorm_view view = bnorm_view_of(shape);
+    const bnorm_blocks blocks = bnorm_blocks_of(&view);
+    const size_t need = bnorm_reduction_workspace(&view, &blocks);
+    if (bnorm_failed(status = bnorm_check_workspace(need, ws_size)))
         return status;
-    const bnorm_buffer inputs[] = {
+    const bnorm_buffer buffers[] = {
+        /* outputs */
+        bnorm_memory_buffer(ws, need),
+        bnorm_tensor_buffer(&tdx),
+        bnorm_tensor_buffer(&tdresidual),
+        bnorm_array_buffer(grad->dgamma, c),
+        bnorm_array_buffer(grad->dbeta, c),
+        /* inputs */
         bnorm_tensor_buffer(&tx),
         bnorm_tensor_buffer(&tdy),
         bnorm_tensor_buffer(&textra),
@@ -212,50 +189,65 @@ bnorm_status bnorm_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in dy, b
         bnorm_array_buffer(grad->save_invstd, c),
         bnorm_array_buffer(grad->save_mean_lo, c),
     };
-    const bnorm_buffer outputs[] = {
-        bnorm_memory_buffer(ws, need),      bnorm_tensor_buffer(&tdx),
-        bnorm_tensor_buffer(&tdresidual),   bnorm_array_buffer(grad->dgamma, c),
-        bnorm_array_buffer(grad->dbeta, c),
-    };
-    status = bnorm_check_overlap(shape, inputs, sizeof inputs / sizeof inputs[0], outputs,
-                                 sizeof outputs / sizeof outputs[0]);
-    if (status)
+    status = bnorm_check_overlap(shape, buffers, sizeof buffers / sizeof buffers[0], 5);
+    if (bnorm_failed(status))
         return status;
 
-    const bnorm_tables tables = bnorm_tables_of(shape, ws);
+    const bnorm_tables tables = bnorm_tables_of(&view, &blocks, ws);
+    float *const scale = tables.coefficients[0];
+    const bnorm_walk wx = bnorm_walk_of(shape, &tx), wdy = bnorm_walk_of(shape, &tdy),
+                     wextra = bnorm_walk_of(shape, &textra);
+    bnorm_walk ax = wx, ady = wdy, aextra = wextra, adx = bnorm_walk_of(shape, &tdx),
+               adresidual = bnorm_walk_of(shape, &tdresidual);
+    bnorm_walk *const walks[] = {&ax, &ady, &aextra, &adx, &adresidual};
+    const bnorm_view apply_view =
+        bnorm_elementwise_view(shape, walks, sizeof walks / sizeof walks[0]);
     struct backward s = {
-        .view = bnorm_view_of(shape),
-        .x = bnorm_walk_of(shape, &tx),
-        .dy = bnorm_walk_of(shape, &tdy),
-        .extra = bnorm_walk_of(shape, &textra),
-        .adx = bnorm_walk_of(shape, &tdx),
-        .adresidual = bnorm_walk_of(shape, &tdresidual),
+        .view = view,
+        .apply_view = apply_view,
+        .blocks = blocks,
+        .x = wx,
+        .dy = wdy,
+        .extra = wextra,
+        .ax = ax,
+        .ady = ady,
+        .aextra = aextra,
+        .adx = adx,
+        .adresidual = adresidual,
         .block_g = tables.entries[0],
         .block_gx = tables.entries[1],
+        .partials = bnorm_partials_of(&view, &blocks, &tables),
         .sum_g = tables.merged[0],
         .sum_gx = tables.merged[1],
-        .scale = tables.coefficients[0],
-        .shift = tables.coefficients[1],
-        .slope = grad->frozen || !tdx.data ? NULL : tables.coefficients[2],
-        .offset = tables.coefficients[3],
-        .n = (double)shape->n * (double)shape->hw,
+        .prepared = {.gamma = grad->gamma,
+                     .beta = grad->beta,
+                     .mean_lo = grad->save_mean_lo,
+                     .invstd = grad->save_invstd,
+                     .scale = scale,
+                     .shift = tables.coefficients[1]},
+        .derived = {.sum_g = tables.merged[0],
+                    .sum_gx = tables.merged[1],
+                    .n = (double)shape->n * (double)shape->hw,
+                    .gamma = grad->gamma,
+                    .mean_lo = grad->save_mean_lo,
+                    .invstd = grad->save_invstd,
+                    .dgamma = grad->dgamma,
+                    .dbeta = grad->dbeta,
+                    .scale = scale,
+                    .slope = grad->frozen || !tdx.data ? NULL : tables.coefficients[2],
+                    .offset = tables.coefficients[3]},
         .pre = pre,
+        .hints = bnorm_elementwise_hints(exec, &apply_view, walks, sizeof walks / sizeof walks[0]),
         .grad = grad,
         .isa = bnorm_exec_isa(exec),
     };
-    s.blocks = bnorm_blocks_of(&s.view);
-    s.ax = s.x;
-    s.ady = s.dy;
-    s.aextra = s.extra;
-    bnorm_walk *const walks[] = {&s.ax, &s.ady, &s.aextra, &s.adx, &s.adresidual};
-    s.apply_view = bnorm_elementwise_view(shape, walks, sizeof walks / sizeof walks[0]);
     bnorm_run(exec, prepare, &s, 1);
 
-    const int sums_wanted = s.slope || grad->dgamma || grad->dbeta;
+    const int sums_wanted = s.derived.slope || grad->dgamma || grad->dbeta;
     const bnorm_reduction op = {
         .self = &s,
-        .view = s.view,
-        .blocks = s.blocks,
+        .view = view,
+        .blocks = blocks,
         .apply_view = s.apply_view,
         .tensors = 2,
         .reduce = sums_wanted ? reduce : NULL,

@@ -61,10 +61,15 @@ bnorm_status bnorm_check_tensor(const bnorm_shape *shape, const void *data, size
     const size_t run = nhwc ? shape->c : shape->hw, runs = nhwc ? shape->hw : shape->c;
     size_t image, batch;
 
-    tensor->data = (float *)(uintptr_t)data;
-    tensor->run_stride = tensor->image_stride = tensor->extent = 0;
+    *tensor = (bnorm_tensor){.data = (float *)(uintptr_t)data};
     if (!data)
         return BNORM_OK;
+    if (!run_stride && !image_stride) { /* dense: bnorm_check_shape has seen to the sizes */
+        tensor->run_stride = runs > 1 ? run : 0;
+        tensor->image_stride = shape->n > 1 ? runs * run : 0;
+        tensor->extent = shape->n * runs * run;
+        return BNORM_OK;
+    }
     if (runs > 1)
         tensor->run_stride = run_stride ? run_stride : run;
     if (!span(runs, tensor->run_stride, run, &image))
@@ -90,11 +95,6 @@ bnorm_status bnorm_check_tensor(const bnorm_shape *shape, const void *data, size
 static int same_tensor(const bnorm_tensor *a, const bnorm_tensor *b) {
     return a->data == b->data && a->run_stride == b->run_stride &&
            a->image_stride == b->image_stride;
-}
-
-static inline int ranges_meet(const bnorm_buffer *a, const bnorm_buffer *b) {
-    const uintptr_t a0 = (uintptr_t)a->begin, b0 = (uintptr_t)b->begin;
-    return a->bytes && b->bytes && a0 < b0 + b->bytes && b0 < a0 + a->bytes;
 }
 
 /* Whether two tensors with the same strides, b `distance` elements behind a, have an element in
@@ -145,17 +145,16 @@ static int clash(const bnorm_shape *shape, const bnorm_buffer *one, const bnorm_
            elements_meet(shape, a, (upper - lower) / sizeof(float));
 }
 
-bnorm_status bnorm_check_overlap(const bnorm_shape *shape, const bnorm_buffer *inputs,
-                                 size_t input_count, const bnorm_buffer *outputs,
-                                 size_t output_count) {
+bnorm_status bnorm_check_overlap(const bnorm_shape *shape, const bnorm_buffer *buffers,
+                                 size_t count, size_t output_count) {
+    const bnorm_buffer *const end = buffers + count;
     for (size_t i = 0; i < output_count; i++) {
-        if (outputs[i].bytes == 0)
+        const bnorm_buffer output = buffers[i];
+        if (!output.end)
             continue;
-        for (size_t k = 0; k < input_count; k++)
-            if (ranges_meet(&outputs[i], &inputs[k]) && clash(shape, &outputs[i], &inputs[k], 1))
-                return BNORM_BAD_OVERLAP;
-        for (size_t k = 0; k < i; k++)
-            if (ranges_meet(&outputs[i], &outputs[k]) && clash(shape, &outputs[i], &outputs[k], 0))
+        for (const bnorm_buffer *other = &buffers[i + 1]; other != end; other++)
+            if (output.begin < other->end && other->begin < output.end &&
+                clash(shape, &output, other, other >= &buffers[output_count]))
                 return BNORM_BAD_OVERLAP;
     }
     return BNORM_OK;

@@ -6,6 +6,8 @@
 
 #include "bnorm.h"
 
+#include <stdint.h>
+
 /* A tensor as the caller gave it, with the strides filled in. A stride that is never used is 0. */
 typedef struct bnorm_tensor {
     float *data; /* inputs too; never written through for those */
@@ -13,10 +15,9 @@ typedef struct bnorm_tensor {
     size_t extent; /* elements from the first to one past the last; 0 = absent */
 } bnorm_tensor;
 
-/* Memory that a call reads or writes. */
+/* Memory [begin, end) that a call reads or writes; both 0 = absent, which meets nothing. */
 typedef struct bnorm_buffer {
-    const void *begin;
-    size_t bytes;               /* 0 = absent */
+    uintptr_t begin, end;
     const bnorm_tensor *tensor; /* NULL for arrays and the workspace */
 } bnorm_buffer;
 
@@ -30,29 +31,45 @@ bnorm_status bnorm_check_workspace(size_t need, size_t ws_size); /* need 0: the 
 bnorm_status bnorm_check_tensor(const bnorm_shape *shape, const void *data, size_t run_stride,
                                 size_t image_stride, bnorm_tensor *tensor);
 
-/* BNORM_BAD_OVERLAP where an output clashes with an input or another output. An output tensor may
- * be the same tensor as an input ("in place"), two outputs may not be the same. */
-bnorm_status bnorm_check_overlap(const bnorm_shape *shape, const bnorm_buffer *inputs,
-                                 size_t input_count, const bnorm_buffer *outputs,
-                                 size_t output_count);
+static inline bnorm_status bnorm_check_in(const bnorm_shape *shape, bnorm_in in,
+                                          bnorm_tensor *tensor) {
+    return bnorm_check_tensor(shape, in.data, in.run_stride, in.image_stride, tensor);
+}
+
+static inline bnorm_status bnorm_check_out(const bnorm_shape *shape, bnorm_out out,
+                                           bnorm_tensor *tensor) {
+    return bnorm_check_tensor(shape, out.data, out.run_stride, out.image_stride, tensor);
+}
+
+/* Of the buffers, the first output_count are outputs. BNORM_BAD_OVERLAP where an output clashes with
+ * another buffer. An output tensor may be the same tensor as an input ("in place"), two outputs may
+ * not be the same. */
+bnorm_status bnorm_check_overlap(const bnorm_shape *shape, const bnorm_buffer *buffers,
+                                 size_t count, size_t output_count);
+
+/* Says to the compiler that errors are rare. By its own guesses what comes after many checks is hardly
+ * ever reached, and is compiled for size. */
+static inline int bnorm_failed(bnorm_status status) {
+    return __builtin_expect(status != BNORM_OK, 0) != 0;
+}
 
 static inline int bnorm_is_empty(const bnorm_shape *shape) {
     return shape->n == 0 || shape->hw == 0;
 }
 
-static inline bnorm_buffer bnorm_tensor_buffer(const bnorm_tensor *tensor) {
-    const bnorm_buffer buffer = {tensor->data, tensor->extent * sizeof(float), tensor};
-    return buffer;
+static inline bnorm_buffer bnorm_memory_buffer(const void *begin, size_t bytes) {
+    const uintptr_t first = (uintptr_t)begin;
+    return (bnorm_buffer){first, first ? first + bytes : 0, NULL};
 }
 
 /* An array of c floats, or nothing. */
 static inline bnorm_buffer bnorm_array_buffer(const float *array, size_t c) {
-    const bnorm_buffer buffer = {array, array ? c * sizeof(float) : 0, NULL};
-    return buffer;
+    return bnorm_memory_buffer(array, c * sizeof(float));
 }
 
-static inline bnorm_buffer bnorm_memory_buffer(const void *begin, size_t bytes) {
-    const bnorm_buffer buffer = {begin, bytes, NULL};
+static inline bnorm_buffer bnorm_tensor_buffer(const bnorm_tensor *tensor) {
+    bnorm_buffer buffer = bnorm_array_buffer(tensor->data, tensor->extent);
+    buffer.tensor = tensor;
     return buffer;
 }
 

@@ -119,6 +119,12 @@ static inline int bnorm_is_parallel(const bnorm_exec *exec) {
     return exec && exec->parallel;
 }
 
+static inline bnorm_status bnorm_check_exec(const bnorm_exec *exec) {
+    const int good = !exec || ((unsigned)exec->denormals <= BNORM_DENORMALS_FLUSH &&
+                               (unsigned)exec->memory <= BNORM_MEMORY_STREAM);
+    return good ? BNORM_OK : BNORM_BAD_ENUM;
+}
+
 static inline const bnorm_isa *bnorm_exec_isa(const bnorm_exec *exec) {
     return exec && exec->isa ? exec->isa : bnorm_isa_best();
 }
@@ -169,17 +175,33 @@ typedef struct bnorm_blocks {
 } bnorm_blocks;
 
 static inline bnorm_blocks bnorm_blocks_of(const bnorm_view *view) {
-    const size_t positions = view->rows ? view->runs : view->len, c = view->rows ? view->c : 1;
-    bnorm_blocks blocks = {bnorm_block_rows(c), 0, 0, bnorm_chains(c)};
+    const size_t positions = view->rows ? view->runs : view->len;
+    bnorm_blocks blocks = {BNORM_BLOCK_SPAN, 0, 0, BNORM_SPAN_LANES};
+    if (view->rows) {
+        blocks.size = bnorm_block_rows(view->c, positions);
+        blocks.chains = bnorm_chains(view->c);
+    }
     blocks.per_image = bnorm_ceil_div(positions, blocks.size);
     blocks.count = blocks.per_image * view->images;
     return blocks;
 }
 
-/* Positions in block b, counted through all images. */
-static inline size_t bnorm_block_len(const bnorm_view *view, const bnorm_blocks *blocks, size_t b) {
+/* Positions [from, from + len) of one image. */
+typedef struct bnorm_block {
+    size_t image, from, len;
+} bnorm_block;
+
+/* Block b, counted through all images. */
+static inline bnorm_block bnorm_block_at(const bnorm_view *view, const bnorm_blocks *blocks,
+                                         size_t b) {
     const size_t positions = view->rows ? view->runs : view->len;
-    return bnorm_min(blocks->size, positions - b % blocks->per_image * blocks->size);
+    bnorm_block block = {b, 0, positions};
+    if (blocks->per_image > 1) {
+        block.image = b / blocks->per_image;
+        block.from = b % blocks->per_image * blocks->size;
+        block.len = bnorm_min(blocks->size, positions - block.from);
+    }
+    return block;
 }
 
 #endif

@@ -8,31 +8,45 @@
 
 #include <stddef.h>
 
-/* Partial sums per channel in the rows family. Below 64 channels several rows share the lanes: the
- * smallest power of two that makes c*chains at least 64 and, below 32 channels, whole vectors (a
- * multiple of 16). One channel, or one NCHW plane, has 64. */
+/* Partial sums per channel in the rows family. Where c is no whole number of vectors several rows
+ * share the lanes: the smallest power of two that makes c*chains at least 32 and leaves at most an
+ * eighth of the vectors of 16 lanes empty. */
 static inline size_t bnorm_chains(size_t c) {
     size_t chains = 1;
-    while (c * chains < 64 || (c < 32 && c * chains % 16))
+    while (c * chains < 32 || c * chains * 8 < (c * chains + 15) / 16 * 16 * 7)
         chains *= 2;
     return chains;
 }
 
-/* Rows (pixels) of one image that form a block: about 128 KiB of data, so that the block's second
- * pass reads from cache. One channel, or one NCHW plane, has 4096. */
-static inline size_t bnorm_block_rows(size_t c) {
-    if (c <= 8)
-        return 4096;
-    if (c >= 1024)
-        return 32;
-    return (32768 / c + 31) / 32 * 32;
+/* Rows are taken in groups of 16 per chain: squares and products are in float within a group. */
+#define BNORM_GROUP 16
+/* Rows of a block, spread over it, that its pivots are taken from: a power of two, up to 8. */
+#define BNORM_SAMPLES 8
+static inline size_t bnorm_samples(size_t rows) {
+    return rows >= 8 ? 8 : rows >= 4 ? 4 : rows >= 2 ? 2 : 1;
 }
 
-/* Rows are taken in groups of 8 per chain: within a group sums form a fixed tree. */
-#define BNORM_GROUP 8
-/* Lanes of a block of a plane. */
-#define BNORM_SPAN_LANES 64
-/* Largest c*chains with more than one chain: c = 31. */
-#define BNORM_MAX_LANES 496
+/* Chains of a block of a plane. */
+#define BNORM_SPAN_LANES 32
+/* Room for c*chains with more than one chain: the largest is 194, for c = 97. */
+#define BNORM_MAX_LANES 208
+
+/* Rows (pixels) of one image that form a block: a 64th of the image, but 64 to 128 KiB, whole groups,
+ * and at least 64 rows. It depends on the image alone, so that batches can be cut anywhere between
+ * images. */
+static inline size_t bnorm_block_rows(size_t c, size_t hw) {
+    const size_t group = BNORM_GROUP * bnorm_chains(c), least = 16384 / c, most = 32768 / c;
+    size_t rows = hw / 64;
+    if (rows < least)
+        rows = least;
+    if (rows > most)
+        rows = most;
+    if (rows < 64)
+        rows = 64;
+    return (rows + group - 1) / group * group;
+}
+
+/* Pixels of one plane that form a block. */
+#define BNORM_BLOCK_SPAN 2048
 
 #endif

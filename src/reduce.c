@@ -10,20 +10,18 @@
 
 #define WS_ALIGN 64
 
-size_t bnorm_reduction_workspace(const bnorm_shape *shape) {
-    const bnorm_view view = bnorm_view_of(shape);
-    const bnorm_blocks blocks = bnorm_blocks_of(&view);
-    const size_t most = (size_t)PTRDIFF_MAX / 2 / view.c;
+size_t bnorm_reduction_workspace(const bnorm_view *view, const bnorm_blocks *blocks) {
     const size_t fixed = 2 * sizeof(double) + 4 * sizeof(float), entry = 2 * sizeof(double);
-    if (most < fixed || blocks.count > (most - fixed) / entry)
+    size_t bytes;
+    if (__builtin_mul_overflow(blocks->count, entry, &bytes) ||
+        __builtin_add_overflow(bytes, fixed, &bytes) ||
+        __builtin_mul_overflow(bytes, view->c, &bytes) || bytes > (size_t)PTRDIFF_MAX / 2)
         return 0;
-    return (blocks.count * entry + fixed) * view.c + WS_ALIGN;
+    return bytes + WS_ALIGN;
 }
 
-bnorm_tables bnorm_tables_of(const bnorm_shape *shape, void *ws) {
-    const bnorm_view view = bnorm_view_of(shape);
-    const size_t c = view.c, entries = bnorm_blocks_of(&view).count * c,
-                 off = (size_t)((uintptr_t)ws % WS_ALIGN);
+bnorm_tables bnorm_tables_of(const bnorm_view *view, const bnorm_blocks *blocks, void *ws) {
+    const size_t c = view->c, entries = blocks->count * c, off = (size_t)((uintptr_t)ws % WS_ALIGN);
     double *const begin = (double *)(void *)((char *)ws + (off ? WS_ALIGN - off : 0)),
                   *merged = begin + 2 * entries;
     float *const floats = (float *)(void *)(merged + 2 * c);
@@ -32,10 +30,25 @@ bnorm_tables bnorm_tables_of(const bnorm_shape *shape, void *ws) {
                           {floats, floats + c, floats + 2 * c, floats + 3 * c}};
 }
 
+bnorm_partials bnorm_partials_of(const bnorm_view *view, const bnorm_blocks *blocks,
+                                 const bnorm_tables *tables) {
+    const bnorm_block last = bnorm_block_at(view, blocks, blocks->per_image - 1);
+    return (bnorm_partials){
+        .entries = {tables->entries[0], tables->entries[1]},
+        .stride = view->c,
+        .blocks = blocks->count,
+        .per_image = blocks->per_image,
+        .size = (double)blocks->size,
+        .last = (double)last.len,
+    };
+}
+
 size_t bnorm_workspace(bnorm_op op, const bnorm_shape *shape) {
     if ((unsigned)op > BNORM_OP_BACKWARD || bnorm_check_shape(shape) || bnorm_is_empty(shape))
         return 0;
-    return bnorm_reduction_workspace(shape);
+    const bnorm_view view = bnorm_view_of(shape);
+    const bnorm_blocks blocks = bnorm_blocks_of(&view);
+    return bnorm_reduction_workspace(&view, &blocks);
 }
 
 struct job {
@@ -108,7 +121,8 @@ static int run_fused(struct job *job, const bnorm_exec *exec) {
 }
 
 void bnorm_reduction_run(const bnorm_reduction *op, const bnorm_exec *exec) {
-    struct job job = {.op = op};
+    struct job job;
+    job.op = op; /* the rest is set where it is used */
     const bnorm_view *view = &op->view;
 
     if (!view->rows && op->reduce && run_fused(&job, exec))

@@ -19,8 +19,12 @@ typedef struct bnorm_tables {
     float *coefficients[4];
 } bnorm_tables;
 
-size_t bnorm_reduction_workspace(const bnorm_shape *shape); /* bytes; 0 where that overflows */
-bnorm_tables bnorm_tables_of(const bnorm_shape *shape, void *ws);
+/* Bytes; 0 where that overflows. */
+size_t bnorm_reduction_workspace(const bnorm_view *view, const bnorm_blocks *blocks);
+bnorm_tables bnorm_tables_of(const bnorm_view *view, const bnorm_blocks *blocks, void *ws);
+/* The entries as the merging kernels read them. */
+bnorm_partials bnorm_partials_of(const bnorm_view *view, const bnorm_blocks *blocks,
+                                 const bnorm_tables *tables);
 
 typedef struct bnorm_reduction {
     const void *self; /* first argument of the functions */

@@ -37,13 +37,13 @@ static size_t channel_count(size_t i) {
 
 static const size_t plane_sizes[] = {1,   2,   3,   7,   15,  16,   17,   31,   33,   49,
                                      63,  64,  65,  100, 127, 128,  196,  255,  257,  500,
-                                     511, 512, 513, 575, 577, 1000, 4095, 4096, 4097, 8200};
+                                     511, 512, 513, 575, 577, 1000, 2047, 2048, 2049, 4200};
 
 static void add_nhwc(struct shapes *s) {
     static const size_t few_rows[] = {1, 2, 3, 7, 15, 16, 17, 31, 33, 49};
     for (size_t i = 0; i < CHANNEL_COUNTS; i++) {
         const size_t c = channel_count(i);
-        const size_t block = bnorm_block_rows(c), group = BNORM_GROUP * bnorm_chains(c);
+        const size_t block = bnorm_block_rows(c, 0), group = BNORM_GROUP * bnorm_chains(c);
         for (size_t k = 0; k < 3; k++)
             shapes_add(s, BNORM_NHWC, 1 + (i + k) % 5, c, few_rows[(3 * i + k) % 10]);
         for (size_t k = 0; k < 3; k++)

@@ -4,15 +4,17 @@
  * that of one double operation; eta = 2^-149 covers what an operation loses to underflow. Products
  * of such terms are covered by SLACK. Magnitudes are those of the exact values.
  *
- *   Moments. A block's sum is a double sum of at most 64 groups of 8 per chain and 64 chains: no
- *   element passes through more than 64 + 3 + 6 additions; merging a block costs the mean four
- *   roundings. So |mean' - mean| <= delta = (80 + 4*blocks)*w*max|x|.
- *   Squares are taken of d = x - pivot, where the pivot is the block's mean rounded to float. In
- *   the sum of d*d an element passes through the rounding of d (counts twice), of its product, of
- *   three fma and one addition, all in float: 7u times the sum of squares about the pivots, which
- *   is at most n*(var + (u*max|x|)^2). Correcting for the pivot and merging moves the blocks' means
- *   by delta at most, hence 2*sqrt(var)*delta + delta^2. Together:
- *       |var' - var| <= 7u*(var + (u*max|x|)^2) + 2*sqrt(var)*delta + delta^2.
+ *   Moments. A block's sum is a double sum: a chain of at most 1024 values, by pairs, and at most 32
+ *   chains, so that no element passes through more than 512 + 1 + 5 additions; merging a block costs
+ *   the mean four roundings. So |mean' - mean| <= delta = (520 + 4*blocks)*w*max|x|.
+ *   Squares are taken of d = x - pivot. In the sum of d*d an element passes through the rounding of d
+ *   (counts twice), of eight fma and one addition, all in float: 11u times the sum of squares about
+ *   the pivots. Where the pivot is the block's mean rounded to float (NCHW) that sum is at most
+ *   n*(var + (u*max|x|)^2). Where it comes from a sample, it is less than 4 times the block's part of
+ *   n*var, or the mean rounded to float is taken instead. Correcting for the pivot and merging moves
+ *   the blocks' means by delta at most, hence 2*sqrt(var)*delta + delta^2. Together, with k = 1 for
+ *   planes and 4 for rows:
+ *       |var' - var| <= 11u*(k*var + (u*max|x|)^2) + 2*sqrt(var)*delta + delta^2.
  *
  *   Affine map. v = fma(x - c, s, b) + r in float: u|x - c||s| for the difference (none without c),
  *   u|(x - c)s + b| for the fma, u|v| for adding r.
@@ -29,9 +31,10 @@
  *   Backward. g = dy*act'(v): LEAKY_RELU rounds once, u|g|. HARD_SWISH's slope v/3 + 1/2 is off by
  *   e_v/3 + u|v|/3 (the constant 1/3) + u|slope|, and the product rounds: u|g|. Where act'(v)
  * jumps, callers see to dy = 0, or know v to the bit. e_v is the affine map's bound with s and b
- * rounded. Sums are double sums, at most (80 + 4*blocks) roundings, then one to float: |dbeta' -
- * dbeta| <= sum(e_g) + (80 + 4*blocks)*w*sum|g| + u|dbeta|, dgamma alike with invstd*|x - mean| as
- * weights. dx = fma((x - hi)*invstd, slope, fma(g, s, offset)), slope = -s*dgamma/n, and offset =
+ * rounded. Sums of g are double sums, at most (520 + 4*blocks) roundings, then one to float: |dbeta'
+ * - dbeta| <= sum(e_g) + (520 + 4*blocks)*w*sum|g| + u|dbeta|. dgamma has invstd*|x - hi| as weights,
+ * and its products are in float within a group: u for the difference, eight fma, one addition: 10u.
+ * dx = fma((x - hi)*invstd, slope, fma(g, s, offset)), slope = -s*dgamma/n, and offset =
  * -s*dbeta/n - lo*invstd*slope, both from the unrounded sums, rounded once: the error is |s|e_g +
  * u|s g| + u|s g + offset| + (error and u of offset) + |x - hi|*invstd*(error and 3u of slope) +
  * u|dx|. The code below calls slope what is here slope*invstd.
@@ -61,10 +64,10 @@ static size_t at(const bnorm_shape *s, size_t c, size_t q) {
                                    : (image * s->c + c) * s->hw + p;
 }
 
-/* More blocks per channel than any sensible plan has: at most 32 positions in each. */
+/* More blocks per channel than any sensible plan has: at least 32 positions in each. */
 static double sum_roundings(const bnorm_shape *s) {
     const double blocks = (double)s->n * ceil((double)s->hw / 32);
-    return 80 + 4 * blocks;
+    return 520 + 4 * blocks;
 }
 
 static double param(const double *array, size_t c, double otherwise) {
@@ -197,8 +200,9 @@ void oracle_moments(const bnorm_shape *shape, const double *x, const struct orac
         const double shift = sum_total(&rest) / n;
         double var = sum_total(&squares) / n - shift * shift;
         double delta = sum_roundings(shape) * W * max * SLACK;
+        const double k = shape->layout == BNORM_NCHW && shape->hw > 1 ? 1 : 4;
         double var_bound =
-            7 * U * (var + U * max * U * max) + 2 * sqrt(fabs(var)) * delta + delta * delta;
+            11 * U * (k * var + U * max * U * max) + 2 * sqrt(fabs(var)) * delta + delta * delta;
         if (min_x == max_x && isfinite(mean)) /* a constant channel has to be exact */
             var = var_bound = delta = 0;
         if (out->mean)
@@ -345,7 +349,8 @@ void oracle_backward(const bnorm_shape *shape, const double *x, const double *dy
         }
         const double dbeta = sum_total(&sum_g), dgamma = invstd * sum_total(&sum_gx);
         const double dbeta_error = SLACK * (error_g + roundings * W * abs_g);
-        const double dgamma_error = SLACK * invstd * (error_gx + roundings * W * abs_gx);
+        const double dgamma_error =
+            SLACK * invstd * (error_gx + (10 * U + roundings * W) * abs_gx + 2 * n * ETA);
         out->dbeta[c] = dbeta;
         out->dgamma[c] = dgamma;
         out->dbeta_bound[c] = dbeta_error + U * fabs(dbeta) + ETA;

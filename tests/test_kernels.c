@@ -17,7 +17,7 @@
  * bytes, between guard pages for the kernel under test.                                          */
 
 enum version { SCALAR, TESTED, VERSIONS };
-enum { MAX_OPERANDS = 12, POOL_BYTES = 24 << 20 };
+enum { MAX_OPERANDS = 16, POOL_BYTES = 24 << 20 };
 
 struct operand {
     const char *name;
@@ -152,6 +152,15 @@ static void fill_doubles(struct trial *r, struct operand *o, double low, double 
     memcpy(o->data[TESTED], p, o->bytes);
 }
 
+/* Floats that another kernel hands over: every NaN is bnorm's. */
+static void canonical(struct operand *o) {
+    float *p = o->data[SCALAR];
+    for (size_t i = 0; i < o->bytes / sizeof(float); i++)
+        if (p[i] != p[i])
+            p[i] = bits_float(0xffffffff);
+    memcpy(o->data[TESTED], p, o->bytes);
+}
+
 static void *at(const struct operand *o, enum version v) {
     return o ? o->data[v] : NULL;
 }
@@ -234,7 +243,7 @@ static size_t some_chains(struct trial *r, size_t c) {
 
 /* Up to a block of rows, mostly around the edges of the groups. */
 static size_t some_rows(struct trial *r, size_t c, size_t chains) {
-    const size_t most = bnorm_block_rows(c), group = BNORM_GROUP * chains;
+    const size_t most = bnorm_block_rows(c, 1 << 24), group = BNORM_GROUP * chains;
     size_t rows;
     switch (rng_below(r->rng, 8)) {
     case 0:
@@ -303,26 +312,206 @@ static void check_moments_span(struct test *t) {
     for_lengths(t, 1, NULL, 0, trial_any_plane);
 }
 
-static void trial_merge(struct trial *r, size_t c, size_t round) {
-    const double n_block = (double)(1 + rng_below(r->rng, 4096));
-    const double n_before = round % 3 == 0 ? 0 : (double)(4096 * (1 + rng_below(r->rng, 1 << 20)));
-    test_context(r->t, "c = %zu, n_before = %g, n_block = %g, values %d", c, n_before, n_block,
+/* The tables of merge and add_blocks: some blocks of some images, channels [first, first + c). */
+struct blocks {
+    bnorm_partials sizes; /* without pointers */
+    size_t first;
+    struct operand *entries[2];
+};
+
+static struct blocks new_blocks(struct trial *r, size_t c, size_t round) {
+    const size_t images = 1 + rng_below(r->rng, 4), per_image = 1 + rng_below(r->rng, 4);
+    const double size = (double)(1 + rng_below(r->rng, 4096));
+    struct blocks k = {.first = gap(r)};
+    k.sizes = (bnorm_partials){.blocks = round % 3 ? images * per_image : 1,
+                               .per_image = round % 3 ? per_image : 1,
+                               .stride = k.first + c + gap(r),
+                               .size = size,
+                               .last = (double)(1 + rng_below(r->rng, (size_t)size))};
+    const size_t count = (k.sizes.blocks - 1) * k.sizes.stride + k.first + c;
+    test_context(r->t,
+                 "c = %zu from %zu, stride = %zu, blocks = %zu, %zu per image, %g and %g long, "
+                 "values %d",
+                 c, k.first, k.sizes.stride, k.sizes.blocks, k.sizes.per_image, size, k.sizes.last,
                  r->values);
-    struct operand *sum = doubles(r, "sum", c), *block_m2 = doubles(r, "block_m2", c);
-    struct operand *mean = doubles(r, "mean", c), *m2 = doubles(r, "m2", c);
-    fill_doubles(r, sum, -n_block, n_block);
-    fill_doubles(r, block_m2, 0, n_block);
-    if (n_before != 0) { /* else they hold canaries: not to be read */
-        fill_doubles(r, mean, -1, 1);
-        fill_doubles(r, m2, 0, n_before);
+    k.entries[0] = doubles(r, "sums", count);
+    k.entries[1] = doubles(r, "m2 or sums of products", count);
+    fill_doubles(r, k.entries[0], -size, size);
+    fill_doubles(r, k.entries[1], 0, size);
+    return k;
+}
+
+static bnorm_partials partials_of(const struct blocks *k, enum version v) {
+    bnorm_partials p = k->sizes;
+    for (size_t i = 0; i < 2; i++)
+        p.entries[i] = at(k->entries[i], v);
+    return p;
+}
+
+static void trial_merge(struct trial *r, size_t c, size_t round) {
+    const struct blocks k = new_blocks(r, c, round);
+    struct operand *mean = doubles(r, "mean", k.first + c), *m2 = doubles(r, "m2", k.first + c);
+    for (enum version v = SCALAR; v < VERSIONS; v++) {
+        const bnorm_partials p = partials_of(&k, v);
+        r->isa[v]->merge(&p, k.first, c, at(mean, v), at(m2, v));
     }
-    for (enum version v = SCALAR; v < VERSIONS; v++)
-        r->isa[v]->merge(c, n_before, n_block, at(sum, v), at(block_m2, v), at(mean, v), at(m2, v));
     compare(r);
 }
 
 static void check_merge(struct test *t) {
     for_lengths(t, 24, long_runs, LONG_RUNS, trial_merge);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Coefficients                                                                                   */
+
+/* As in training: n of a tensor, sometimes 1. */
+static double some_count(struct trial *r) {
+    return (double)(one_in(r, 4) ? 1 : 1 + rng_below(r->rng, 100000));
+}
+
+/* Not wanted, or an array of floats. */
+static struct operand *maybe(struct trial *r, const char *name, size_t count) {
+    return one_in(r, 3) ? NULL : floats(r, name, count);
+}
+
+static struct operand *maybe_parameters(struct trial *r, const char *name, size_t count,
+                                        float unit) {
+    return one_in(r, 3) ? NULL : parameters(r, name, count, unit);
+}
+
+static void trial_coefficients(struct trial *r, size_t c, size_t round) {
+    const size_t first = gap(r), count = first + c;
+    const double n = some_count(r), rates[] = {0, 0.1, 0.01, 1, 1, -0.5, 3};
+    const double rate = rates[rng_below(r->rng, sizeof rates / sizeof rates[0])];
+    const double eps = one_in(r, 3) ? 0 : one_in(r, 2) ? 1e-5 : 1e-3;
+    const double divisor = one_in(r, 2) || n == 1 ? n : n - 1;
+    const int drop_low = (int)rng_below(r->rng, 2), scaled = round % 4 != 0;
+    test_context(r->t,
+                 "c = %zu from %zu, n = %g, eps = %g, rate = %g, divisor = %g, drop_low %d, "
+                 "scaled %d, values %d",
+                 c, first, n, eps, rate, divisor, drop_low, scaled, r->values);
+    struct operand *mean = doubles(r, "mean", count), *m2 = doubles(r, "m2", count);
+    const double size = ldexp(1, (int)rng_below(r->rng, 60) - 40);
+    fill_doubles(r, mean, -size, one_in(r, 4) ? 0x1p128 : size);
+    fill_doubles(r, m2, 0, one_in(r, 4) ? 0 : size);
+    struct operand *gamma = maybe_parameters(r, "gamma", count, 1);
+    struct operand *beta = maybe_parameters(r, "beta", count, 0);
+    struct operand *center = scaled ? floats(r, "center", count) : NULL;
+    struct operand *scale = scaled ? floats(r, "scale", count) : NULL;
+    struct operand *shift = scaled ? floats(r, "shift", count) : NULL;
+    struct operand *save_mean = maybe(r, "save_mean", count);
+    struct operand *save_mean_lo = maybe(r, "save_mean_lo", count);
+    struct operand *save_invstd = maybe(r, "save_invstd", count);
+    struct operand *running_mean = maybe(r, "running_mean", count);
+    struct operand *running_var = maybe(r, "running_var", count);
+    for (enum version v = SCALAR; v < VERSIONS; v++) {
+        const bnorm_coefficient_args args = {
+            .mean = at(mean, v),
+            .m2 = at(m2, v),
+            .n = n,
+            .eps = eps,
+            .gamma = at(gamma, v),
+            .beta = at(beta, v),
+            .drop_low = drop_low,
+            .center = at(center, v),
+            .scale = at(scale, v),
+            .shift = at(shift, v),
+            .save_mean = at(save_mean, v),
+            .save_mean_lo = at(save_mean_lo, v),
+            .save_invstd = at(save_invstd, v),
+            .running_mean = at(running_mean, v),
+            .running_var = at(running_var, v),
+            .rate = rate,
+            .divisor = divisor,
+        };
+        r->isa[v]->coefficients(&args, first, c);
+    }
+    compare(r);
+}
+
+static void check_coefficients(struct test *t) {
+    for_lengths(t, 24, long_runs, LONG_RUNS, trial_coefficients);
+}
+
+static void trial_add_blocks(struct trial *r, size_t c, size_t round) {
+    const struct blocks k = new_blocks(r, c, round);
+    struct operand *g = doubles(r, "sum_g", k.first + c), *gx = doubles(r, "sum_gx", k.first + c);
+    for (enum version v = SCALAR; v < VERSIONS; v++) {
+        const bnorm_partials p = partials_of(&k, v);
+        r->isa[v]->add_blocks(&p, k.first, c, at(g, v), at(gx, v));
+    }
+    compare(r);
+}
+
+static void check_add_blocks(struct test *t) {
+    for_lengths(t, 24, long_runs, LONG_RUNS, trial_add_blocks);
+}
+
+static void trial_scale_shift(struct trial *r, size_t c, size_t round) {
+    (void)round;
+    test_context(r->t, "c = %zu, values %d", c, r->values);
+    struct operand *gamma = maybe_parameters(r, "gamma", c, 1);
+    struct operand *beta = maybe_parameters(r, "beta", c, 0);
+    struct operand *mean_lo = maybe_parameters(r, "mean_lo", c, 0);
+    struct operand *invstd = parameters(r, "invstd", c, 1);
+    struct operand *scale = floats(r, "scale", c), *shift = floats(r, "shift", c);
+    for (enum version v = SCALAR; v < VERSIONS; v++) {
+        const bnorm_scale_args args = {
+            .gamma = at(gamma, v),
+            .beta = at(beta, v),
+            .mean_lo = at(mean_lo, v),
+            .invstd = at(invstd, v),
+            .scale = at(scale, v),
+            .shift = at(shift, v),
+        };
+        r->isa[v]->scale_shift(&args, c);
+    }
+    compare(r);
+}
+
+static void check_scale_shift(struct test *t) {
+    for_lengths(t, 24, long_runs, LONG_RUNS, trial_scale_shift);
+}
+
+static void trial_grad_coefficients(struct trial *r, size_t c, size_t round) {
+    const size_t first = gap(r), count = first + c;
+    const double n = some_count(r), size = ldexp(1, (int)rng_below(r->rng, 60) - 40);
+    const int sloped = round % 4 != 0;
+    test_context(r->t, "c = %zu from %zu, n = %g, sloped %d, values %d", c, first, n, sloped,
+                 r->values);
+    struct operand *sum_g = doubles(r, "sum_g", count), *sum_gx = doubles(r, "sum_gx", count);
+    fill_doubles(r, sum_g, -size, size);
+    fill_doubles(r, sum_gx, -size, size);
+    struct operand *gamma = maybe_parameters(r, "gamma", count, 1);
+    struct operand *mean_lo = maybe_parameters(r, "mean_lo", count, 0);
+    struct operand *invstd = parameters(r, "invstd", count, 1);
+    struct operand *dgamma = maybe(r, "dgamma", count), *dbeta = maybe(r, "dbeta", count);
+    struct operand *scale = parameters(r, "scale", count, 1);
+    canonical(scale); /* scale_shift wrote it */
+    struct operand *slope = sloped ? floats(r, "slope", count) : NULL;
+    struct operand *offset = sloped ? floats(r, "offset", count) : NULL;
+    for (enum version v = SCALAR; v < VERSIONS; v++) {
+        const bnorm_grad_coefficient_args args = {
+            .sum_g = at(sum_g, v),
+            .sum_gx = at(sum_gx, v),
+            .n = n,
+            .gamma = at(gamma, v),
+            .mean_lo = at(mean_lo, v),
+            .invstd = at(invstd, v),
+            .dgamma = at(dgamma, v),
+            .dbeta = at(dbeta, v),
+            .scale = at(scale, v),
+            .slope = at(slope, v),
+            .offset = at(offset, v),
+        };
+        r->isa[v]->grad_coefficients(&args, first, c);
+    }
+    compare(r);
+}
+
+static void check_grad_coefficients(struct test *t) {
+    for_lengths(t, 24, long_runs, LONG_RUNS, trial_grad_coefficients);
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -344,6 +533,11 @@ static bnorm_act some_act(struct trial *r, size_t round) {
     return (bnorm_act){kind, NAN, NAN}; /* a and b are not of these */
 }
 
+/* Sum of enum bnorm_hint; half of the time none. */
+static unsigned some_hints(struct trial *r) {
+    return one_in(r, 2) ? 0 : (unsigned)rng_below(r->rng, 8);
+}
+
 /* Where apply writes. */
 enum place { APART, IN_X, IN_RESIDUAL };
 
@@ -356,14 +550,16 @@ static void trial_apply(struct trial *r, int rows, size_t len, size_t round) {
                             : place == IN_X ? x_stride
                                             : residual_stride;
     const bnorm_act act = some_act(r, round);
-    test_context(r->t,
-                 "len = %zu, runs = %zu, act %d (%g, %g), center %d, residual %d, y %s, strides "
-                 "%zu %zu %zu, values %d",
-                 len, runs, (int)act.kind, (double)act.a, (double)act.b, with_center, with_residual,
-                 place == APART  ? "apart"
-                 : place == IN_X ? "in x"
-                                 : "in residual",
-                 x_stride, residual_stride, y_stride, r->values);
+    const unsigned hints = some_hints(r);
+    test_context(
+        r->t,
+        "len = %zu, runs = %zu, hints %u, act %d (%g, %g), center %d, residual %d, y %s, strides "
+        "%zu %zu %zu, values %d",
+        len, runs, hints, (int)act.kind, (double)act.a, (double)act.b, with_center, with_residual,
+        place == APART  ? "apart"
+        : place == IN_X ? "in x"
+                        : "in residual",
+        x_stride, residual_stride, y_stride, r->values);
     struct operand *x = floats(r, "x", span(runs, x_stride, len));
     struct operand *residual =
         with_residual ? floats(r, "residual", span(runs, residual_stride, len)) : NULL;
@@ -387,6 +583,7 @@ static void trial_apply(struct trial *r, int rows, size_t len, size_t round) {
             .scale = at(scale, v),
             .shift = at(shift, v),
             .act = act,
+            .hints = hints,
         };
         if (rows)
             r->isa[v]->apply_rows(&args);
@@ -429,7 +626,8 @@ static struct grad new_grad(struct trial *r, int rows, size_t runs, size_t len, 
                   .dy_stride = len + gap(r),
                   .extra_stride = len + gap(r),
                   .pre = (enum bnorm_pre)(round / ACTS % PRES),
-                  .act = some_act(r, round)},
+                  .act = some_act(r, round),
+                  .hints = some_hints(r)},
     };
     const bnorm_grad_args *s = &g.sizes;
     const size_t channels = rows ? len : runs;

@@ -61,10 +61,38 @@ static void count_moments_span(const float *x, size_t stride, size_t planes, siz
     add_work(KERNEL_moments_span, planes * len);
 }
 
-static void count_merge(size_t c, double n_before, double n_block, const double *sum,
-                        const double *block_m2, double *mean, double *m2) {
-    (void)n_before, (void)n_block, (void)sum, (void)block_m2, (void)mean, (void)m2;
-    add_work(KERNEL_merge, 6 * DOUBLES * c);
+/* Two tables read, two results written. */
+static void count_blocks(enum kernel kernel, const bnorm_partials *p, size_t c) {
+    add_work(kernel, 2 * DOUBLES * c * (p->blocks + 1));
+}
+
+static void count_merge(const bnorm_partials *p, size_t first, size_t c, double *mean, double *m2) {
+    (void)first, (void)mean, (void)m2;
+    count_blocks(KERNEL_merge, p, c);
+}
+
+static void count_add_blocks(const bnorm_partials *p, size_t first, size_t c, double *sum_g,
+                             double *sum_gx) {
+    (void)first, (void)sum_g, (void)sum_gx;
+    count_blocks(KERNEL_add_blocks, p, c);
+}
+
+/* What divisions and roots cost, in elements that pass by in that time: about 10 cycles. */
+enum { COEFFICIENTS = 16 };
+
+static void count_coefficients(const bnorm_coefficient_args *a, size_t first, size_t c) {
+    (void)a, (void)first;
+    add_work(KERNEL_coefficients, COEFFICIENTS * c);
+}
+
+static void count_scale_shift(const bnorm_scale_args *a, size_t c) {
+    (void)a;
+    add_work(KERNEL_scale_shift, 6 * c);
+}
+
+static void count_grad_coefficients(const bnorm_grad_coefficient_args *a, size_t first, size_t c) {
+    (void)a, (void)first;
+    add_work(KERNEL_grad_coefficients, COEFFICIENTS * c);
 }
 
 static void count_apply(enum kernel kernel, const bnorm_apply_args *a) {
@@ -438,14 +466,14 @@ static void print_summary(const result *results, size_t count, int hint, double 
 static void print_lines(const result *results, size_t count) {
     printf("%-15s %-9s %-6s %-4s", "shape", "op", "layout", "hint");
     for (size_t k = 0; k < COLUMNS; k++)
-        printf(" T=%-3zu", columns[k]);
+        printf("   T=%-2zu", columns[k]);
     printf("  worst at T  smallest  there: tasks x largest; loses most in\n");
     for (size_t i = 0; i < count; i++) {
         const result *r = &results[i];
         printf("%-15s %-9s %-6s %-4s", r->shape->size, op_names[r->op], layout_names[r->layout],
                r->hint ? "yes" : "no");
         for (size_t k = 0; k < COLUMNS; k++)
-            printf("%6.1f", 100 * r->imbalance[columns[k]]);
+            printf("%7.1f", 100 * r->imbalance[columns[k]]);
         printf(" %6.1f   %2zu  %8zu  %s; %s\n", worst_of(r), r->worst, r->smallest, r->phases,
                r->culprit);
     }

@@ -34,6 +34,18 @@ static inline void vec_store(float *p, vec_f v) {
 static inline void vec_store_n(float *p, vec_f v, size_t n) {
     _mm256_maskstore_ps(p, vec_mask_f(n), v);
 }
+static inline void vec_bypass(float *p, vec_f v) {
+    _mm256_stream_ps(p, v);
+}
+static inline void vec_fence(void) {
+    _mm_sfence();
+}
+static inline void vec_fetch(const float *p) {
+    __builtin_prefetch(p, 0, 3);
+}
+static inline void vec_fetch_out(const float *p) {
+    __builtin_prefetch(p, 1, 3);
+}
 static inline vec_f vec_set1(float v) {
     return _mm256_set1_ps(v);
 }
@@ -63,6 +75,19 @@ static inline vec_f vec_zero_unless_gt(vec_f a, vec_f b, vec_f v) {
 }
 static inline vec_f vec_canonical(vec_f v) {
     return _mm256_or_ps(v, _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+}
+
+/* max and min return their second operand where one is a NaN or both are zeros. */
+static inline vec_f vec_relu(vec_f v) {
+    return _mm256_or_ps(_mm256_max_ps(v, _mm256_setzero_ps()), _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+}
+static inline vec_f vec_clamp(vec_f v, vec_f a, vec_f b) {
+    return _mm256_or_ps(_mm256_min_ps(_mm256_max_ps(v, a), b), _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+}
+
+/* The first n lanes of a, the others of b. */
+static inline vec_f vec_join(vec_f a, vec_f b, size_t n) {
+    return _mm256_blendv_ps(b, a, _mm256_castsi256_ps(vec_mask_f(n)));
 }
 
 /* The first n lanes of v, zeros behind them. */
@@ -97,8 +122,14 @@ static inline vec_d vec_mul_d(vec_d a, vec_d b) {
 static inline vec_d vec_div_d(vec_d a, vec_d b) {
     return _mm256_div_pd(a, b);
 }
+static inline vec_d vec_sqrt_d(vec_d v) {
+    return _mm256_sqrt_pd(v);
+}
 static inline vec_d vec_fma_d(vec_d a, vec_d b, vec_d c) {
     return _mm256_fmadd_pd(a, b, c);
+}
+static inline vec_d vec_if_eq_d(vec_d a, vec_d b, vec_d yes, vec_d no) {
+    return _mm256_blendv_pd(no, yes, _mm256_cmp_pd(a, b, _CMP_EQ_OQ));
 }
 static inline vec_d vec_if_lt_d(vec_d a, vec_d b, vec_d yes, vec_d no) {
     return _mm256_blendv_pd(no, yes, _mm256_cmp_pd(a, b, _CMP_LT_OQ));
@@ -111,6 +142,14 @@ static inline unsigned vec_outside_d(vec_d v, double low, double high) {
     return (unsigned)_mm256_movemask_pd(
         _mm256_or_pd(_mm256_cmp_pd(v, vec_set1_d(low), _CMP_NGE_UQ),
                      _mm256_cmp_pd(v, vec_set1_d(high), _CMP_NLE_UQ)));
+}
+
+static inline vec_d vec_fold_d(const vec_d v[VEC_D]) {
+    const vec_d even = _mm256_add_pd(_mm256_permute2f128_pd(v[0], v[2], 0x20),
+                                     _mm256_permute2f128_pd(v[0], v[2], 0x31));
+    const vec_d odd = _mm256_add_pd(_mm256_permute2f128_pd(v[1], v[3], 0x20),
+                                    _mm256_permute2f128_pd(v[1], v[3], 0x31));
+    return _mm256_add_pd(_mm256_unpacklo_pd(even, odd), _mm256_unpackhi_pd(even, odd));
 }
 
 /* float -> double: from memory, and the lower and upper half of a vector. */
@@ -126,9 +165,21 @@ static inline vec_d vec_low(vec_f v) {
 static inline vec_d vec_high(vec_f v) {
     return _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1));
 }
+/* Both halves of a vector: from memory, as taking it apart costs a shuffle. */
+static inline void vec_widen_both(const float *p, vec_d *low, vec_d *high) {
+    *low = vec_widen(p);
+    *high = vec_widen(p + VEC_D);
+}
 /* double -> float, rounded: VEC_D floats to memory. */
 static inline void vec_narrow_store(float *p, vec_d v) {
     _mm_storeu_ps(p, _mm256_cvtpd_ps(v));
+}
+static inline void vec_narrow_store_n(float *p, vec_d v, size_t n) {
+    _mm_maskstore_ps(p, vec_mask_half(n), _mm256_cvtpd_ps(v));
+}
+/* Rounded to floats, and back. */
+static inline vec_d vec_round_d(vec_d v) {
+    return _mm256_cvtps_pd(_mm256_cvtpd_ps(v));
 }
 /* gcc inserts this only when it optimizes, and not for size; without it all SSE code that follows
  * is slow. */

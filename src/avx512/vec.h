@@ -27,6 +27,18 @@ static inline void vec_store(float *p, vec_f v) {
 static inline void vec_store_n(float *p, vec_f v, size_t n) {
     _mm512_mask_storeu_ps(p, vec_mask_f(n), v);
 }
+static inline void vec_bypass(float *p, vec_f v) {
+    _mm512_stream_ps(p, v);
+}
+static inline void vec_fence(void) {
+    _mm_sfence();
+}
+static inline void vec_fetch(const float *p) {
+    __builtin_prefetch(p, 0, 3);
+}
+static inline void vec_fetch_out(const float *p) {
+    __builtin_prefetch(p, 1, 3);
+}
 static inline vec_f vec_set1(float v) {
     return _mm512_set1_ps(v);
 }
@@ -54,9 +66,27 @@ static inline vec_f vec_zero_if_le(vec_f a, vec_f b, vec_f v) {
 static inline vec_f vec_zero_unless_gt(vec_f a, vec_f b, vec_f v) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), v);
 }
-static inline vec_f vec_canonical(vec_f v) {
+/* What vfixupimm makes of each kind of number, 4 bits each: NaNs become `nan`, others stay (1); for
+ * the second table zeros and what is below become +0 (8). */
+static inline vec_f vec_fixup(vec_f v, int table) {
     const vec_f nan = _mm512_castsi512_ps(_mm512_set1_epi32(-1));
-    return _mm512_mask_mov_ps(v, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), nan);
+    return _mm512_fixupimm_ps(nan, v, _mm512_set1_epi32(table), 0);
+}
+static inline vec_f vec_canonical(vec_f v) {
+    return vec_fixup(v, 0x11111100);
+}
+static inline vec_f vec_relu(vec_f v) {
+    return vec_fixup(v, 0x18181800);
+}
+static inline vec_f vec_clamp(vec_f v, vec_f a, vec_f b) {
+    const vec_f nan = _mm512_castsi512_ps(_mm512_set1_epi32(-1));
+    return _mm512_mask_mov_ps(_mm512_min_ps(_mm512_max_ps(v, a), b),
+                              _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), nan);
+}
+
+/* The first n lanes of a, the others of b. */
+static inline vec_f vec_join(vec_f a, vec_f b, size_t n) {
+    return _mm512_mask_mov_ps(b, vec_mask_f(n), a);
 }
 
 /* The first n lanes of v, zeros behind them. */
@@ -91,8 +121,14 @@ static inline vec_d vec_mul_d(vec_d a, vec_d b) {
 static inline vec_d vec_div_d(vec_d a, vec_d b) {
     return _mm512_div_pd(a, b);
 }
+static inline vec_d vec_sqrt_d(vec_d v) {
+    return _mm512_sqrt_pd(v);
+}
 static inline vec_d vec_fma_d(vec_d a, vec_d b, vec_d c) {
     return _mm512_fmadd_pd(a, b, c);
+}
+static inline vec_d vec_if_eq_d(vec_d a, vec_d b, vec_d yes, vec_d no) {
+    return _mm512_mask_blend_pd(_mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ), no, yes);
 }
 static inline vec_d vec_if_lt_d(vec_d a, vec_d b, vec_d yes, vec_d no) {
     return _mm512_mask_blend_pd(_mm512_cmp_pd_mask(a, b, _CMP_LT_OQ), no, yes);
@@ -105,6 +141,18 @@ static inline vec_d vec_canonical_d(vec_d v) {
 static inline unsigned vec_outside_d(vec_d v, double low, double high) {
     return (unsigned)(_mm512_cmp_pd_mask(v, vec_set1_d(low), _CMP_NGE_UQ) |
                       _mm512_cmp_pd_mask(v, vec_set1_d(high), _CMP_NLE_UQ));
+}
+
+static inline vec_d vec_fold_d(const vec_d v[VEC_D]) {
+    /* Each vector's halves added, of two vectors at a time; then their quarters. */
+#define VEC_FOLD(a, b, first, second)                                                              \
+    _mm512_add_pd(_mm512_shuffle_f64x2(a, b, first), _mm512_shuffle_f64x2(a, b, second))
+    const vec_d even =
+        VEC_FOLD(VEC_FOLD(v[0], v[2], 0x44, 0xee), VEC_FOLD(v[4], v[6], 0x44, 0xee), 0x88, 0xdd);
+    const vec_d odd =
+        VEC_FOLD(VEC_FOLD(v[1], v[3], 0x44, 0xee), VEC_FOLD(v[5], v[7], 0x44, 0xee), 0x88, 0xdd);
+#undef VEC_FOLD
+    return _mm512_add_pd(_mm512_unpacklo_pd(even, odd), _mm512_unpackhi_pd(even, odd));
 }
 
 /* float -> double: from memory, and the lower and upper half of a vector. */
@@ -120,9 +168,21 @@ static inline vec_d vec_low(vec_f v) {
 static inline vec_d vec_high(vec_f v) {
     return _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1));
 }
+/* Both halves of a vector: from memory, as taking it apart costs a shuffle. */
+static inline void vec_widen_both(const float *p, vec_d *low, vec_d *high) {
+    *low = vec_widen(p);
+    *high = vec_widen(p + VEC_D);
+}
 /* double -> float, rounded: VEC_D floats to memory. */
 static inline void vec_narrow_store(float *p, vec_d v) {
     _mm256_storeu_ps(p, _mm512_cvtpd_ps(v));
+}
+static inline void vec_narrow_store_n(float *p, vec_d v, size_t n) {
+    _mm256_mask_storeu_ps(p, vec_mask_d(n), _mm512_cvtpd_ps(v));
+}
+/* Rounded to floats, and back. */
+static inline vec_d vec_round_d(vec_d v) {
+    return _mm512_cvtps_pd(_mm512_cvtpd_ps(v));
 }
 /* gcc inserts this only when it optimizes, and not for size; without it all SSE code that follows
  * is slow. */

@@ -1,159 +1,472 @@
 /* SPDX-License-Identifier: MIT
  *
- * y = act(fma(x - center, scale, shift) + residual). The kind of activation and the presence of
- * center and residual are constants of an inlined body, so that each combination has its own loop. */
+ * The elementwise passes: y of forward, dx and dresidual of backward. One loop serves them all, as
+ * they have the same course: runs that follow one another are one stream, which is cut where lines
+ * of the cache begin, so that each store fills a vector and none crosses a line. Where a run ends
+ * within a vector, its lanes take the parameters of both runs. The kind of activation and the family
+ * are constants of an inlined body; what else a call may want or not is asked once per group of
+ * vectors. */
 
+/* Vectors that are loaded, computed and stored together: their latencies overlap, also where a
+ * compiler must assume that a store changes what a later load reads. */
+#define BNORM_VECTORS 4
+/* Floats in a line of the cache. */
+#define BNORM_LINE 16
+/* Rows of few channels are joined to rows of about BNORM_LONG_ROW floats, at most BNORM_PERIOD. */
+#define BNORM_LONG_ROW 256
+#define BNORM_PERIOD   1024
+
+/* Streams of fewer floats are not cut at lines. */
+#define BNORM_SHORT 768
+
+/* How far ahead of their use lines are asked for, in floats. */
+#define BNORM_AHEAD_IN  512
+#define BNORM_AHEAD_OUT 256
+#define BNORM_FETCHED   128 /* at once */
+
+/* Keeps what is slow anyway, as it waits for memory, out of the way of the rest. */
+#define BNORM_RARELY(condition) __builtin_expect(!!(condition), 0)
+
+enum direction { FORWARD, BACKWARD };
+
+struct form {
+    enum direction direction;
+    bnorm_act_kind kind;
+    int spread; /* planes: one parameter for all lanes */
+};
+
+/* Arrays of parameters; those that are not wanted are any readable memory. */
+struct parameters {
+    const float *center, *scale, *shift, *invstd, *slope, *offset;
+};
+
+/* `count` streams of `total` elements each, in runs of `len`. A stream of several runs has no gaps.
+ */
+struct streams {
+    size_t count, total, len;
+    size_t first; /* where in a run each stream begins */
+    const float *x, *dy, *extra;
+    float *out, *dresidual; /* out: y or dx; NULL = not wanted */
+    size_t x_stride, dy_stride, extra_stride, out_stride, dresidual_stride;
+    enum bnorm_pre pre;
+    bnorm_act act;
+    int centred, sloped;
+    unsigned hints;
+    struct parameters p;
+    struct parameters joint; /* rows: the last VEC_F of a run and the first VEC_F of the next */
+};
+
+/* y, canonical. */
 BNORM_INLINE vec_f activate(bnorm_act_kind kind, vec_f v, vec_f a, vec_f b) {
     const vec_f zero = vec_set1(0), three = vec_set1(3);
     switch (kind) {
     case BNORM_ACT_IDENTITY:
         break;
     case BNORM_ACT_RELU:
-        return vec_zero_if_le(v, zero, v);
+        return vec_relu(v);
     case BNORM_ACT_CLAMP:
-        v = vec_if_le(v, a, a, v);
-        return vec_if_le(b, v, b, v);
+        return vec_clamp(v, a, b);
     case BNORM_ACT_LEAKY_RELU:
-        return vec_if_gt(v, zero, v, vec_mul(v, a));
+        v = vec_if_gt(v, zero, v, vec_mul(v, a));
+        break;
     case BNORM_ACT_HARD_SWISH: {
         const vec_f between = vec_mul(vec_mul(v, vec_add(v, three)), vec_set1(1.0f / 6));
-        return vec_zero_if_le(v, vec_set1(-3), vec_if_le(three, v, v, between));
+        v = vec_zero_if_le(v, vec_set1(-3), vec_if_le(three, v, v, between));
+        break;
     }
     }
-    return v;
+    return vec_canonical(v);
 }
 
-struct apply_vectors {
-    vec_f center, scale, shift, a, b;
+/* What the lanes of a vector take: with spread the same for all, else from element i of arrays. */
+struct lane_parameters {
+    vec_f center, scale, shift, invstd, slope, offset;
 };
 
-BNORM_INLINE void apply_lanes(bnorm_act_kind kind, int centred, int added, const float *x,
-                              const float *residual, float *y, const struct apply_vectors *p,
-                              size_t n) {
-    vec_f v = load_lanes(x, n);
-    if (centred)
-        v = vec_sub(v, p->center);
-    v = vec_fma(v, p->scale, p->shift);
-    if (added)
-        v = vec_add(v, load_lanes(residual, n));
-    store_lanes(y, vec_canonical(activate(kind, v, p->a, p->b)), n);
-}
-
-/* n lanes of one row, from element i on. */
-BNORM_INLINE void apply_row_lanes(bnorm_act_kind kind, int centred, int added,
-                                  const bnorm_apply_args *a, const float *x, const float *residual,
-                                  float *y, size_t i, size_t n) {
-    const struct apply_vectors p = {centred ? load_lanes(a->center + i, n) : vec_set1(0),
-                                    load_lanes(a->scale + i, n), load_lanes(a->shift + i, n),
-                                    vec_set1(a->act.a), vec_set1(a->act.b)};
-    apply_lanes(kind, centred, added, x + i, added ? residual + i : NULL, y + i, &p, n);
-}
-
-/* Row by row: parameters come from L1 again for each row, which costs less than the strided stores
- * of several rows. */
-BNORM_INLINE void apply_rows_body(bnorm_act_kind kind, int centred, int added,
-                                  const bnorm_apply_args *a) {
-    for (size_t r = 0; r < a->runs; r++) {
-        const float *x = a->x + r * a->x_stride;
-        const float *residual = added ? a->residual + r * a->residual_stride : NULL;
-        float *y = a->y + r * a->y_stride;
-        size_t i = 0;
-        for (; i + 4 * VEC_F <= a->len; i += 4 * VEC_F) {
-            BNORM_UNROLL
-            for (size_t q = 0; q < 4 * VEC_F; q += VEC_F)
-                apply_row_lanes(kind, centred, added, a, x, residual, y, i + q, VEC_F);
+BNORM_INLINE void fetch_ahead(const struct form f, const struct streams *s, size_t e, size_t end) {
+    for (; e < end; e += BNORM_LINE) {
+        if (s->hints & BNORM_FETCH_IN) {
+            vec_fetch(s->x + e + BNORM_AHEAD_IN);
+            if (f.direction == BACKWARD)
+                vec_fetch(s->dy + e + BNORM_AHEAD_IN);
+            if (s->extra)
+                vec_fetch(s->extra + e + BNORM_AHEAD_IN);
         }
-        for (; i < a->len; i += VEC_F)
-            apply_row_lanes(kind, centred, added, a, x, residual, y, i, lesser(VEC_F, a->len - i));
-    }
-}
-
-BNORM_INLINE void apply_span_body(bnorm_act_kind kind, int centred, int added,
-                                  const bnorm_apply_args *a) {
-    for (size_t r = 0; r < a->runs; r++) {
-        const struct apply_vectors p = {centred ? vec_set1(a->center[r]) : vec_set1(0),
-                                        vec_set1(a->scale[r]), vec_set1(a->shift[r]),
-                                        vec_set1(a->act.a), vec_set1(a->act.b)};
-        const float *x = a->x + r * a->x_stride,
-                    *residual = added ? a->residual + r * a->residual_stride : NULL;
-        float *y = a->y + r * a->y_stride;
-        size_t i = 0;
-        for (; i + 4 * VEC_F <= a->len; i += 4 * VEC_F) {
-            BNORM_UNROLL
-            for (size_t q = 0; q < 4 * VEC_F; q += VEC_F)
-                apply_lanes(kind, centred, added, x + i + q, added ? residual + i + q : NULL,
-                            y + i + q, &p, VEC_F);
+        if (s->hints & BNORM_FETCH_OUT) {
+            if (f.direction == FORWARD || s->out)
+                vec_fetch_out(s->out + e + BNORM_AHEAD_OUT);
+            if (f.direction == BACKWARD && s->dresidual)
+                vec_fetch_out(s->dresidual + e + BNORM_AHEAD_OUT);
         }
-        for (; i < a->len; i += VEC_F)
-            apply_lanes(kind, centred, added, x + i, added ? residual + i : NULL, y + i, &p,
-                        lesser(VEC_F, a->len - i));
     }
 }
 
-#define BNORM_APPLY_CASE(body, kind)                                                               \
-    case kind:                                                                                     \
-        if (local.center)                                                                          \
-            local.residual ? body(kind, 1, 1, &local) : body(kind, 1, 0, &local);                  \
-        else                                                                                       \
-            local.residual ? body(kind, 0, 1, &local) : body(kind, 0, 0, &local);                  \
-        break;
+/* `count` vectors of n lanes from element e on, whose parameters are `all` or the arrays p from
+ * element i on. */
+BNORM_INLINE void group_lanes(const struct form f, const struct streams *s,
+                              const struct lane_parameters *all, const struct parameters *p,
+                              size_t i, size_t e, size_t count, size_t n, int lines) {
+    vec_f x[BNORM_VECTORS], v[BNORM_VECTORS] = {0}, g[BNORM_VECTORS];
+    const vec_f act_a = vec_set1(s->act.a), act_b = vec_set1(s->act.b);
+    const int has_argument = f.direction == FORWARD || f.kind != BNORM_ACT_IDENTITY;
+#define BNORM_EACH                                                                                 \
+    BNORM_UNROLL                                                                                   \
+    for (size_t q = 0; q < count; q++)
+#define BNORM_PUT(where, v)                                                                        \
+    if (BNORM_RARELY(lines && s->hints & BNORM_BYPASS))                                            \
+        BNORM_EACH vec_bypass(s->where + e + q * VEC_F, v);                                        \
+    else                                                                                           \
+        BNORM_EACH store_lanes(s->where + e + q * VEC_F, v, n)
+#define BNORM_P(name) (f.spread ? all->name : load_lanes(p->name + i + q * VEC_F, n))
 
-/* A local copy of the arguments stays in registers: vector stores may alias anything whose address
- * is known outside. */
-#define BNORM_APPLY_CASES(body)                                                                    \
-    const bnorm_apply_args local = *a;                                                             \
-    switch (local.act.kind) {                                                                      \
-        BNORM_APPLY_CASE(body, BNORM_ACT_IDENTITY)                                                 \
-        BNORM_APPLY_CASE(body, BNORM_ACT_RELU)                                                     \
-        BNORM_APPLY_CASE(body, BNORM_ACT_CLAMP)                                                    \
-        BNORM_APPLY_CASE(body, BNORM_ACT_LEAKY_RELU)                                               \
-        BNORM_APPLY_CASE(body, BNORM_ACT_HARD_SWISH)                                               \
+    BNORM_EACH x[q] = load_lanes(s->x + e + q * VEC_F, n);
+    if (s->centred)
+        BNORM_EACH x[q] = vec_sub(x[q], BNORM_P(center));
+    if (has_argument) {
+        if (f.direction == BACKWARD && s->pre == BNORM_PRE_Y) {
+            BNORM_EACH v[q] = load_lanes(s->extra + e + q * VEC_F, n);
+        } else {
+            BNORM_EACH v[q] = vec_fma(x[q], BNORM_P(scale), BNORM_P(shift));
+            if (s->pre == BNORM_PRE_RESIDUAL)
+                BNORM_EACH v[q] = vec_add(v[q], load_lanes(s->extra + e + q * VEC_F, n));
+        }
     }
+    if (f.direction == FORWARD) {
+        BNORM_EACH v[q] = activate(f.kind, v[q], act_a, act_b);
+        BNORM_PUT(out, v[q]);
+        return;
+    }
+    BNORM_EACH g[q] = load_lanes(s->dy + e + q * VEC_F, n);
+    if (has_argument)
+        BNORM_EACH g[q] = gradient(f.kind, v[q], g[q], act_a, act_b);
+    if (s->dresidual) {
+        BNORM_PUT(dresidual, vec_canonical(g[q]));
+    }
+    if (!s->out)
+        return;
+    if (s->sloped) {
+        BNORM_EACH g[q] = vec_fma(g[q], BNORM_P(scale), BNORM_P(offset));
+        BNORM_EACH x[q] = vec_mul(x[q], BNORM_P(invstd));
+        BNORM_EACH g[q] = vec_fma(x[q], BNORM_P(slope), g[q]);
+    } else {
+        BNORM_EACH g[q] = vec_mul(g[q], BNORM_P(scale));
+    }
+    BNORM_PUT(out, vec_canonical(g[q]));
+#undef BNORM_EACH
+#undef BNORM_P
+#undef BNORM_PUT
+}
 
-static void apply_rows_any(const bnorm_apply_args *a) {
-    BNORM_APPLY_CASES(apply_rows_body)
+/* The parameters of run r. */
+BNORM_INLINE struct lane_parameters spread_parameters(const struct form f, const struct streams *s,
+                                                      size_t r) {
+    const int backward = f.direction == BACKWARD;
+    const vec_f none = vec_set1(0);
+    return (struct lane_parameters){
+        vec_set1(s->p.center[r]),
+        vec_set1(s->p.scale[r]),
+        vec_set1(s->p.shift[r]),
+        backward ? vec_set1(s->p.invstd[r]) : none,
+        backward ? vec_set1(s->p.slope[r]) : none,
+        backward ? vec_set1(s->p.offset[r]) : none,
+    };
+}
+
+/* Those of a for n lanes and those of b for the others. */
+BNORM_INLINE struct lane_parameters join_parameters(const struct lane_parameters *a,
+                                                    const struct lane_parameters *b, size_t n) {
+    return (struct lane_parameters){
+        vec_join(a->center, b->center, n), vec_join(a->scale, b->scale, n),
+        vec_join(a->shift, b->shift, n),   vec_join(a->invstd, b->invstd, n),
+        vec_join(a->slope, b->slope, n),   vec_join(a->offset, b->offset, n),
+    };
+}
+
+/* The streams from number `count` on. */
+BNORM_INLINE void skip_streams(const struct form f, struct streams *s, size_t count) {
+    const size_t channels = f.spread ? count : 0;
+    s->x += count * s->x_stride;
+    if (s->extra)
+        s->extra += count * s->extra_stride;
+    if (s->out)
+        s->out += count * s->out_stride;
+    if (f.direction == BACKWARD) {
+        s->dy += count * s->dy_stride;
+        if (s->dresidual)
+            s->dresidual += count * s->dresidual_stride;
+    }
+    s->p.center += channels;
+    s->p.scale += channels;
+    s->p.shift += channels;
+    s->p.invstd += channels;
+    s->p.slope += channels;
+    s->p.offset += channels;
+}
+
+/* Where an element of a stream lies: element i of run r. */
+struct place {
+    size_t r, i;
+};
+
+/* Elements [e, end) of a stream, the first at `at`: what fills no line, and short runs. Returns where
+ * `end` lies. */
+BNORM_INLINE struct place stream_edge(const struct form f, const struct streams *s, struct place at,
+                                      size_t e, size_t end) {
+    while (e < end) {
+        const size_t n = lesser(lesser(VEC_F, end - e), s->len - at.i);
+        const struct lane_parameters p = spread_parameters(f, s, f.spread ? at.r : 0);
+        group_lanes(f, s, &p, &s->p, at.i, e, 1, n, 0);
+        e += n;
+        at.i += n;
+        if (at.i == s->len)
+            at = (struct place){at.r + 1, 0};
+    }
+    return at;
+}
+
+/* Elements [e, end) of a stream, whole vectors, the first at `at`; a run has at least VEC_F. Returns
+ * where `end` lies. */
+BNORM_INLINE struct place stream_body(const struct form f, const struct streams *s, struct place at,
+                                      size_t e, size_t end) {
+    struct lane_parameters all = spread_parameters(f, s, f.spread ? at.r : 0);
+    for (;;) {
+        size_t left = lesser(s->len - at.i, end - e) / VEC_F;
+        for (; left >= BNORM_VECTORS; left -= BNORM_VECTORS) {
+            group_lanes(f, s, &all, &s->p, at.i, e, BNORM_VECTORS, VEC_F, 1);
+            e += BNORM_VECTORS * VEC_F;
+            at.i += BNORM_VECTORS * VEC_F;
+        }
+        for (; left; left--) {
+            group_lanes(f, s, &all, &s->p, at.i, e, 1, VEC_F, 1);
+            e += VEC_F;
+            at.i += VEC_F;
+        }
+        const size_t n = s->len - at.i; /* lanes that belong to this run */
+        if (e == end)
+            return n ? at : (struct place){at.r + 1, 0};
+        at = (struct place){at.r + 1, 0};
+        const struct lane_parameters next = f.spread ? spread_parameters(f, s, at.r) : all;
+        if (n) {
+            const struct lane_parameters both = f.spread ? join_parameters(&all, &next, n) : all;
+            at.i = VEC_F - n;
+            group_lanes(f, s, &both, &s->joint, at.i, e, 1, VEC_F, 1);
+            e += VEC_F;
+            if (e == end)
+                return at;
+        }
+        all = next;
+    }
+}
+
+/* Elements from p to the next line. */
+BNORM_INLINE size_t to_line(const float *p) {
+    return -((uintptr_t)p / sizeof *p) % BNORM_LINE;
+}
+
+/* Elements before the first whole line; 0 where aligned stores would gain less than this costs. */
+BNORM_INLINE size_t head_of(const struct streams *s) {
+    return s->total < BNORM_SHORT ? 0 : to_line(s->out ? s->out : s->dresidual);
+}
+
+/* Of the hints that were given, those that serve this stream: asking ahead needs one that goes on;
+ * whole lines can go past the caches where both outputs have them in the same places. */
+BNORM_INLINE unsigned stream_hints(const struct streams *s, unsigned hints) {
+    if (s->total < 4 * BNORM_AHEAD_IN)
+        hints &= BNORM_BYPASS;
+    if (s->total < BNORM_SHORT ||
+        (s->out && s->dresidual && to_line(s->out) != to_line(s->dresidual)))
+        hints &= ~(unsigned)BNORM_BYPASS;
+    return hints;
+}
+
+BNORM_INLINE void all_streams(const struct form f, struct streams s) {
+    const unsigned hints = s.hints;
+    for (size_t k = 0; k < s.count; k++) {
+        const size_t head = s.len < VEC_F ? s.total : head_of(&s);
+        const size_t end = head + (s.total - head) / BNORM_LINE * BNORM_LINE;
+        struct place at = {0, s.first};
+        s.hints = stream_hints(&s, hints);
+        /* Both edges in one place, so that there is one copy of them. */
+        for (size_t e = 0, stop = head;; stop = s.total) {
+            at = stream_edge(f, &s, at, e, stop);
+            if (stop == s.total)
+                break;
+            for (e = head; e < end;) {
+                size_t part = end;
+                if (s.hints & (BNORM_FETCH_IN | BNORM_FETCH_OUT)) {
+                    part = lesser(end, e + BNORM_FETCHED);
+                    fetch_ahead(f, &s, e, part);
+                }
+                at = stream_body(f, &s, at, e, part);
+                e = part;
+            }
+        }
+        skip_streams(f, &s, 1);
+    }
+    if (hints & BNORM_BYPASS)
+        vec_fence();
     vec_leave();
 }
 
-/* p[0..c) repeated `times` times. */
-BNORM_INLINE const float *repeat(float *pattern, const float *p, size_t c, size_t times) {
-    if (!p)
-        return NULL;
-    for (size_t j = 0; j < times; j++)
-        memcpy(pattern + j * c, p, c * sizeof *p);
-    return pattern;
+#define BNORM_FORM(direction, kind, spread)                                                        \
+    case kind:                                                                                     \
+        all_streams((struct form){direction, kind, spread}, s);                                    \
+        break;
+#define BNORM_FORMS(direction, spread)                                                             \
+    switch (s.act.kind) {                                                                          \
+        BNORM_FORM(direction, BNORM_ACT_IDENTITY, spread)                                          \
+        BNORM_FORM(direction, BNORM_ACT_RELU, spread)                                              \
+        BNORM_FORM(direction, BNORM_ACT_CLAMP, spread)                                             \
+        BNORM_FORM(direction, BNORM_ACT_LEAKY_RELU, spread)                                        \
+        BNORM_FORM(direction, BNORM_ACT_HARD_SWISH, spread)                                        \
+    }
+
+BNORM_INLINE struct streams streams_of(const bnorm_grad_args *a) {
+    const float *const any = a->scale;
+    struct streams s = {
+        .count = a->runs,
+        .total = a->len,
+        .len = a->len,
+        .x = a->x,
+        .dy = a->dy,
+        .extra = reads_extra(a->pre) ? a->extra : NULL,
+        .out = a->dx,
+        .dresidual = a->dresidual,
+        .x_stride = a->x_stride,
+        .dy_stride = a->dy_stride,
+        .extra_stride = a->extra_stride,
+        .out_stride = a->dx_stride,
+        .dresidual_stride = a->dresidual_stride,
+        .pre = a->pre,
+        .act = a->act,
+        .hints = a->hints,
+        .centred = a->center != NULL,
+        .sloped = a->slope != NULL,
+        .p = {a->center ? a->center : any, a->scale, a->shift ? a->shift : any,
+              a->slope ? a->invstd : any, a->slope ? a->slope : any, a->slope ? a->offset : any},
+    };
+    if (a->pre == BNORM_PRE_NONE)
+        s.act.kind = BNORM_ACT_IDENTITY;
+    if (a->x_stride == a->len && (!s.dy || a->dy_stride == a->len) &&
+        (!s.extra || a->extra_stride == a->len) && (!s.out || a->dx_stride == a->len) &&
+        (!s.dresidual || a->dresidual_stride == a->len)) {
+        s.total = a->runs * a->len;
+        s.count = 1;
+    }
+    return s;
 }
 
-/* Few channels without gaps between rows: several rows are one, with the parameters repeated, so
- * that vectors are full. */
-static void apply_rows(const bnorm_apply_args *a) {
-    const size_t c = a->len, times = bnorm_chains(c);
-    const int dense =
-        a->x_stride == c && a->y_stride == c && (!a->residual || a->residual_stride == c);
-    if (times == 1 || !dense || a->runs < 2 * times) {
-        apply_rows_any(a);
-        return;
-    }
-    float center[BNORM_MAX_LANES], scale[BNORM_MAX_LANES], shift[BNORM_MAX_LANES];
-    bnorm_apply_args wide = *a, rest = *a;
-    wide.runs = a->runs / times;
-    wide.len = wide.x_stride = wide.y_stride = wide.residual_stride = c * times;
-    wide.center = repeat(center, a->center, c, times);
-    wide.scale = repeat(scale, a->scale, c, times);
-    wide.shift = repeat(shift, a->shift, c, times);
-    apply_rows_any(&wide);
+/* Forward as a case of backward's arguments. */
+BNORM_INLINE bnorm_grad_args forward_args(const bnorm_apply_args *a) {
+    return (bnorm_grad_args){
+        .runs = a->runs,
+        .len = a->len,
+        .x = a->x,
+        .extra = a->residual,
+        .x_stride = a->x_stride,
+        .extra_stride = a->residual_stride,
+        .pre = a->residual ? BNORM_PRE_RESIDUAL : BNORM_PRE_X,
+        .act = a->act,
+        .center = a->center,
+        .scale = a->scale,
+        .shift = a->shift,
+        .dx = a->y,
+        .dx_stride = a->y_stride,
+        .hints = a->hints,
+    };
+}
 
-    const size_t done = wide.runs * times;
-    rest.runs = a->runs - done;
-    rest.x += done * c;
-    rest.y += done * c;
-    if (rest.residual)
-        rest.residual += done * c;
-    if (rest.runs)
-        apply_rows_any(&rest);
+/* Parameters of rows as a stream takes them. */
+struct written {
+    _Alignas(64) float array[6][BNORM_PERIOD + 3 * BNORM_LINE];
+    float joint[6][2 * VEC_F];
+};
+
+/* p[0..c) over and over, from p[first] on, first < BNORM_LINE; `least` is vector_multiple(c). */
+BNORM_INLINE const float *write_period(float *array, const float *p, size_t c, size_t first,
+                                       size_t least, size_t period) {
+    float *const begin = array + BNORM_LINE - first;
+    const size_t again = least + first, end = period + first;
+    for (size_t j = 0; j < again; j += c)
+        for (size_t i = 0; i < c && j + i < again; i += VEC_F)
+            vec_store(begin + j + i, load_lanes(p + i, lesser(VEC_F, c - i)));
+    for (size_t j = again; j < end; j += VEC_F)
+        vec_store(begin + j, vec_load(begin + j - least));
+    return array + BNORM_LINE;
+}
+
+BNORM_INLINE const float *write_joint(float *to, const float *p, size_t c) {
+    vec_store(to, vec_load(p + c - VEC_F));
+    vec_store(to + VEC_F, vec_load(p));
+    return to;
+}
+
+/* The smallest multiple of c that whole vectors fill. */
+BNORM_INLINE size_t vector_multiple(size_t c) {
+    size_t times = 1;
+    while (c * times % VEC_F)
+        times *= 2;
+    return c * times;
+}
+
+#define BNORM_FOR_PARAMETERS(s, X)                                                                 \
+    if ((s)->centred)                                                                              \
+        X(0, center);                                                                              \
+    X(1, scale);                                                                                   \
+    X(2, shift);                                                                                   \
+    if ((s)->sloped) {                                                                             \
+        X(3, invstd);                                                                              \
+        X(4, slope);                                                                               \
+        X(5, offset);                                                                              \
+    }
+
+/* Rows without gaps are one stream, whose parameters repeat. Written out so that they begin with the
+ * first whole line and fill vectors, they are loaded like the tensors; where that takes too much room
+ * they are loaded from anywhere and a vector may get those of two rows. */
+BNORM_INLINE void join_rows(struct streams *s, struct written *written) {
+    const size_t c = s->len, head = head_of(s), least = vector_multiple(c);
+    if (s->count > 1 || s->total == c)
+        return;
+    if (head == 0 && c == least && c >= BNORM_LONG_ROW)
+        return;
+    if (least <= BNORM_PERIOD && s->total >= (c < VEC_F ? 2 : 8) * least) {
+        s->len = least;
+        while (s->len < BNORM_LONG_ROW && s->total >= 4 * s->len)
+            s->len *= 2;
+        s->first = (s->len - head) % s->len;
+#define BNORM_WRITE(k, name)                                                                       \
+    s->p.name = write_period(written->array[k], s->p.name, c, head % c, least, s->len)
+        BNORM_FOR_PARAMETERS(s, BNORM_WRITE)
+#undef BNORM_WRITE
+    } else if (c >= VEC_F) {
+#define BNORM_WRITE(k, name) s->joint.name = write_joint(written->joint[k], s->p.name, c)
+        BNORM_FOR_PARAMETERS(s, BNORM_WRITE)
+#undef BNORM_WRITE
+    }
+}
+
+static void apply_rows(const bnorm_apply_args *a) {
+    const bnorm_grad_args args = forward_args(a);
+    struct streams s = streams_of(&args);
+    struct written written;
+    join_rows(&s, &written);
+    BNORM_FORMS(FORWARD, 0)
 }
 
 static void apply_span(const bnorm_apply_args *a) {
-    BNORM_APPLY_CASES(apply_span_body)
-    vec_leave();
+    const bnorm_grad_args args = forward_args(a);
+    const struct streams s = streams_of(&args);
+    BNORM_FORMS(FORWARD, 1)
+}
+
+static void dx_rows(const bnorm_grad_args *a) {
+    struct streams s = streams_of(a);
+    struct written written;
+    join_rows(&s, &written);
+    BNORM_FORMS(BACKWARD, 0)
+}
+
+static void dx_span(const bnorm_grad_args *a) {
+    const struct streams s = streams_of(a);
+    BNORM_FORMS(BACKWARD, 1)
 }

@@ -3,6 +3,15 @@
  * What the passes of backward share: g = dy*act'(v). How v is recovered (pre) and
  * the kind of activation are constants of an inlined body. */
 
+/* p[0..c) repeated `times` times. */
+BNORM_INLINE const float *repeat(float *pattern, const float *p, size_t c, size_t times) {
+    if (!p)
+        return NULL;
+    for (size_t j = 0; j < times; j++)
+        memcpy(pattern + j * c, p, c * sizeof *p);
+    return pattern;
+}
+
 /* dy times the derivative at v. */
 BNORM_INLINE vec_f gradient(bnorm_act_kind kind, vec_f v, vec_f dy, vec_f a, vec_f b) {
     const vec_f zero = vec_set1(0), three = vec_set1(3);

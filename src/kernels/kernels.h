@@ -4,6 +4,9 @@
  * after its vec.h, never compiled alone. vec.h provides, for vectors of VEC_F floats (vec_f) and
  * VEC_D = VEC_F/2 doubles (vec_d):
  *   vec_load, vec_store, vec_set1, vec_add, vec_sub, vec_mul
+ *   vec_bypass                    vec_store of part of a line past the caches, p aligned; vec_fence
+ *                                 when all is stored
+ *   vec_fetch, vec_fetch_out      ask for the line of p, to be read or written
  *   vec_fma(a, b, c)              a*b + c rounded once
  *   vec_load_n, vec_store_n       the first n >= 1 lanes; memory behind them is not touched, other
  *                                 lanes load as 0
@@ -12,10 +15,17 @@
  *   vec_zero_if_le                (a, b, v): 0 where a <= b, else v
  *   vec_zero_unless_gt            (a, b, v): v where a > b, else 0
  *   vec_canonical                 every NaN becomes 0xffffffff
- *   ..._d                         the same for doubles, and vec_div_d, vec_if_lt_d, vec_outside_d
+ *   vec_relu, vec_clamp           vec_canonical of these activations
+ *   vec_join                      the first n lanes of one vector, the others of another
+ *   ..._d                         the same for doubles, and vec_div_d, vec_sqrt_d, vec_if_eq_d,
+ *                                 vec_if_lt_d, vec_outside_d
  *   vec_widen, vec_widen_n        floats from memory as doubles
+ *   vec_widen_both                VEC_F floats from memory, as two halves
  *   vec_low, vec_high             the halves of a vec_f as doubles
- *   vec_narrow_store              VEC_D doubles rounded to floats
+ *   vec_narrow_store, ..._n       VEC_D doubles rounded to floats, or the first n of them
+ *   vec_round_d                   doubles rounded to floats, and back
+ *   vec_fold_d                    VEC_D vectors; lane i of the result is the sum of vector i, upper
+ *                                 half added onto lower half
  *   vec_leave                     before a kernel returns to code that is not of this set
  * Wherever a product is added to something, it is written as a fma: a compiler that contracts finds
  * nothing to do. */
@@ -23,13 +33,16 @@
 
 #include <float.h>
 #include <math.h>
+#include <stdint.h>
 #include <string.h>
 
 #define BNORM_INLINE static inline __attribute__((always_inline))
 #if defined(__clang__)
 #define BNORM_UNROLL /* clang unrolls short constant loops by itself */
+#define BNORM_UNROLL_SOME
 #else
-#define BNORM_UNROLL _Pragma("GCC unroll 32")
+#define BNORM_UNROLL      _Pragma("GCC unroll 32")
+#define BNORM_UNROLL_SOME _Pragma("GCC unroll 4")
 #endif
 
 /* Channels that a reduction kernel takes at a time, and room for the lanes of one vector behind
@@ -52,6 +65,31 @@ BNORM_INLINE void store_lanes(float *p, vec_f v, size_t n) {
         vec_store_n(p, v, n);
 }
 
+/* The first n lanes, zeros behind them. */
+BNORM_INLINE vec_f first_lanes(vec_f v, size_t n) {
+    return n == VEC_F ? v : vec_first_n(v, n);
+}
+
+/* s[0..n) = 0; writes whole vectors. */
+BNORM_INLINE void zero_lanes(double *s, size_t n) {
+    for (size_t i = 0; i < n; i += VEC_D)
+        vec_store_d(s + i, vec_set1_d(0));
+}
+
+/* p[0..c) again behind itself, so that it stands there `times` times; writes up to a vector more. */
+BNORM_INLINE void repeat_lanes(float *p, size_t c, size_t times) {
+    for (size_t j = 1; j < times; j++)
+        for (size_t i = 0; i < c; i += VEC_F)
+            vec_store(p + j * c + i, vec_load(p + i));
+}
+
+/* How far ahead of a row the reductions prefetch, in elements: the next group, or, where rows are
+ * long, further on in the row. */
+#define BNORM_FETCH_STRIDE 128
+BNORM_INLINE size_t fetch_distance(size_t stride) {
+    return stride <= BNORM_FETCH_STRIDE ? BNORM_GROUP * stride : 64;
+}
+
 /* A parameter of each lane, or one for all n lanes. */
 BNORM_INLINE vec_f parameter_lanes(const float *p, int spread, size_t i, size_t n) {
     if (!spread)
@@ -61,22 +99,6 @@ BNORM_INLINE vec_f parameter_lanes(const float *p, int spread, size_t i, size_t 
 
 BNORM_INLINE vec_d widen_lanes(const float *p, size_t n) {
     return n == VEC_D ? vec_widen(p) : vec_widen_n(p, n);
-}
-
-/* s[0..n) += v, 1 <= n <= VEC_D. The sums of a plane are padded: whole vectors then, as v is 0 in
- * the other lanes (and a masked store would hold up the load that follows). */
-BNORM_INLINE void accumulate_d(double *s, vec_d v, size_t n, int padded) {
-    if (n == VEC_D || padded)
-        vec_store_d(s, vec_add_d(vec_load_d(s), v));
-    else
-        vec_store_d_n(s, vec_add_d(vec_load_d_n(s, n), v), n);
-}
-
-/* s[0..n) += v widened, 1 <= n <= VEC_F */
-BNORM_INLINE void accumulate_f(double *s, vec_f v, size_t n, int padded) {
-    accumulate_d(s, vec_low(v), lesser(n, VEC_D), padded);
-    if (n > VEC_D)
-        accumulate_d(s + VEC_D, vec_high(v), n - VEC_D, padded);
 }
 
 /* s[i] for i < c: the chains of channel i, which lie c apart, folded upper half onto lower half. */
@@ -91,6 +113,14 @@ BNORM_INLINE void fold_chains(double *s, size_t c, size_t chains) {
     }
 }
 
+/* The same for the chains of one channel. */
+static double fold_scalars(double *s, size_t chains) {
+    for (size_t half = chains / 2; half > 0; half /= 2)
+        for (size_t j = 0; j < half; j++)
+            s[j] += s[half + j];
+    return s[0];
+}
+
 /* The sums of one plane, one lane each. */
 typedef struct plane_lanes {
     _Alignas(64) double lane[BNORM_SPAN_LANES];
@@ -102,39 +132,35 @@ BNORM_INLINE void zero_plane(plane_lanes *p) {
         vec_store_d(p->lane + i, vec_set1_d(0));
 }
 
-/* The same fold for one plane, in registers. Written out, as gcc does not unroll a loop over
- * halves. */
-BNORM_INLINE double fold_plane(const plane_lanes *p) {
+/* The fold of a plane's lanes, down to one vector. */
+BNORM_INLINE vec_d fold_vectors(vec_d *v) {
     enum { VECTORS = BNORM_SPAN_LANES / VEC_D };
-    vec_d v[VECTORS];
-    double t[VEC_D];
-    BNORM_UNROLL
-    for (size_t i = 0; i < VECTORS; i++)
-        v[i] = vec_load_d(p->lane + i * VEC_D);
-#define BNORM_FOLD(size, half, array, add)                                                         \
+    /* Written out, as gcc does not unroll a loop over halves. */
+#define BNORM_FOLD(half)                                                                           \
     BNORM_UNROLL                                                                                   \
-    for (size_t i = 0; (half) < (size) && i < (half); i++)                                         \
-        array[i] = add(array[i], array[((half) + i) % (size)]);
-#define BNORM_ADD(a, b) ((a) + (b))
-    BNORM_FOLD(VECTORS, 16, v, vec_add_d)
-    BNORM_FOLD(VECTORS, 8, v, vec_add_d)
-    BNORM_FOLD(VECTORS, 4, v, vec_add_d)
-    BNORM_FOLD(VECTORS, 2, v, vec_add_d)
-    BNORM_FOLD(VECTORS, 1, v, vec_add_d)
-    vec_store_d(t, v[0]);
-    BNORM_FOLD(VEC_D, 4, t, BNORM_ADD)
-    BNORM_FOLD(VEC_D, 2, t, BNORM_ADD)
-    BNORM_FOLD(VEC_D, 1, t, BNORM_ADD)
+    for (size_t i = 0; (half) < VECTORS && i < (half); i++)                                        \
+        v[i] = vec_add_d(v[i], v[((half) + i) % VECTORS]);
+    BNORM_FOLD(8)
+    BNORM_FOLD(4)
+    BNORM_FOLD(2)
+    BNORM_FOLD(1)
 #undef BNORM_FOLD
-#undef BNORM_ADD
-    return t[0];
+    return v[0];
+}
+
+BNORM_INLINE vec_d fold_plane(const plane_lanes *p) {
+    vec_d v[BNORM_SPAN_LANES / VEC_D];
+    BNORM_UNROLL
+    for (size_t i = 0; i < BNORM_SPAN_LANES; i += VEC_D)
+        v[i / VEC_D] = vec_load_d(p->lane + i);
+    return fold_vectors(v);
 }
 
 #include "moments.h"
-#include "elementwise.h"
 #include "gradient.h"
 #include "sums.h"
-#include "dx.h"
+#include "elementwise.h"
+#include "coefficients.h"
 
 /* The table of this kernel set, made from the one list. */
 #define BNORM_ENTRY(kernel, args) .kernel = kernel,

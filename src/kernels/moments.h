@@ -1,237 +1,275 @@
 /* SPDX-License-Identifier: MIT
  *
- * Sums and squared deviations of a block, and merging of blocks. src/scalar/scalar.c says what,
- * docs/numerics.md why.
- *
- * A strip is a matrix of `rows` whole rows of `len` lanes, and one tail row of which only the first
- * `tail` lanes exist. Each lane is one chain of one channel. Rows are taken in groups of 8; in the
- * last group the missing rows would add zeros, which change no sum, so they are left out. */
+ * Sums and squared deviations of a block. src/scalar/scalar.c says what, docs/numerics.md why. */
 
-/* call(n) with a constant n = rows, 1 to 8. */
-#define BNORM_ROW_CASE(n, call)                                                                    \
-    case n:                                                                                        \
-        call(n);                                                                                   \
-        break;
-#define BNORM_FOR_ROWS(rows, call)                                                                 \
-    switch (rows) {                                                                                \
-        BNORM_ROW_CASE(1, call)                                                                    \
-        BNORM_ROW_CASE(2, call)                                                                    \
-        BNORM_ROW_CASE(3, call)                                                                    \
-        BNORM_ROW_CASE(4, call)                                                                    \
-        BNORM_ROW_CASE(5, call)                                                                    \
-        BNORM_ROW_CASE(6, call)                                                                    \
-        BNORM_ROW_CASE(7, call)                                                                    \
-        BNORM_ROW_CASE(8, call)                                                                    \
+/* What a pass over a block adds up. */
+enum { BNORM_SUMS = 1, BNORM_SQUARES = 2, BNORM_BOTH = 3 };
+
+/* Sums of up to 16 rows of one vector of lanes: x in double, squares in float, even and odd rows
+ * apart. */
+struct group_sums {
+    vec_d low, high;
+    vec_f even, odd;
+};
+
+/* Adds n lanes of a row and m lanes of the row after it; m may be 0. */
+BNORM_INLINE void add_pair(int wanted, struct group_sums *s, const float *a, size_t n,
+                           const float *b, size_t m, vec_f pivot) {
+    if ((wanted & BNORM_SUMS) && n == VEC_F && m == VEC_F) {
+        vec_d a_low, a_high, b_low, b_high;
+        vec_widen_both(a, &a_low, &a_high);
+        vec_widen_both(b, &b_low, &b_high);
+        s->low = vec_add_d(s->low, vec_add_d(a_low, b_low));
+        s->high = vec_add_d(s->high, vec_add_d(a_high, b_high));
+    } else if (wanted & BNORM_SUMS) {
+        const vec_d low = widen_lanes(a, lesser(n, VEC_D));
+        s->low = vec_add_d(s->low, m ? vec_add_d(low, widen_lanes(b, lesser(m, VEC_D))) : low);
+        if (n > VEC_D) {
+            const vec_d high = widen_lanes(a + VEC_D, n - VEC_D);
+            s->high = vec_add_d(
+                s->high, m > VEC_D ? vec_add_d(high, widen_lanes(b + VEC_D, m - VEC_D)) : high);
+        }
     }
-
-/* Sum of rows q and q + 1, the latter if it exists. */
-BNORM_INLINE vec_d pair_sum(const float *x, size_t stride, size_t q, size_t rows, size_t n) {
-    const vec_d first = widen_lanes(x + q * stride, n);
-    return q + 1 < rows ? vec_add_d(first, widen_lanes(x + (q + 1) * stride, n)) : first;
-}
-
-/* Sum of rows q to q + 3. */
-BNORM_INLINE vec_d quad_sum(const float *x, size_t stride, size_t q, size_t rows, size_t n) {
-    const vec_d first = pair_sum(x, stride, q, rows, n);
-    return q + 2 < rows ? vec_add_d(first, pair_sum(x, stride, q + 2, rows, n)) : first;
-}
-
-/* s[0..n) += the tree of up to 8 rows. */
-BNORM_INLINE void group_sum(const float *x, size_t stride, size_t rows, size_t n, int padded,
-                            double *s) {
-    const vec_d first = quad_sum(x, stride, 0, rows, n);
-    accumulate_d(s, rows > 4 ? vec_add_d(first, quad_sum(x, stride, 4, rows, n)) : first, n,
-                 padded);
-}
-
-BNORM_INLINE void group_sums(const float *x, size_t stride, size_t rows, size_t len, int padded,
-                             double *s) {
-    size_t i = 0;
-    for (; i + VEC_D <= len; i += VEC_D)
-        group_sum(x + i, stride, rows, VEC_D, padded, s + i);
-    if (i < len)
-        group_sum(x + i, stride, rows, len - i, padded, s + i);
-}
-
-static void some_sums(const float *x, size_t stride, size_t rows, size_t len, int padded,
-                      double *s){
-#define BNORM_CALL(n) group_sums(x, stride, n, len, padded, s)
-    BNORM_FOR_ROWS(rows, BNORM_CALL)
-#undef BNORM_CALL
-}
-
-/* s[i] += sum of lane i; padded: s is a plane_lanes. */
-BNORM_INLINE void strip_sum(const float *x, size_t stride, size_t rows, size_t len, size_t tail,
-                            int padded, double *s) {
-    for (; rows >= BNORM_GROUP; rows -= BNORM_GROUP, x += BNORM_GROUP * stride)
-        group_sums(x, stride, BNORM_GROUP, len, padded, s);
-    if (tail)
-        some_sums(x, stride, rows + 1, tail, padded, s);
-    if (rows)
-        some_sums(x + tail, stride, rows, len - tail, padded && !tail, s + tail);
-}
-
-/* s[0..n) += sum of (x - pivot)^2 over up to 8 rows: in float, even and odd rows apart. */
-BNORM_INLINE void group_square(const float *x, size_t stride, size_t rows, size_t n, vec_f pivot,
-                               int padded, double *s) {
-    vec_f even = vec_set1(0), odd = even;
-    BNORM_UNROLL
-    for (size_t q = 0; q < rows; q++) {
-        const vec_f d = vec_sub(load_lanes(x + q * stride, n), pivot);
-        if (q % 2 == 0)
-            even = vec_fma(d, d, even);
-        else
-            odd = vec_fma(d, d, odd);
-    }
-    accumulate_f(s, rows > 1 ? vec_add(even, odd) : even, n, padded);
-}
-
-BNORM_INLINE void group_squares(const float *x, size_t stride, size_t rows, size_t len,
-                                const float *pivot, int spread, int padded, double *s) {
-    size_t i = 0;
-    for (; i + VEC_F <= len; i += VEC_F)
-        group_square(x + i, stride, rows, VEC_F, parameter_lanes(pivot, spread, i, VEC_F), padded,
-                     s + i);
-    if (i < len)
-        group_square(x + i, stride, rows, len - i, parameter_lanes(pivot, spread, i, len - i),
-                     padded, s + i);
-}
-
-static void some_squares(const float *x, size_t stride, size_t rows, size_t len, const float *pivot,
-                         int spread, int padded, double *s){
-#define BNORM_CALL(n) group_squares(x, stride, n, len, pivot, spread, padded, s)
-    BNORM_FOR_ROWS(rows, BNORM_CALL)
-#undef BNORM_CALL
-}
-
-/* s[i] += sum of (x - pivot)^2 over lane i; spread: one pivot, and s is a plane_lanes. */
-BNORM_INLINE void strip_squares(const float *x, size_t stride, size_t rows, size_t len, size_t tail,
-                                const float *pivot, int spread, double *s) {
-    for (; rows >= BNORM_GROUP; rows -= BNORM_GROUP, x += BNORM_GROUP * stride)
-        group_squares(x, stride, BNORM_GROUP, len, pivot, spread, spread, s);
-    if (tail)
-        some_squares(x, stride, rows + 1, tail, pivot, spread, spread, s);
-    if (rows)
-        some_squares(x + tail, stride, rows, len - tail, spread ? pivot : pivot + tail, spread,
-                     spread && !tail, s + tail);
-}
-
-/* The same in double, for values whose squares leave the range of a float. Rare: not tuned. */
-static void strip_squares_wide(const float *x, size_t stride, size_t rows, size_t len, size_t tail,
-                               const float *pivot, int spread, double *s) {
-    for (size_t i = 0; i < len; i++) {
-        const size_t count = rows + (i < tail);
-        for (size_t r = 0; r < count; r += BNORM_GROUP) {
-            double sums[2] = {0, 0};
-            for (size_t q = 0; q < BNORM_GROUP && r + q < count; q++) {
-                const double d = (double)x[(r + q) * stride + i] - (double)pivot[spread ? 0 : i];
-                sums[q % 2] = fma(d, d, sums[q % 2]);
-            }
-            s[i] += sums[0] + sums[1];
+    if (wanted & BNORM_SQUARES) {
+        const vec_f even = vec_sub(load_lanes(a, n), first_lanes(pivot, n));
+        s->even = vec_fma(even, even, s->even);
+        if (m) {
+            const vec_f odd = vec_sub(load_lanes(b, m), first_lanes(pivot, m));
+            s->odd = vec_fma(odd, odd, s->odd);
         }
     }
 }
 
-/* Runs a strip function over the chains of c channels, chain j of channel i into lane j*c + i. Rows
- * without gaps are one strip of c*chains lanes; otherwise each chain is a strip of c lanes. */
-#define BNORM_FOR_STRIPS(x, stride, rows, c, chains, call)                                         \
-    do {                                                                                           \
-        if ((stride) == (c)) {                                                                     \
-            const size_t strip_rows = (rows) / (chains), strip_tail = (rows) % (chains) * (c);     \
-            const size_t strip_len = strip_rows ? (c) * (chains) : strip_tail,                     \
-                         strip_stride = (c) * (chains);                                            \
-            const size_t lane = 0;                                                                 \
-            const float *const strip = (x);                                                        \
-            call;                                                                                  \
-        } else {                                                                                   \
-            for (size_t j = 0; j < (chains) && j < (rows); j++) {                                  \
-                const size_t strip_rows = ((rows)-j + (chains)-1) / (chains), strip_tail = 0,      \
-                             strip_len = (c);                                                      \
-                const size_t strip_stride = (stride) * (chains), lane = j * (c);                   \
-                const float *const strip = (x) + j * (stride);                                     \
-                call;                                                                              \
-            }                                                                                      \
-        }                                                                                          \
-    } while (0)
+/* Adds `rows` rows of n lanes, and the first `extra` lanes of one more row: at most 16 rows
+ * altogether. */
+BNORM_INLINE void add_group(int wanted, struct group_sums *s, const float *x, size_t stride,
+                            size_t rows, size_t extra, size_t n, vec_f pivot) {
+    if (__builtin_constant_p(rows)) {
+        BNORM_UNROLL_SOME
+        for (size_t q = 0; q + 2 <= rows; q += 2, x += 2 * stride) {
+            if (wanted & BNORM_SUMS) {
+                vec_fetch(x + fetch_distance(stride));
+                vec_fetch(x + fetch_distance(stride) + stride);
+            }
+            add_pair(wanted, s, x, n, x + stride, n, pivot);
+        }
+    } else {
+        for (size_t q = 0; q + 2 <= rows; q += 2, x += 2 * stride)
+            add_pair(wanted, s, x, n, x + stride, n, pivot);
+    }
+    if (rows % 2)
+        add_pair(wanted, s, x, n, x + stride, extra, pivot);
+    else if (extra)
+        add_pair(wanted, s, x, extra, x, 0, pivot);
+}
+
+/* The same, added to the lanes of sum and squares. Whole vectors of both are written. */
+BNORM_INLINE void group_moments(int wanted, const float *x, size_t stride, size_t rows,
+                                size_t extra, size_t n, vec_f pivot, double *sum, double *squares) {
+    struct group_sums s = {vec_set1_d(0), vec_set1_d(0), vec_set1(0), vec_set1(0)};
+    if (wanted & BNORM_SUMS) {
+        s.low = vec_load_d(sum);
+        s.high = vec_load_d(sum + VEC_D);
+    }
+    add_group(wanted, &s, x, stride, rows, extra, n, pivot);
+    if (wanted & BNORM_SUMS) {
+        vec_store_d(sum, s.low);
+        vec_store_d(sum + VEC_D, s.high);
+    }
+    if (wanted & BNORM_SQUARES) {
+        const vec_f both = vec_add(s.even, s.odd);
+        vec_store_d(squares, vec_add_d(vec_load_d(squares), vec_low(both)));
+        vec_store_d(squares + VEC_D, vec_add_d(vec_load_d(squares + VEC_D), vec_high(both)));
+    }
+}
+
+/* A matrix of `rows` whole rows of `len` lanes, and one tail row of which only the first `tail`
+ * lanes exist. Each lane is one chain of one channel. */
+struct strip {
+    const float *x;
+    size_t stride, rows, len, tail;
+};
+
+/* Adds a strip to its lanes; spread: one pivot for all lanes. */
+BNORM_INLINE void strip_moments(int wanted, int spread, const struct strip *s, const float *pivot,
+                                double *sum, double *squares) {
+    const vec_f none = vec_set1(0),
+                all = spread && (wanted & BNORM_SQUARES) ? vec_set1(*pivot) : none;
+#define BNORM_PIVOT(i) (!(wanted & BNORM_SQUARES) ? none : spread ? all : vec_load(pivot + (i)))
+    const size_t len = spread ? BNORM_SPAN_LANES : s->len;
+    const float *x = s->x;
+    size_t rows = s->rows;
+    for (; rows >= BNORM_GROUP; rows -= BNORM_GROUP, x += BNORM_GROUP * s->stride) {
+        size_t i = 0;
+        for (; i + VEC_F <= len; i += VEC_F)
+            group_moments(wanted, x + i, s->stride, BNORM_GROUP, 0, VEC_F, BNORM_PIVOT(i), sum + i,
+                          squares + i);
+        if (i < len)
+            group_moments(wanted, x + i, s->stride, BNORM_GROUP, 0, len - i, BNORM_PIVOT(i),
+                          sum + i, squares + i);
+    }
+    for (size_t i = 0; i < (rows ? len : s->tail); i += VEC_F) {
+        const size_t n = lesser(VEC_F, len - i),
+                     extra = i < s->tail ? lesser(VEC_F, s->tail - i) : 0;
+        if (spread || n == VEC_F)
+            group_moments(wanted, x + i, s->stride, rows, extra, VEC_F, BNORM_PIVOT(i), sum + i,
+                          squares + i);
+        else
+            group_moments(wanted, x + i, s->stride, rows, extra, n, BNORM_PIVOT(i), sum + i,
+                          squares + i);
+    }
+#undef BNORM_PIVOT
+}
+
+/* Squares of one lane in double, for values whose squares leave the range of a float. Rare: not
+ * tuned. */
+static double wide_squares(const float *x, size_t stride, size_t rows, float pivot) {
+    double total = 0;
+    for (size_t r = 0; r < rows; r += BNORM_GROUP) {
+        double sums[2] = {0, 0};
+        for (size_t q = 0; q < BNORM_GROUP && r + q < rows; q++) {
+            const double d = (double)x[(r + q) * stride] - (double)pivot;
+            sums[q % 2] = fma(d, d, sums[q % 2]);
+        }
+        total += sums[0] + sums[1];
+    }
+    return total;
+}
+
+/* The same for the chains of a channel, whose rows are `stride` apart. */
+static double wide_channel(const float *x, size_t stride, size_t rows, size_t chains, float pivot) {
+    double lanes[BNORM_SPAN_LANES];
+    for (size_t j = 0; j < chains; j++)
+        lanes[j] = j < rows ? wide_squares(x + j * stride, stride * chains,
+                                           (rows - j + chains - 1) / chains, pivot)
+                            : 0;
+    return fold_scalars(lanes, chains);
+}
+
+/* Adds the chains of c channels, chain j of channel i in lane j*c + i. Rows without gaps are one
+ * strip of c*chains lanes; otherwise each chain is a strip of c lanes. */
+BNORM_INLINE void add_chains(int wanted, const float *x, size_t stride, size_t rows, size_t c,
+                             size_t chains, const float *pivot, double *sum, double *squares) {
+    if (chains == 1 || stride == c) {
+        const size_t whole = rows / chains, tail = rows % chains * c;
+        const struct strip s = {x, stride * chains, whole, whole ? c * chains : tail, tail};
+        strip_moments(wanted, 0, &s, pivot, sum, squares);
+        return;
+    }
+    for (size_t j = 0; j < chains && j < rows; j++) {
+        const struct strip s = {x + j * stride, stride * chains, (rows - j + chains - 1) / chains,
+                                c, 0};
+        strip_moments(wanted, 0, &s, pivot + j * c, sum + j * c, squares + j * c);
+    }
+}
+
+/* The mean of a sample of up to 8 rows. Its error costs little accuracy; see distant(). */
+BNORM_INLINE void sample_lanes(size_t samples, const float *x, const size_t *row, size_t n,
+                               float *pivot) {
+    vec_f v[BNORM_SAMPLES];
+    BNORM_UNROLL
+    for (size_t j = 0; j < samples; j++)
+        v[j] = load_lanes(x + row[j], n);
+    for (size_t half = samples / 2; half > 0; half /= 2)
+        for (size_t j = 0; j < half; j++)
+            v[j] = vec_add(v[j], v[half + j]);
+    vec_store(pivot, vec_mul(v[0], vec_set1(1 / (float)samples)));
+}
+
+BNORM_INLINE void sample_pivots(const float *x, size_t stride, size_t rows, size_t c,
+                                float *pivot) {
+    const size_t samples = bnorm_samples(rows);
+    size_t row[BNORM_SAMPLES], i = 0;
+    for (size_t j = 0; j < samples; j++)
+        row[j] = j * rows / samples * stride;
+    if (samples == BNORM_SAMPLES)
+        for (; i + VEC_F <= c; i += VEC_F)
+            sample_lanes(BNORM_SAMPLES, x + i, row, VEC_F, pivot + i);
+    for (; i < c; i += VEC_F)
+        sample_lanes(samples, x + i, row, lesser(VEC_F, c - i), pivot + i);
+}
+
+/* What the sum exceeds n*pivot by. */
+BNORM_INLINE vec_d pivot_excess(double n, const float *pivot, vec_d sum) {
+    return vec_fma_d(vec_set1_d(-n), vec_widen(pivot), sum);
+}
+
+/* Lanes whose pivot is too far from the mean, by more than sqrt(3) deviations: the difference of
+ * squares and excess^2/n would lose digits. */
+BNORM_INLINE unsigned distant(double n, vec_d excess, vec_d squares) {
+    const vec_d t = vec_fma_d(vec_mul_d(excess, vec_set1_d(-1 / n)), excess,
+                              vec_mul_d(squares, vec_set1_d(0.75)));
+    return vec_outside_d(t, 0, DBL_MAX);
+}
+
+/* Replaces the pivots of channels [0, c) that are too far by the mean; how many there were. */
+BNORM_INLINE unsigned replace_pivots(double n, size_t c, const double *sum, const double *squares,
+                                     float *pivot) {
+    unsigned any = 0;
+    for (size_t i = 0; i < c; i += VEC_D) {
+        const vec_d total = vec_load_d(sum + i);
+        unsigned bits = distant(n, pivot_excess(n, pivot + i, total), vec_load_d(squares + i));
+        if (c - i < VEC_D)
+            bits &= (1u << (c - i)) - 1;
+        any |= bits;
+        for (size_t j = 0; bits; j++, bits >>= 1)
+            if (bits & 1)
+                pivot[i + j] = (float)(sum[i + j] * (1 / n));
+    }
+    return any;
+}
 
 /* Values for which squares in float were accurate enough. */
 #define BNORM_LEAST_SQUARES 0x1p-90
 
-/* pivot[i] = sum[i]/n rounded, for c channels; writes up to BNORM_PAD floats behind them. */
-BNORM_INLINE void block_pivots(const double *sum, double inverse_n, size_t c, float *pivot) {
-    for (size_t i = 0; i < c; i += VEC_D)
-        vec_narrow_store(pivot + i, vec_mul_d(vec_load_d_n(sum + i, lesser(VEC_D, c - i)),
-                                              vec_set1_d(inverse_n)));
+/* m2 = squares about the pivot, corrected for the pivot's distance from the mean. */
+BNORM_INLINE vec_d centred_squares(double n, vec_d excess, vec_d squares) {
+    const vec_d zero = vec_set1_d(0);
+    const vec_d m2 = vec_fma_d(excess, vec_mul_d(excess, vec_set1_d(-1 / n)), squares);
+    return vec_canonical_d(vec_if_lt_d(m2, zero, zero, m2));
 }
 
-/* Whether squares of one of c channels left the range of a float. */
-BNORM_INLINE int block_outside(const double *squares, size_t c) {
-    unsigned outside = 0;
-    for (size_t i = 0; i < c; i += VEC_D) {
-        const size_t n = lesser(VEC_D, c - i);
-        outside |= vec_outside_d(vec_load_d_n(squares + i, n), BNORM_LEAST_SQUARES, DBL_MAX) &
-                   ((1u << n) - 1);
-    }
-    return outside != 0;
-}
-
-BNORM_INLINE int is_outside(double squares) {
-    return !(squares >= BNORM_LEAST_SQUARES && squares <= DBL_MAX);
-}
-
-/* m2 = squares about the pivot, corrected for the pivot's rounding. */
-BNORM_INLINE void block_finish(double rows, const float *pivot, size_t c, double *sum, double *m2) {
-    const vec_d minus_n = vec_set1_d(-rows), minus_inverse = vec_set1_d(-(1 / rows)),
-                zero = vec_set1_d(0);
-    for (size_t i = 0; i < c; i += VEC_D) {
-        const size_t n = lesser(VEC_D, c - i);
-        const vec_d total = vec_load_d_n(sum + i, n);
-        const vec_d excess = vec_fma_d(minus_n, vec_widen_n(pivot + i, n), total);
-        const vec_d centred =
-            vec_fma_d(excess, vec_mul_d(excess, minus_inverse), vec_load_d_n(m2 + i, n));
-        vec_store_d_n(sum + i, vec_canonical_d(total), n);
-        vec_store_d_n(m2 + i, vec_canonical_d(vec_if_lt_d(centred, zero, zero, centred)), n);
-    }
-}
+/* Lanes that slices of channels share a second pass over the squares in. */
+#define BNORM_SLICE 64
 
 /* One block of c <= BNORM_TILE channels. */
 BNORM_INLINE void moments_tile(const float *x, size_t stride, size_t rows, size_t c, size_t chains,
                                double *sum, double *m2) {
-    double lanes[BNORM_TILE];
+    double sums[BNORM_TILE + BNORM_PAD], squares[BNORM_TILE + BNORM_PAD];
     float pivot[BNORM_TILE + BNORM_PAD];
-    double *const s = chains > 1 ? lanes : sum, *const s2 = chains > 1 ? lanes : m2;
+    const size_t lanes = c * chains, slice = chains > 1 ? c : BNORM_SLICE;
+    const double n = (double)rows;
 
-    memset(s, 0, c * chains * sizeof *s);
-    BNORM_FOR_STRIPS(
-        x, stride, rows, c, chains,
-        strip_sum(strip, strip_stride, strip_rows, strip_len, strip_tail, 0, s + lane));
-    if (chains > 1) {
-        fold_chains(lanes, c, chains);
-        memcpy(sum, lanes, c * sizeof *sum);
-    }
-    block_pivots(sum, 1 / (double)rows, c, pivot);
-    for (size_t j = 1; j < chains; j++)
-        memcpy(pivot + j * c, pivot, c * sizeof *pivot);
+    zero_lanes(sums, lanes + BNORM_PAD);
+    zero_lanes(squares, lanes + BNORM_PAD);
+    sample_pivots(x, stride, rows, c, pivot);
+    repeat_lanes(pivot, c, chains);
+    add_chains(BNORM_BOTH, x, stride, rows, c, chains, pivot, sums, squares);
+    fold_chains(sums, c, chains);
+    fold_chains(squares, c, chains);
 
-    memset(s2, 0, c * chains * sizeof *s2);
-    BNORM_FOR_STRIPS(x, stride, rows, c, chains,
-                     strip_squares(strip, strip_stride, strip_rows, strip_len, strip_tail,
-                                   pivot + lane, 0, s2 + lane));
-    if (chains > 1) {
-        fold_chains(lanes, c, chains);
-        memcpy(m2, lanes, c * sizeof *m2);
+    for (size_t i = 0; i < c; i += slice) {
+        const size_t count = lesser(slice, c - i);
+        if (!replace_pivots(n, count, sums + i, squares + i, pivot + i))
+            continue;
+        repeat_lanes(pivot + i, count, chains);
+        zero_lanes(squares + i, count * chains);
+        add_chains(BNORM_SQUARES, x + i, stride, rows, count, chains, pivot + i, sums, squares + i);
+        fold_chains(squares + i, count, chains);
     }
-    if (block_outside(m2, c)) {
-        memset(lanes, 0, c * chains * sizeof *lanes);
-        BNORM_FOR_STRIPS(x, stride, rows, c, chains,
-                         strip_squares_wide(strip, strip_stride, strip_rows, strip_len, strip_tail,
-                                            pivot + lane, 0, lanes + lane));
-        fold_chains(lanes, c, chains);
-        for (size_t i = 0; i < c; i++)
-            if (is_outside(m2[i]))
-                m2[i] = lanes[i];
+    for (size_t i = 0; i < c; i += VEC_D) {
+        const size_t in_use = lesser(VEC_D, c - i);
+        unsigned bits = vec_outside_d(vec_load_d(squares + i), BNORM_LEAST_SQUARES, DBL_MAX);
+        bits &= (1u << in_use) - 1;
+        for (size_t j = i; bits; j++, bits >>= 1)
+            if (bits & 1)
+                squares[j] = wide_channel(x + j, stride, rows, chains, pivot[j]);
+        const vec_d total = vec_load_d(sums + i);
+        vec_store_d_n(sum + i, vec_canonical_d(total), in_use);
+        vec_store_d_n(
+            m2 + i, centred_squares(n, pivot_excess(n, pivot + i, total), vec_load_d(squares + i)),
+            in_use);
     }
-    block_finish((double)rows, pivot, c, sum, m2);
 }
 
 static void moments_rows(const float *x, size_t stride, size_t rows, size_t c, size_t chains,
@@ -241,65 +279,64 @@ static void moments_rows(const float *x, size_t stride, size_t rows, size_t c, s
     vec_leave();
 }
 
-/* Planes that are reduced side by side, so that their second pass reads from L1. */
-#define BNORM_PLANES     16
-#define BNORM_PLANES_LEN 8192
+/* Elements of planes that are reduced side by side, so that their second pass reads from L1. */
+#define BNORM_PLANES_LEN 4096
+
+/* Adds up one plane, sums or squares; the lanes are folded to one vector. */
+BNORM_INLINE vec_d plane_moments(int wanted, const float *x, size_t len, const float *pivot) {
+    const struct strip s = {x, BNORM_SPAN_LANES, len / BNORM_SPAN_LANES, BNORM_SPAN_LANES,
+                            len % BNORM_SPAN_LANES};
+    plane_lanes lanes;
+    vec_d v[BNORM_SPAN_LANES / VEC_D];
+    if (s.rows < BNORM_GROUP) {
+        /* One group: no need to keep the lanes in memory. */
+        const vec_f all = wanted & BNORM_SQUARES ? vec_set1(*pivot) : vec_set1(0);
+        BNORM_UNROLL
+        for (size_t i = 0; i < BNORM_SPAN_LANES; i += VEC_F) {
+            struct group_sums g = {vec_set1_d(0), vec_set1_d(0), vec_set1(0), vec_set1(0)};
+            const size_t extra = i < s.tail ? lesser(VEC_F, s.tail - i) : 0;
+            add_group(wanted, &g, x + i, BNORM_SPAN_LANES, s.rows, extra, VEC_F, all);
+            const vec_f both = vec_add(g.even, g.odd);
+            v[i / VEC_D] = wanted & BNORM_SQUARES ? vec_low(both) : g.low;
+            v[i / VEC_D + 1] = wanted & BNORM_SQUARES ? vec_high(both) : g.high;
+        }
+        return fold_vectors(v);
+    }
+    zero_plane(&lanes);
+    strip_moments(wanted, 1, &s, pivot, lanes.lane, lanes.lane);
+    return fold_plane(&lanes);
+}
 
 static void moments_span(const float *x, size_t stride, size_t planes, size_t len, double *sum,
                          double *m2) {
-    const size_t rows = len / BNORM_SPAN_LANES, tail = len % BNORM_SPAN_LANES;
-    const size_t fit =
-        len * BNORM_PLANES <= BNORM_PLANES_LEN ? BNORM_PLANES : BNORM_PLANES_LEN / len;
-    const size_t step = fit ? fit : 1;
-    plane_lanes p;
-    float pivot[BNORM_PLANES + BNORM_PAD];
+    const size_t fit = BNORM_PLANES_LEN / len, step = fit > VEC_D ? VEC_D : fit ? fit : 1;
+    const double n = (double)len;
+    vec_d v[VEC_D];
+    float pivot[VEC_D];
 
-    for (size_t first = 0; first < planes;
-         first += step, x += step * stride, sum += step, m2 += step) {
+    for (size_t i = 0; i < VEC_D; i++)
+        v[i] = vec_set1_d(0);
+    for (size_t first = 0; first < planes; first += step, x += step * stride) {
         const size_t count = lesser(step, planes - first);
-        for (size_t i = 0; i < count; i++) {
-            zero_plane(&p);
-            strip_sum(x + i * stride, BNORM_SPAN_LANES, rows, BNORM_SPAN_LANES, tail, 1, p.lane);
-            sum[i] = fold_plane(&p);
+        for (size_t i = 0; i < count; i++)
+            v[i] = plane_moments(BNORM_SUMS, x + i * stride, len, NULL);
+        const vec_d total = vec_fold_d(v);
+        vec_narrow_store(pivot, vec_mul_d(total, vec_set1_d(1 / n)));
+        for (size_t i = 0; i < count; i++)
+            v[i] = plane_moments(BNORM_SQUARES, x + i * stride, len, pivot + i);
+        vec_d squares = vec_fold_d(v);
+        unsigned bits = vec_outside_d(squares, BNORM_LEAST_SQUARES, DBL_MAX) & ((1u << count) - 1);
+        if (bits) {
+            double t[VEC_D];
+            vec_store_d(t, squares);
+            for (size_t i = 0; bits; i++, bits >>= 1)
+                if (bits & 1)
+                    t[i] = wide_channel(x + i * stride, 1, len, BNORM_SPAN_LANES, pivot[i]);
+            squares = vec_load_d(t);
         }
-        block_pivots(sum, 1 / (double)len, count, pivot);
-        for (size_t i = 0; i < count; i++) {
-            zero_plane(&p);
-            strip_squares(x + i * stride, BNORM_SPAN_LANES, rows, BNORM_SPAN_LANES, tail, pivot + i,
-                          1, p.lane);
-            m2[i] = fold_plane(&p);
-            if (is_outside(m2[i])) {
-                zero_plane(&p);
-                strip_squares_wide(x + i * stride, BNORM_SPAN_LANES, rows, BNORM_SPAN_LANES, tail,
-                                   pivot + i, 1, p.lane);
-                m2[i] = fold_plane(&p);
-            }
-        }
-        block_finish((double)len, pivot, count, sum, m2);
-    }
-    vec_leave();
-}
-
-static void merge(size_t c, double n_before, double n_block, const double *sum,
-                  const double *block_m2, double *mean, double *m2) {
-    const double n = n_before + n_block;
-    const vec_d inverse_n = vec_set1_d(1 / n), weight = vec_set1_d(n_before / (n_block * n));
-    const vec_d count = vec_set1_d(n_block), minus_count = vec_set1_d(-n_block);
-    for (size_t i = 0; i < c; i += VEC_D) {
-        const size_t in_use = lesser(VEC_D, c - i);
-        const vec_d s = vec_load_d_n(sum + i, in_use), q = vec_load_d_n(block_m2 + i, in_use);
-        if (n_before == 0) {
-            vec_store_d_n(mean + i, vec_div_d(s, count), in_use);
-            vec_store_d_n(m2 + i, q, in_use);
-            continue;
-        }
-        const vec_d old = vec_load_d_n(mean + i, in_use), old_m2 = vec_load_d_n(m2 + i, in_use);
-        const vec_d excess = vec_fma_d(minus_count, old, s);
-        vec_store_d_n(mean + i, vec_canonical_d(vec_fma_d(excess, inverse_n, old)), in_use);
-        vec_store_d_n(
-            m2 + i,
-            vec_canonical_d(vec_fma_d(vec_mul_d(excess, excess), weight, vec_add_d(old_m2, q))),
-            in_use);
+        vec_store_d_n(sum + first, vec_canonical_d(total), count);
+        vec_store_d_n(m2 + first, centred_squares(n, pivot_excess(n, pivot, total), squares),
+                      count);
     }
     vec_leave();
 }

@@ -10,62 +10,69 @@ struct grad_strip {
     const float *center, *scale, *shift; /* one per lane, or one for all lanes of a plane */
 };
 
-/* Sums of a group in VEC_D lanes: g by pairs of rows, g*(x - center) by even and odd rows. */
-struct grad_sums {
-    vec_d pair[BNORM_GROUP / 2], even, odd;
+/* Sums of up to 16 rows of one vector of lanes: g in double, g*(x - center) in float, even and odd
+ * rows apart. */
+struct group_grads {
+    vec_d low, high;
+    vec_f even, odd;
 };
 
-BNORM_INLINE void add_to_sums(struct grad_sums *sums, size_t q, vec_d g, vec_d centred) {
-    if (q % 2 == 0) {
-        sums->pair[q / 2] = g;
-        sums->even = vec_fma_d(g, centred, sums->even);
+/* Where a row of each tensor is read. */
+struct grad_place {
+    const float *x, *dy, *extra;
+};
+
+BNORM_INLINE struct grad_place grad_place_at(enum bnorm_pre pre, const struct grad_strip *s,
+                                             size_t r, size_t i) {
+    return (struct grad_place){s->x + r * s->x_stride + i, s->dy + r * s->dy_stride + i,
+                               reads_extra(pre) ? s->extra + r * s->extra_stride + i : NULL};
+}
+
+BNORM_INLINE struct grad_place next_row(enum bnorm_pre pre, const struct grad_strip *s,
+                                        struct grad_place at) {
+    return (struct grad_place){at.x + s->x_stride, at.dy + s->dy_stride,
+                               reads_extra(pre) ? at.extra + s->extra_stride : NULL};
+}
+
+/* g of n lanes; adds g*(x - center) to *products. */
+BNORM_INLINE vec_f grad_row(enum bnorm_pre pre, bnorm_act_kind kind, struct grad_place at,
+                            const struct grad_vectors *p, size_t n, vec_f *products) {
+    const vec_f x = load_lanes(at.x, n), dy = load_lanes(at.dy, n);
+    const vec_f g = first_lanes(grad_lanes(pre, kind, x, dy, at.extra, p, n), n);
+    *products = vec_fma(g, first_lanes(vec_sub(x, p->center), n), *products);
+    return g;
+}
+
+/* Adds n lanes of a row and m lanes of the row after it; m may be 0. */
+BNORM_INLINE void add_grad_pair(enum bnorm_pre pre, bnorm_act_kind kind, struct grad_place at,
+                                struct grad_place next, const struct grad_vectors *p, size_t n,
+                                size_t m, struct group_grads *sums) {
+    const vec_f a = grad_row(pre, kind, at, p, n, &sums->even);
+    const vec_f b = m ? grad_row(pre, kind, next, p, m, &sums->odd) : vec_set1(0);
+    vec_d a_low, a_high, b_low, b_high;
+    if (pre == BNORM_PRE_NONE && n == VEC_F && m == VEC_F) {
+        /* g is dy. */
+        vec_widen_both(at.dy, &a_low, &a_high);
+        vec_widen_both(next.dy, &b_low, &b_high);
     } else {
-        sums->pair[q / 2] = vec_add_d(sums->pair[q / 2], g);
-        sums->odd = vec_fma_d(g, centred, sums->odd);
+        a_low = vec_low(a), a_high = vec_high(a);
+        b_low = vec_low(b), b_high = vec_high(b);
     }
+    sums->low = vec_add_d(sums->low, vec_add_d(a_low, b_low));
+    sums->high = vec_add_d(sums->high, vec_add_d(a_high, b_high));
 }
 
-BNORM_INLINE void accumulate_sums(const struct grad_sums *sums, double *sum_g, double *sum_gx,
-                                  size_t n, int padded) {
-    const vec_d *pair = sums->pair;
-    accumulate_d(sum_g, vec_add_d(vec_add_d(pair[0], pair[1]), vec_add_d(pair[2], pair[3])), n,
-                 padded);
-    accumulate_d(sum_gx, vec_add_d(sums->even, sums->odd), n, padded);
+BNORM_INLINE struct group_grads no_grads(void) {
+    return (struct group_grads){vec_set1_d(0), vec_set1_d(0), vec_set1(0), vec_set1(0)};
 }
 
-/* Lanes [i, i + n) of row q of a group that begins at row r. x is widened from memory, as taking a
- * vector apart costs a shuffle. */
-BNORM_INLINE void grad_row(enum bnorm_pre pre, bnorm_act_kind kind, const struct grad_strip *s,
-                           const struct grad_vectors *p, size_t r, size_t q, size_t i, size_t n,
-                           struct grad_sums *low, struct grad_sums *high) {
-    const int wanted = reads_extra(pre);
-    const size_t n_low = lesser(n, VEC_D), n_high = n - n_low;
-    const float *x = s->x + (r + q) * s->x_stride + i, *dy = s->dy + (r + q) * s->dy_stride + i;
-    vec_d g_low, g_high = vec_set1_d(0);
-    if (pre == BNORM_PRE_NONE) {
-        g_low = widen_lanes(dy, n_low);
-        if (n_high)
-            g_high = widen_lanes(dy + VEC_D, n_high);
-    } else {
-        const float *extra = wanted ? s->extra + (r + q) * s->extra_stride + i : NULL;
-        const vec_f g = grad_lanes(pre, kind, load_lanes(x, n), load_lanes(dy, n), extra, p, n);
-        g_low = vec_low(g);
-        g_high = vec_high(g);
-    }
-    add_to_sums(low, q, g_low, vec_sub_d(widen_lanes(x, n_low), vec_low(p->center)));
-    if (n_high)
-        add_to_sums(high, q, g_high,
-                    vec_sub_d(widen_lanes(x + VEC_D, n_high), vec_high(p->center)));
-}
-
-/* Up to 8 rows from row r on, lanes [i, i + n); unrolled where their number is a constant. */
-BNORM_INLINE void group_grad(enum bnorm_pre pre, bnorm_act_kind kind, int spread,
-                             const bnorm_grad_args *a, const struct grad_strip *s, size_t r,
-                             size_t rows, size_t i, size_t n, int padded, double *sum_g,
-                             double *sum_gx) {
+/* Adds rows [r, r + rows), n lanes each, and the first `extra` lanes of the row after them: at most
+ * 16 rows altogether. */
+BNORM_INLINE void add_grad_group(enum bnorm_pre pre, bnorm_act_kind kind, int spread,
+                                 const bnorm_grad_args *a, const struct grad_strip *s, size_t r,
+                                 size_t rows, size_t extra, size_t i, size_t n,
+                                 struct group_grads *sums) {
     const int recomputed = pre == BNORM_PRE_X || pre == BNORM_PRE_RESIDUAL;
-    const vec_d zero = vec_set1_d(0);
-    struct grad_sums low = {{zero, zero, zero, zero}, zero, zero}, high = low;
     struct grad_vectors p = {0};
 
     p.center = parameter_lanes(s->center, spread, i, n);
@@ -75,131 +82,263 @@ BNORM_INLINE void group_grad(enum bnorm_pre pre, bnorm_act_kind kind, int spread
         p.scale = parameter_lanes(s->scale, spread, i, n);
         p.shift = parameter_lanes(s->shift, spread, i, n);
     }
+    struct grad_place at = grad_place_at(pre, s, r, i), next = next_row(pre, s, at);
+    /* The next group is worth prefetching where it does not lie too far. */
+    const int near = spread || lesser(s->x_stride, s->dy_stride) <= BNORM_FETCH_STRIDE;
+#define BNORM_NEXT_PAIR at = next_row(pre, s, next), next = next_row(pre, s, at)
     if (__builtin_constant_p(rows)) {
-        BNORM_UNROLL
-        for (size_t q = 0; q < rows; q++)
-            grad_row(pre, kind, s, &p, r, q, i, n, &low, &high);
-    } else {
-        for (size_t q = 0; q < rows; q++)
-            grad_row(pre, kind, s, &p, r, q, i, n, &low, &high);
+        BNORM_UNROLL_SOME
+        for (size_t q = 0; q < rows; q += 2) {
+            if (near) {
+                vec_fetch(at.x + BNORM_GROUP * s->x_stride);
+                vec_fetch(next.x + BNORM_GROUP * s->x_stride);
+                vec_fetch(at.dy + BNORM_GROUP * s->dy_stride);
+                vec_fetch(next.dy + BNORM_GROUP * s->dy_stride);
+            }
+            add_grad_pair(pre, kind, at, next, &p, n, n, sums);
+            BNORM_NEXT_PAIR;
+        }
+        return;
     }
-    accumulate_sums(&low, sum_g + i, sum_gx + i, lesser(n, VEC_D), padded);
-    if (n > VEC_D)
-        accumulate_sums(&high, sum_g + i + VEC_D, sum_gx + i + VEC_D, n - VEC_D, padded);
+    for (size_t q = 0; q + 2 <= rows; q += 2) {
+        add_grad_pair(pre, kind, at, next, &p, n, n, sums);
+        BNORM_NEXT_PAIR;
+    }
+#undef BNORM_NEXT_PAIR
+    if (rows % 2)
+        add_grad_pair(pre, kind, at, next, &p, n, extra, sums);
+    else if (extra)
+        add_grad_pair(pre, kind, at, next, &p, extra, 0, sums);
 }
 
-/* What full groups of full vectors leave over, lanes [i, end): one copy for all combinations, but for
- * the most frequent one. */
-static void some_grads(int spread, int padded, const bnorm_grad_args *a, const struct grad_strip *s,
-                       size_t r, size_t rows, size_t i, size_t end, double *sum_g, double *sum_gx) {
-    for (; i < end; i += VEC_F) {
-        const size_t n = lesser(VEC_F, end - i);
-        if (a->pre != BNORM_PRE_NONE) {
-            group_grad(a->pre, a->act.kind, spread, a, s, r, rows, i, n, padded, sum_g, sum_gx);
-            continue;
-        }
-#define BNORM_CALL(count)                                                                          \
-    group_grad(BNORM_PRE_NONE, BNORM_ACT_IDENTITY, spread, a, s, r, count, i, n, padded, sum_g,    \
-               sum_gx)
-        BNORM_FOR_ROWS(rows, BNORM_CALL)
-#undef BNORM_CALL
-    }
+/* The same, added to the lanes of sum_g and sum_gx. Whole vectors of both are written. */
+BNORM_INLINE void group_grad(enum bnorm_pre pre, bnorm_act_kind kind, int spread,
+                             const bnorm_grad_args *a, const struct grad_strip *s, size_t r,
+                             size_t rows, size_t extra, size_t i, size_t n, double *sum_g,
+                             double *sum_gx) {
+    double *const g = sum_g + i, *const gx = sum_gx + i;
+    struct group_grads sums = no_grads();
+    sums.low = vec_load_d(g);
+    sums.high = vec_load_d(g + VEC_D);
+    add_grad_group(pre, kind, spread, a, s, r, rows, extra, i, n, &sums);
+    vec_store_d(g, sums.low);
+    vec_store_d(g + VEC_D, sums.high);
+    const vec_f both = vec_add(sums.even, sums.odd);
+    vec_store_d(gx, vec_add_d(vec_load_d(gx), vec_low(both)));
+    vec_store_d(gx + VEC_D, vec_add_d(vec_load_d(gx + VEC_D), vec_high(both)));
+}
+
+/* Lanes [i, i + n) of less than a whole vector: one copy for all combinations, but for the most
+ * frequent one. */
+static void narrow_grad(int spread, const bnorm_grad_args *a, const struct grad_strip *s, size_t r,
+                        size_t rows, size_t extra, size_t i, size_t n, double *sum_g,
+                        double *sum_gx) {
+    if (a->pre == BNORM_PRE_NONE)
+        group_grad(BNORM_PRE_NONE, BNORM_ACT_IDENTITY, spread, a, s, r, rows, extra, i, n, sum_g,
+                   sum_gx);
+    else
+        group_grad(a->pre, a->act.kind, spread, a, s, r, rows, extra, i, n, sum_g, sum_gx);
 }
 
 BNORM_INLINE void strip_grad(enum bnorm_pre pre, bnorm_act_kind kind, int spread,
                              const bnorm_grad_args *a, const struct grad_strip *s, double *sum_g,
                              double *sum_gx) {
+    const size_t len = spread ? BNORM_SPAN_LANES : s->len, whole = len / VEC_F * VEC_F;
     size_t r = 0;
     for (; r + BNORM_GROUP <= s->rows; r += BNORM_GROUP) {
-        size_t i = 0;
-        for (; i + VEC_F <= s->len; i += VEC_F)
-            group_grad(pre, kind, spread, a, s, r, BNORM_GROUP, i, VEC_F, spread, sum_g, sum_gx);
-        if (i < s->len)
-            some_grads(spread, spread, a, s, r, BNORM_GROUP, i, s->len, sum_g, sum_gx);
+        for (size_t i = 0; i < whole; i += VEC_F)
+            group_grad(pre, kind, spread, a, s, r, BNORM_GROUP, 0, i, VEC_F, sum_g, sum_gx);
+        if (whole < len)
+            narrow_grad(spread, a, s, r, BNORM_GROUP, 0, whole, len - whole, sum_g, sum_gx);
     }
-    if (s->tail)
-        some_grads(spread, spread, a, s, r, s->rows - r + 1, 0, s->tail, sum_g, sum_gx);
-    if (r < s->rows)
-        some_grads(spread, spread && !s->tail, a, s, r, s->rows - r, s->tail, s->len, sum_g,
-                   sum_gx);
+    const size_t rows = s->rows - r, end = rows ? len : s->tail;
+    for (size_t i = 0; i < end; i += VEC_F) {
+        const size_t extra = i < s->tail ? lesser(VEC_F, s->tail - i) : 0;
+        if (spread || i < whole)
+            group_grad(pre, kind, spread, a, s, r, rows, extra, i, VEC_F, sum_g, sum_gx);
+        else
+            narrow_grad(spread, a, s, r, rows, extra, i, len - i, sum_g, sum_gx);
+    }
 }
 
 static void strip_grad_rows(const bnorm_grad_args *a, const struct grad_strip *s, double *sum_g,
-                            double *sum_gx) {
+                            double *sum_gx){
 #define BNORM_CALL(pre, kind) strip_grad(pre, kind, 0, a, s, sum_g, sum_gx)
     BNORM_GRAD_CASES(BNORM_CALL)
 #undef BNORM_CALL
 }
 
-static void strip_grad_plane(const bnorm_grad_args *a, const struct grad_strip *s, double *sum_g,
-                             double *sum_gx){
-#define BNORM_CALL(pre, kind) strip_grad(pre, kind, 1, a, s, sum_g, sum_gx)
+/* One plane; the lanes are folded to one vector. */
+BNORM_INLINE void plane_grad(enum bnorm_pre pre, bnorm_act_kind kind, const bnorm_grad_args *a,
+                             const struct grad_strip *s, vec_d *sum_g, vec_d *sum_gx) {
+    if (s->rows < BNORM_GROUP) {
+        /* One group: no need to keep the lanes in memory. */
+        vec_d g[BNORM_SPAN_LANES / VEC_D], gx[BNORM_SPAN_LANES / VEC_D];
+        for (size_t i = 0; i < BNORM_SPAN_LANES; i += VEC_F) {
+            const size_t extra = i < s->tail ? lesser(VEC_F, s->tail - i) : 0;
+            struct group_grads sums = no_grads();
+            add_grad_group(pre, kind, 1, a, s, 0, s->rows, extra, i, VEC_F, &sums);
+            const vec_f both = vec_add(sums.even, sums.odd);
+            g[i / VEC_D] = sums.low;
+            g[i / VEC_D + 1] = sums.high;
+            gx[i / VEC_D] = vec_low(both);
+            gx[i / VEC_D + 1] = vec_high(both);
+        }
+        *sum_g = fold_vectors(g);
+        *sum_gx = fold_vectors(gx);
+        return;
+    }
+    plane_lanes g, gx;
+    zero_plane(&g);
+    zero_plane(&gx);
+    strip_grad(pre, kind, 1, a, s, g.lane, gx.lane);
+    *sum_g = fold_plane(&g);
+    *sum_gx = fold_plane(&gx);
+}
+
+static void plane_grads(const bnorm_grad_args *a, const struct grad_strip *s, vec_d *sum_g,
+                        vec_d *sum_gx) {
+#define BNORM_CALL(pre, kind) plane_grad(pre, kind, a, s, sum_g, sum_gx)
     BNORM_GRAD_CASES(BNORM_CALL)
 #undef BNORM_CALL
 }
 
-BNORM_INLINE void canonical_sums(double *sum, size_t c) {
-    for (size_t i = 0; i < c; i += VEC_D) {
-        const size_t n = lesser(VEC_D, c - i);
-        vec_store_d_n(sum + i, vec_canonical_d(vec_load_d_n(sum + i, n)), n);
+/* Adds the chains of c channels of a block of rows, as add_chains in moments.h; the parameters are
+ * those of c*chains lanes. */
+static void add_grad_chains(const bnorm_grad_args *a, const struct grad_strip *block, size_t c,
+                            size_t chains, double *sum_g, double *sum_gx) {
+    const int wanted = reads_extra(a->pre);
+    struct grad_strip s = *block;
+    s.x_stride *= chains;
+    s.dy_stride *= chains;
+    s.extra_stride *= chains;
+    if (chains == 1 ||
+        (block->x_stride == c && block->dy_stride == c && (!wanted || block->extra_stride == c))) {
+        s.rows = block->rows / chains;
+        s.tail = block->rows % chains * c;
+        s.len = s.rows ? c * chains : s.tail;
+        strip_grad_rows(a, &s, sum_g, sum_gx);
+        return;
     }
+    for (size_t j = 0; j < chains && j < block->rows; j++) {
+        s.rows = (block->rows - j + chains - 1) / chains;
+        strip_grad_rows(a, &s, sum_g + j * c, sum_gx + j * c);
+        s.x += block->x_stride;
+        s.dy += block->dy_stride;
+        if (wanted)
+            s.extra += block->extra_stride;
+    }
+}
+
+/* Sum of g*(x - center) of one channel in double; s->len is the number of its elements, a stride
+ * apart. Rare: not tuned. */
+static double wide_products(const bnorm_grad_args *a, const struct grad_strip *s, size_t chains) {
+    const int recomputed = a->pre == BNORM_PRE_X || a->pre == BNORM_PRE_RESIDUAL;
+    const struct grad_vectors p = {.center = vec_set1(*s->center),
+                                   .scale = vec_set1(recomputed ? *s->scale : 0),
+                                   .shift = vec_set1(recomputed ? *s->shift : 0),
+                                   .a = vec_set1(a->act.a),
+                                   .b = vec_set1(a->act.b)};
+    double lanes[BNORM_SPAN_LANES] = {0}, g[VEC_D];
+    for (size_t j = 0; j < chains; j++)
+        for (size_t first = j; first < s->len; first += BNORM_GROUP * chains) {
+            double sums[2] = {0, 0};
+            for (size_t k = 0; k < BNORM_GROUP && first + k * chains < s->len; k++) {
+                const size_t q = first + k * chains;
+                const float x = s->x[q * s->x_stride], dy = s->dy[q * s->dy_stride],
+                            *extra = reads_extra(a->pre) ? s->extra + q * s->extra_stride : NULL;
+                vec_store_d(g, vec_low(grad_lanes(a->pre, a->act.kind, vec_set1(x), vec_set1(dy),
+                                                  extra, &p, 1)));
+                sums[k % 2] = fma(g[0], (double)x - (double)*s->center, sums[k % 2]);
+            }
+            lanes[j] += sums[0] + sums[1];
+        }
+    return fold_scalars(lanes, chains);
+}
+
+/* Products in float were accurate enough where the size of their sum is in range, or all g are 0;
+ * the rest is done again. channel[0] describes the first of count channels; a channel's parameters
+ * lie next to those of the one before, its elements `step`, `dy_step`, `extra_step` behind. */
+#define BNORM_LEAST_PRODUCTS 0x1p-90
+
+struct channel_steps {
+    size_t x, dy, extra;
+};
+
+BNORM_INLINE void finish_sums(const bnorm_grad_args *a, const struct grad_strip *channel,
+                              struct channel_steps step, size_t chains, size_t count, vec_d g,
+                              vec_d gx, double *sum_g, double *sum_gx) {
+    unsigned bits = vec_outside_d(gx, BNORM_LEAST_PRODUCTS, DBL_MAX) &
+                    vec_outside_d(gx, -DBL_MAX, -BNORM_LEAST_PRODUCTS) & ((1u << count) - 1);
+    g = vec_canonical_d(g);
+    if (bits) {
+        double t[VEC_D], t_g[VEC_D];
+        vec_store_d(t, gx);
+        vec_store_d(t_g, g);
+        for (size_t j = 0; j < count; j++) {
+            if (!(bits >> j & 1) || (t[j] == 0 && t_g[j] == 0))
+                continue;
+            struct grad_strip s = *channel;
+            s.x += j * step.x;
+            s.dy += j * step.dy;
+            if (s.extra)
+                s.extra += j * step.extra;
+            s.center += j;
+            s.scale += j;
+            s.shift += j;
+            t[j] = wide_products(a, &s, chains);
+        }
+        gx = vec_load_d(t);
+    }
+    vec_store_d_n(sum_g, g, count);
+    vec_store_d_n(sum_gx, vec_canonical_d(gx), count);
+}
+
+/* The block from element i of run r on. */
+BNORM_INLINE struct grad_strip grad_strip_at(const bnorm_grad_args *a, size_t r, size_t i,
+                                             size_t channel) {
+    return (struct grad_strip){.x = a->x + r * a->x_stride + i,
+                               .dy = a->dy + r * a->dy_stride + i,
+                               .extra =
+                                   reads_extra(a->pre) ? a->extra + r * a->extra_stride + i : NULL,
+                               .center = a->center + channel,
+                               .scale = a->scale + channel,
+                               .shift = a->shift + channel};
 }
 
 /* Channels [at, at + c) of a block of rows. */
 BNORM_INLINE void sums_tile(const bnorm_grad_args *a, size_t at, size_t c, size_t chains,
                             double *sum_g, double *sum_gx) {
-    const size_t rows = a->runs;
-    const int wanted = reads_extra(a->pre);
-    struct grad_strip s = {.x = a->x + at,
-                           .dy = a->dy + at,
-                           .extra = wanted ? a->extra + at : NULL,
-                           .x_stride = a->x_stride,
-                           .dy_stride = a->dy_stride,
-                           .extra_stride = a->extra_stride,
-                           .rows = rows,
-                           .len = c,
-                           .center = a->center + at,
-                           .scale = a->scale + at,
-                           .shift = a->shift + at};
-    if (chains == 1) {
-        memset(sum_g, 0, c * sizeof *sum_g);
-        memset(sum_gx, 0, c * sizeof *sum_gx);
-        strip_grad_rows(a, &s, sum_g, sum_gx);
-    } else {
-        double g[BNORM_MAX_LANES], gx[BNORM_MAX_LANES];
-        float center[BNORM_MAX_LANES], scale[BNORM_MAX_LANES], shift[BNORM_MAX_LANES];
-        memset(g, 0, c * chains * sizeof *g);
-        memset(gx, 0, c * chains * sizeof *gx);
-        if (a->x_stride == c && a->dy_stride == c && (!wanted || a->extra_stride == c)) {
-            s.rows = rows / chains;
-            s.tail = rows % chains * c;
-            s.len = s.rows ? c * chains : s.tail;
-            s.x_stride = s.dy_stride = s.extra_stride = c * chains;
-            s.center = repeat(center, a->center, c, chains);
-            s.scale = repeat(scale, a->scale, c, chains);
-            s.shift = repeat(shift, a->shift, c, chains);
-            strip_grad_rows(a, &s, g, gx);
-        } else {
-            for (size_t j = 0; j < chains && j < rows; j++) {
-                struct grad_strip chain = s;
-                chain.x += j * a->x_stride;
-                chain.dy += j * a->dy_stride;
-                if (wanted)
-                    chain.extra += j * a->extra_stride;
-                chain.x_stride *= chains;
-                chain.dy_stride *= chains;
-                chain.extra_stride *= chains;
-                chain.rows = (rows - j + chains - 1) / chains;
-                strip_grad_rows(a, &chain, g + j * c, gx + j * c);
-            }
-        }
-        fold_chains(g, c, chains);
-        fold_chains(gx, c, chains);
-        memcpy(sum_g, g, c * sizeof *g);
-        memcpy(sum_gx, gx, c * sizeof *gx);
+    const size_t lanes = c * chains;
+    const int recomputed = a->pre == BNORM_PRE_X || a->pre == BNORM_PRE_RESIDUAL;
+    double g[BNORM_TILE + BNORM_PAD], gx[BNORM_TILE + BNORM_PAD];
+    float center[BNORM_MAX_LANES], scale[BNORM_MAX_LANES], shift[BNORM_MAX_LANES];
+    struct grad_strip block = grad_strip_at(a, 0, at, at);
+
+    block.x_stride = a->x_stride;
+    block.dy_stride = a->dy_stride;
+    block.extra_stride = a->extra_stride;
+    block.rows = a->runs;
+    block.len = c;
+    if (chains > 1) {
+        block.center = repeat(center, block.center, c, chains);
+        block.scale = repeat(scale, recomputed ? block.scale : NULL, c, chains);
+        block.shift = repeat(shift, recomputed ? block.shift : NULL, c, chains);
     }
-    canonical_sums(sum_g, c);
-    canonical_sums(sum_gx, c);
+    zero_lanes(g, lanes + BNORM_PAD);
+    zero_lanes(gx, lanes + BNORM_PAD);
+    add_grad_chains(a, &block, c, chains, g, gx);
+    fold_chains(g, c, chains);
+    fold_chains(gx, c, chains);
+    for (size_t i = 0; i < c; i += VEC_D) {
+        struct grad_strip channel = grad_strip_at(a, 0, at + i, at + i);
+        channel.x_stride = a->x_stride;
+        channel.dy_stride = a->dy_stride;
+        channel.extra_stride = a->extra_stride;
+        channel.len = a->runs;
+        finish_sums(a, &channel, (struct channel_steps){1, 1, 1}, chains, lesser(VEC_D, c - i),
+                    vec_load_d(g + i), vec_load_d(gx + i), sum_g + i, sum_gx + i);
+    }
 }
 
 static void sums_rows(const bnorm_grad_args *a, size_t chains, double *sum_g, double *sum_gx) {
@@ -210,28 +349,24 @@ static void sums_rows(const bnorm_grad_args *a, size_t chains, double *sum_g, do
 
 /* A plane is a strip of BNORM_SPAN_LANES lanes of one channel. */
 static void sums_span(const bnorm_grad_args *a, double *sum_g, double *sum_gx) {
-    const int wanted = reads_extra(a->pre);
-    plane_lanes g, gx;
-    for (size_t r = 0; r < a->runs; r++) {
-        const struct grad_strip s = {.x = a->x + r * a->x_stride,
-                                     .dy = a->dy + r * a->dy_stride,
-                                     .extra = wanted ? a->extra + r * a->extra_stride : NULL,
-                                     .x_stride = BNORM_SPAN_LANES,
-                                     .dy_stride = BNORM_SPAN_LANES,
-                                     .extra_stride = BNORM_SPAN_LANES,
-                                     .rows = a->len / BNORM_SPAN_LANES,
-                                     .len = BNORM_SPAN_LANES,
-                                     .tail = a->len % BNORM_SPAN_LANES,
-                                     .center = a->center + r,
-                                     .scale = a->scale + r,
-                                     .shift = a->shift + r};
-        zero_plane(&g);
-        zero_plane(&gx);
-        strip_grad_plane(a, &s, g.lane, gx.lane);
-        sum_g[r] = fold_plane(&g);
-        sum_gx[r] = fold_plane(&gx);
+    vec_d v_g[VEC_D], v_gx[VEC_D];
+    for (size_t i = 0; i < VEC_D; i++)
+        v_g[i] = v_gx[i] = vec_set1_d(0);
+    for (size_t first = 0; first < a->runs; first += VEC_D) {
+        const size_t count = lesser(VEC_D, a->runs - first);
+        for (size_t i = 0; i < count; i++) {
+            struct grad_strip s = grad_strip_at(a, first + i, 0, first + i);
+            s.x_stride = s.dy_stride = s.extra_stride = s.len = BNORM_SPAN_LANES;
+            s.rows = a->len / BNORM_SPAN_LANES;
+            s.tail = a->len % BNORM_SPAN_LANES;
+            plane_grads(a, &s, &v_g[i], &v_gx[i]);
+        }
+        struct grad_strip channel = grad_strip_at(a, first, 0, first);
+        channel.x_stride = channel.dy_stride = channel.extra_stride = 1;
+        channel.len = a->len;
+        finish_sums(a, &channel, (struct channel_steps){a->x_stride, a->dy_stride, a->extra_stride},
+                    BNORM_SPAN_LANES, count, vec_fold_d(v_g), vec_fold_d(v_gx), sum_g + first,
+                    sum_gx + first);
     }
-    canonical_sums(sum_g, a->runs);
-    canonical_sums(sum_gx, a->runs);
     vec_leave();
 }

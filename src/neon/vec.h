@@ -36,6 +36,17 @@ static inline void vec_store_n(float *p, vec_f v, size_t n) {
         vst1q_lane_f32(p, v, 0);
     }
 }
+/* Arm cores find streams by themselves and do not read lines that are about to be overwritten. */
+static inline void vec_bypass(float *p, vec_f v) {
+    vst1q_f32(p, v);
+}
+static inline void vec_fence(void) {}
+static inline void vec_fetch(const float *p) {
+    (void)p;
+}
+static inline void vec_fetch_out(const float *p) {
+    (void)p;
+}
 static inline vec_f vec_set1(float v) {
     return vdupq_n_f32(v);
 }
@@ -65,6 +76,20 @@ static inline vec_f vec_zero_unless_gt(vec_f a, vec_f b, vec_f v) {
 }
 static inline vec_f vec_canonical(vec_f v) {
     return vreinterpretq_f32_u32(vornq_u32(vreinterpretq_u32_f32(v), vceqq_f32(v, v)));
+}
+
+static inline vec_f vec_relu(vec_f v) {
+    return vec_canonical(vmaxq_f32(v, vdupq_n_f32(0)));
+}
+static inline vec_f vec_clamp(vec_f v, vec_f a, vec_f b) {
+    v = vec_if_le(v, a, a, v);
+    return vec_canonical(vec_if_le(b, v, b, v));
+}
+
+/* The first n lanes of a, the others of b. */
+static inline vec_f vec_join(vec_f a, vec_f b, size_t n) {
+    static const uint32_t window[8] = {~0u, ~0u, ~0u, ~0u};
+    return vbslq_f32(vld1q_u32(window + 4 - n), a, b);
 }
 
 /* The first n lanes of v, zeros behind them. */
@@ -104,8 +129,14 @@ static inline vec_d vec_mul_d(vec_d a, vec_d b) {
 static inline vec_d vec_div_d(vec_d a, vec_d b) {
     return vdivq_f64(a, b);
 }
+static inline vec_d vec_sqrt_d(vec_d v) {
+    return vsqrtq_f64(v);
+}
 static inline vec_d vec_fma_d(vec_d a, vec_d b, vec_d c) {
     return vfmaq_f64(c, a, b);
+}
+static inline vec_d vec_if_eq_d(vec_d a, vec_d b, vec_d yes, vec_d no) {
+    return vbslq_f64(vceqq_f64(a, b), yes, no);
 }
 static inline vec_d vec_if_lt_d(vec_d a, vec_d b, vec_d yes, vec_d no) {
     return vbslq_f64(vcltq_f64(a, b), yes, no);
@@ -118,6 +149,10 @@ static inline unsigned vec_outside_d(vec_d v, double low, double high) {
     const uint64x2_t inside =
         vandq_u64(vcgeq_f64(v, vdupq_n_f64(low)), vcleq_f64(v, vdupq_n_f64(high)));
     return (unsigned)(~vgetq_lane_u64(inside, 0) & 1) | (unsigned)(~vgetq_lane_u64(inside, 1) & 2);
+}
+
+static inline vec_d vec_fold_d(const vec_d v[VEC_D]) {
+    return vpaddq_f64(v[0], v[1]);
 }
 
 /* float -> double: from memory, and the lower and upper half of a vector. */
@@ -133,8 +168,23 @@ static inline vec_d vec_low(vec_f v) {
 static inline vec_d vec_high(vec_f v) {
     return vcvt_high_f64_f32(v);
 }
+static inline void vec_widen_both(const float *p, vec_d *low, vec_d *high) {
+    const vec_f v = vld1q_f32(p);
+    *low = vec_low(v);
+    *high = vec_high(v);
+}
 /* double -> float, rounded: VEC_D floats to memory. */
 static inline void vec_narrow_store(float *p, vec_d v) {
     vst1_f32(p, vcvt_f32_f64(v));
+}
+static inline void vec_narrow_store_n(float *p, vec_d v, size_t n) {
+    if (n >= 2)
+        vst1_f32(p, vcvt_f32_f64(v));
+    else
+        vst1_lane_f32(p, vcvt_f32_f64(v), 0);
+}
+/* Rounded to floats, and back. */
+static inline vec_d vec_round_d(vec_d v) {
+    return vcvt_f64_f32(vcvt_f32_f64(v));
 }
 static inline void vec_leave(void) {}

@@ -27,9 +27,8 @@ static double canonical_double(double v) {
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* Reductions. Chain j of a channel holds rows j, j + chains, j + 2*chains, ...; each chain is
- * summed in groups of 8, each group as a fixed tree in which missing rows count as zero; then the
- * chains are folded, upper half onto lower half. */
+/* Reductions. Chain j of a channel holds rows j, j + chains, j + 2*chains, ...; what the chains add
+ * up to is folded, upper half onto lower half. */
 
 struct chain {
     const float *x;
@@ -44,10 +43,6 @@ static struct chain chain_of(const float *x, size_t stride, size_t rows, size_t 
     return chain;
 }
 
-static double tree(const double v[BNORM_GROUP]) {
-    return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
-}
-
 static double fold(double *partial, size_t chains) {
     for (size_t half = chains / 2; half > 0; half /= 2)
         for (size_t j = 0; j < half; j++)
@@ -55,30 +50,27 @@ static double fold(double *partial, size_t chains) {
     return partial[0];
 }
 
+/* In double, by pairs. */
 static double chain_sum(struct chain chain) {
     double sum = 0;
-    for (size_t q = 0; q < chain.count; q += BNORM_GROUP) {
-        double v[BNORM_GROUP] = {0};
-        for (size_t i = 0; i < BNORM_GROUP && q + i < chain.count; i++)
-            v[i] = (double)chain.x[(q + i) * chain.step];
-        sum += tree(v);
+    for (size_t q = 0; q < chain.count; q += 2) {
+        const double next = q + 1 < chain.count ? (double)chain.x[(q + 1) * chain.step] : 0;
+        sum += (double)chain.x[q * chain.step] + next;
     }
     return sum;
 }
 
-/* Squares of a group in float: even rows and odd rows each in one chain of fma, then both added. */
+/* In groups of 16: the squares of a group in float, even rows and odd rows each in one chain of
+ * fma, then both added. */
 static double chain_squares(struct chain chain, float pivot) {
     double sum = 0;
     for (size_t q = 0; q < chain.count; q += BNORM_GROUP) {
-        float d[BNORM_GROUP] = {0};
-        for (size_t i = 0; i < BNORM_GROUP && q + i < chain.count; i++)
-            d[i] = chain.x[(q + i) * chain.step] - pivot;
-        float even = d[0] * d[0], odd = d[1] * d[1];
-        for (size_t i = 2; i < BNORM_GROUP; i += 2) {
-            even = fmaf(d[i], d[i], even);
-            odd = fmaf(d[i + 1], d[i + 1], odd);
+        float squares[2] = {0, 0};
+        for (size_t i = 0; i < BNORM_GROUP && q + i < chain.count; i++) {
+            const float d = chain.x[(q + i) * chain.step] - pivot;
+            squares[i % 2] = fmaf(d, d, squares[i % 2]);
         }
-        const float both = even + odd;
+        const float both = squares[0] + squares[1];
         sum += (double)both;
     }
     return sum;
@@ -88,74 +80,108 @@ static double chain_squares(struct chain chain, float pivot) {
 static double chain_squares_wide(struct chain chain, float pivot) {
     double sum = 0;
     for (size_t q = 0; q < chain.count; q += BNORM_GROUP) {
-        double d[BNORM_GROUP] = {0};
-        for (size_t i = 0; i < BNORM_GROUP && q + i < chain.count; i++)
-            d[i] = (double)chain.x[(q + i) * chain.step] - (double)pivot;
-        double even = d[0] * d[0], odd = d[1] * d[1];
-        for (size_t i = 2; i < BNORM_GROUP; i += 2) {
-            even = fma(d[i], d[i], even);
-            odd = fma(d[i + 1], d[i + 1], odd);
+        double squares[2] = {0, 0};
+        for (size_t i = 0; i < BNORM_GROUP && q + i < chain.count; i++) {
+            const double d = (double)chain.x[(q + i) * chain.step] - (double)pivot;
+            squares[i % 2] = fma(d, d, squares[i % 2]);
         }
-        sum += even + odd;
+        sum += squares[0] + squares[1];
     }
     return sum;
 }
 
-/* Sum and sum of squared deviations of one channel's block: sum, pivot = sum/rows rounded to float,
- * squares about the pivot, corrected for the pivot's rounding. */
-static void moments_channel(const float *x, size_t stride, size_t rows, size_t chains, double *sum,
-                            double *m2) {
+typedef double chain_function(struct chain chain, float pivot);
+
+static double all_squares(chain_function *squares, const float *x, size_t stride, size_t rows,
+                          size_t chains, float pivot) {
     double partial[BNORM_SPAN_LANES] = {0};
-    const double n = (double)rows, inverse_n = 1 / n;
+    for (size_t j = 0; j < chains; j++)
+        partial[j] = squares(chain_of(x, stride, rows, chains, j), pivot);
+    return fold(partial, chains);
+}
+
+/* The mean of up to 8 rows, spread over the block. */
+static float sample_mean(const float *x, size_t stride, size_t rows) {
+    const size_t samples = bnorm_samples(rows);
+    float v[BNORM_SAMPLES];
+    for (size_t j = 0; j < samples; j++)
+        v[j] = x[j * rows / samples * stride];
+    for (size_t half = samples / 2; half > 0; half /= 2)
+        for (size_t j = 0; j < half; j++)
+            v[j] = v[j] + v[j + half];
+    return v[0] * (1 / (float)samples);
+}
+
+/* Sum and sum of squared deviations of one channel's block: squares about a pivot, corrected for
+ * the pivot's distance from the mean, excess/n. The pivot is the mean rounded to float, or what a
+ * sample gives if that is within sqrt(3) deviations of the mean. */
+static void moments_channel(const float *x, size_t stride, size_t rows, size_t chains,
+                            const float *sample, double *sum, double *m2) {
+    double partial[BNORM_SPAN_LANES] = {0};
+    const double n = (double)rows;
 
     for (size_t j = 0; j < chains; j++)
         partial[j] = chain_sum(chain_of(x, stride, rows, chains, j));
     const double total = fold(partial, chains);
-    const float pivot = (float)(total * inverse_n);
 
-    for (size_t j = 0; j < chains; j++)
-        partial[j] = chain_squares(chain_of(x, stride, rows, chains, j), pivot);
-    double squares = fold(partial, chains);
-
-    /* Over- or underflow in float, or a NaN, or a constant. */
-    if (!(squares >= 0x1p-90 && squares <= DBL_MAX)) {
-        for (size_t j = 0; j < chains; j++)
-            partial[j] = chain_squares_wide(chain_of(x, stride, rows, chains, j), pivot);
-        squares = fold(partial, chains);
+    float pivot = sample ? *sample : (float)(total * (1 / n));
+    double squares = all_squares(chain_squares, x, stride, rows, chains, pivot);
+    double excess = fma(-n, (double)pivot, total);
+    if (sample) {
+        const double margin = fma(excess * (-1 / n), excess, squares * 0.75);
+        if (!(margin >= 0 && margin <= DBL_MAX)) {
+            pivot = (float)(total * (1 / n));
+            squares = all_squares(chain_squares, x, stride, rows, chains, pivot);
+            excess = fma(-n, (double)pivot, total);
+        }
     }
-    const double excess = fma(-n, (double)pivot, total);
-    const double centred = fma(-excess, excess * inverse_n, squares);
+    /* Over- or underflow in float, or a NaN, or a constant. */
+    if (!(squares >= 0x1p-90 && squares <= DBL_MAX))
+        squares = all_squares(chain_squares_wide, x, stride, rows, chains, pivot);
+
+    const double centred = fma(excess, excess * (-1 / n), squares);
     *sum = canonical_double(total);
     *m2 = canonical_double(centred < 0 ? 0 : centred);
 }
 
 static void moments_rows(const float *x, size_t stride, size_t rows, size_t c, size_t chains,
                          double *sum, double *m2) {
-    for (size_t i = 0; i < c; i++)
-        moments_channel(x + i, stride, rows, chains, &sum[i], &m2[i]);
+    for (size_t i = 0; i < c; i++) {
+        const float sample = sample_mean(x + i, stride, rows);
+        moments_channel(x + i, stride, rows, chains, &sample, &sum[i], &m2[i]);
+    }
 }
 
 static void moments_span(const float *x, size_t stride, size_t planes, size_t len, double *sum,
                          double *m2) {
     for (size_t i = 0; i < planes; i++)
-        moments_channel(x + i * stride, 1, len, BNORM_SPAN_LANES, &sum[i], &m2[i]);
+        moments_channel(x + i * stride, 1, len, BNORM_SPAN_LANES, NULL, &sum[i], &m2[i]);
+}
+
+/* Elements of one channel in block b. */
+static double block_len(const bnorm_partials *p, size_t b) {
+    return (b + 1) % p->per_image ? p->size : p->last;
 }
 
 /* Chan, Golub, LeVeque: "Updating formulae and a pairwise algorithm for computing sample variances"
  * (1979), with excess = n_block*(block mean - mean), which is exactly 0 for equal means. */
-static void merge(size_t c, double n_before, double n_block, const double *sum,
-                  const double *block_m2, double *mean, double *m2) {
-    const double n = n_before + n_block, inverse_n = 1 / n;
-    const double weight = n_before / (n_block * n);
-    for (size_t i = 0; i < c; i++) {
-        if (n_before == 0) {
-            mean[i] = sum[i] / n_block;
-            m2[i] = block_m2[i];
-            continue;
+static void merge(const bnorm_partials *p, size_t first, size_t c, double *mean, double *m2) {
+    for (size_t i = first; i < first + c; i++) {
+        double n_before = block_len(p, 0);
+        mean[i] = p->entries[0][i] / n_before;
+        m2[i] = p->entries[1][i];
+        for (size_t b = 1; b < p->blocks; b++) {
+            const double sum = p->entries[0][b * p->stride + i];
+            const double block_m2 = p->entries[1][b * p->stride + i];
+            const double n_block = block_len(p, b), n = n_before + n_block;
+            const double inverse_n = 1 / n, weight = n_before / (n_block * n);
+            const double excess = fma(-n_block, mean[i], sum);
+            mean[i] = canonical_double(fma(excess, inverse_n, mean[i]));
+            m2[i] = canonical_double(fma(excess * excess, weight, m2[i] + block_m2));
+            n_before = n;
         }
-        const double excess = fma(-n_block, mean[i], sum[i]);
-        mean[i] = canonical_double(fma(excess, inverse_n, mean[i]));
-        m2[i] = canonical_double(fma(excess * excess, weight, m2[i] + block_m2[i]));
+        if (m2[i] != m2[i]) /* an infinity among the data leaves no mean either */
+            mean[i] = m2[i];
     }
 }
 
@@ -249,41 +275,51 @@ static float grad_element(const bnorm_grad_args *a, size_t r, size_t i, size_t c
 }
 
 /* Sums of one channel whose element q is (run0 + q*run_step, i0 + q*i_step): by rows or along a
- * plane. */
+ * plane. g by pairs in double; g*(x - center) in groups of 16, in float like the squares above, or
+ * in double. */
 static void sums_channel(const bnorm_grad_args *a, size_t ch, size_t count, size_t chains,
-                         int along_run, double *sum_g, double *sum_gx) {
+                         int along_run, int wide, double *sum_g, double *sum_gx) {
     double partial_g[BNORM_SPAN_LANES] = {0}, partial_gx[BNORM_SPAN_LANES] = {0};
     for (size_t j = 0; j < chains; j++) {
-        partial_g[j] = partial_gx[j] = 0;
         for (size_t q = j; q < count; q += BNORM_GROUP * chains) {
-            double g[BNORM_GROUP] = {0}, t[BNORM_GROUP] = {0};
+            double g[BNORM_GROUP] = {0}, wide_products[2] = {0, 0};
+            float products[2] = {0, 0};
             for (size_t k = 0; k < BNORM_GROUP && q + k * chains < count; k++) {
                 const size_t r = along_run ? ch : q + k * chains,
                              i = along_run ? q + k * chains : ch;
-                g[k] = (double)grad_element(a, r, i, ch);
-                t[k] = (double)a->x[r * a->x_stride + i] - (double)a->center[ch];
+                const float x = a->x[r * a->x_stride + i], center = a->center[ch];
+                const float g_float = grad_element(a, r, i, ch), d = x - center;
+                g[k] = (double)g_float;
+                products[k % 2] = fmaf(g_float, d, products[k % 2]);
+                wide_products[k % 2] = fma(g[k], (double)x - (double)center, wide_products[k % 2]);
             }
-            double even = g[0] * t[0], odd = g[1] * t[1];
-            for (size_t k = 2; k < BNORM_GROUP; k += 2) {
-                even = fma(g[k], t[k], even);
-                odd = fma(g[k + 1], t[k + 1], odd);
-            }
-            partial_g[j] += tree(g);
-            partial_gx[j] += even + odd;
+            for (size_t k = 0; k < BNORM_GROUP; k += 2)
+                partial_g[j] += g[k] + g[k + 1];
+            const float both = products[0] + products[1];
+            partial_gx[j] += wide ? wide_products[0] + wide_products[1] : (double)both;
         }
     }
     *sum_g = canonical_double(fold(partial_g, chains));
     *sum_gx = canonical_double(fold(partial_gx, chains));
 }
 
+/* Products in float, or in double where their sum is out of range; 0 is right where all g are 0. */
+static void accurate_sums(const bnorm_grad_args *a, size_t ch, size_t count, size_t chains,
+                          int along_run, double *sum_g, double *sum_gx) {
+    sums_channel(a, ch, count, chains, along_run, 0, sum_g, sum_gx);
+    const double size = fabs(*sum_gx);
+    if (!(size >= 0x1p-90 && size <= DBL_MAX) && !(*sum_g == 0 && *sum_gx == 0))
+        sums_channel(a, ch, count, chains, along_run, 1, sum_g, sum_gx);
+}
+
 static void sums_rows(const bnorm_grad_args *a, size_t chains, double *sum_g, double *sum_gx) {
     for (size_t ch = 0; ch < a->len; ch++)
-        sums_channel(a, ch, a->runs, chains, 0, &sum_g[ch], &sum_gx[ch]);
+        accurate_sums(a, ch, a->runs, chains, 0, &sum_g[ch], &sum_gx[ch]);
 }
 
 static void sums_span(const bnorm_grad_args *a, double *sum_g, double *sum_gx) {
     for (size_t ch = 0; ch < a->runs; ch++)
-        sums_channel(a, ch, a->len, BNORM_SPAN_LANES, 1, &sum_g[ch], &sum_gx[ch]);
+        accurate_sums(a, ch, a->len, BNORM_SPAN_LANES, 1, &sum_g[ch], &sum_gx[ch]);
 }
 
 static void dx_element(const bnorm_grad_args *a, size_t r, size_t i, size_t ch) {
@@ -310,6 +346,100 @@ static void dx_span(const bnorm_grad_args *a) {
     for (size_t r = 0; r < a->runs; r++)
         for (size_t i = 0; i < a->len; i++)
             dx_element(a, r, i, r);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Coefficients. NULL stands for an array of the default. */
+
+static double parameter(const float *array, size_t i, double otherwise) {
+    return array ? (double)array[i] : otherwise;
+}
+
+static float to_float(double v) {
+    return canonical((float)v);
+}
+
+/* a*b + c rounded once, for an a that is mostly 0: fma may be a call into libm. */
+static double plus_product(double a, double b, double c) {
+    return a == 0 ? c : fma(a, b, c);
+}
+
+static float scale_of(const float *gamma, size_t i, float invstd) {
+    return to_float(parameter(gamma, i, 1) * (double)invstd);
+}
+
+/* beta less what the low part of the mean contributes; the product of two floats is exact. */
+static float shift_of(const float *beta, size_t i, double mean_lo, float scale) {
+    const double b = parameter(beta, i, 0);
+    return to_float(mean_lo == 0 ? b : b - mean_lo * (double)scale);
+}
+
+/* old + rate*(batch - old). Rate 1 takes the batch's value whatever the old one is, also a NaN. */
+static void blend(float *running, double rate, double batch) {
+    const double old = rate == 1 ? 0 : (double)*running;
+    *running = to_float(rate == 1 ? batch : fma(rate, batch - old, old));
+}
+
+static void coefficients(const bnorm_coefficient_args *a, size_t first, size_t c) {
+    for (size_t i = first; i < first + c; i++) {
+        const double mean = a->mean[i], m2 = a->m2[i];
+        if (a->scale) {
+            const double spread = m2 / a->n + a->eps;
+            const float high = to_float(mean), low = to_float(mean - (double)high);
+            const float invstd = spread == 0 ? 0 : to_float(1 / sqrt(spread));
+            a->center[i] = high;
+            a->scale[i] = scale_of(a->gamma, i, invstd);
+            a->shift[i] = shift_of(a->beta, i, a->drop_low ? 0 : (double)low, a->scale[i]);
+            if (a->save_mean)
+                a->save_mean[i] = high;
+            if (a->save_mean_lo)
+                a->save_mean_lo[i] = low;
+            if (a->save_invstd)
+                a->save_invstd[i] = invstd;
+        }
+        if (a->running_mean)
+            blend(&a->running_mean[i], a->rate, mean);
+        if (a->running_var)
+            blend(&a->running_var[i], a->rate, m2 / a->divisor);
+    }
+}
+
+static void add_blocks(const bnorm_partials *p, size_t first, size_t c, double *sum_g,
+                       double *sum_gx) {
+    for (size_t i = first; i < first + c; i++) {
+        sum_g[i] = sum_gx[i] = 0;
+        for (size_t b = 0; b < p->blocks; b++) {
+            sum_g[i] += p->entries[0][b * p->stride + i];
+            sum_gx[i] += p->entries[1][b * p->stride + i];
+        }
+    }
+}
+
+static void scale_shift(const bnorm_scale_args *a, size_t c) {
+    for (size_t i = 0; i < c; i++) {
+        a->scale[i] = scale_of(a->gamma, i, a->invstd[i]);
+        a->shift[i] = shift_of(a->beta, i, parameter(a->mean_lo, i, 0), a->scale[i]);
+    }
+}
+
+static void grad_coefficients(const bnorm_grad_coefficient_args *a, size_t first, size_t c) {
+    for (size_t i = first; i < first + c; i++) {
+        const double low = parameter(a->mean_lo, i, 0), invstd = (double)a->invstd[i];
+        const double scale = parameter(a->gamma, i, 1) * invstd;
+        const double dgamma = plus_product(-low, a->sum_g[i], a->sum_gx[i]) * invstd;
+        if (a->dgamma)
+            a->dgamma[i] = to_float(dgamma);
+        if (a->dbeta)
+            a->dbeta[i] = to_float(a->sum_g[i]);
+        if (!a->slope)
+            continue;
+        /* dx = scale*(g - dbeta/n - (x - mean)*invstd*dgamma/n) */
+        a->slope[i] = to_float(-scale * (dgamma / a->n));
+        a->offset[i] = to_float(
+            plus_product(-low * invstd, (double)a->slope[i], -scale * (a->sum_g[i] / a->n)));
+        if (a->n == 1 && isfinite(a->scale[i]))
+            a->scale[i] = a->slope[i] = a->offset[i] = 0;
+    }
 }
 
 const struct bnorm_isa bnorm_isa_scalar = {.name = "scalar",

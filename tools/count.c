@@ -1,0 +1,484 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Runs every kernel of one kernel set, and a few whole calls, between two marks, for count.py to
+ * count the instructions there. Where an emulator logs each instruction the marks are enough; with
+ * --step, for sets that no emulator has, the program counts by itself: the CPU's trap flag raises
+ * SIGTRAP behind every instruction (x86).
+ *
+ * Prints the compiler, then per case set, name, variant and size, and with --step the count. Linked
+ * static and with the memory functions below, so that the same instructions run on every CPU. */
+#define _POSIX_C_SOURCE 200809L /* sigaction */
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include "bnorm.h"
+#include "../dispatch/isa.h"
+#include "../src/plan.h"
+#if defined(__x86_64__)
+#include <x86intrin.h>
+#endif
+
+#define ALIGNED  _Alignas(64)
+#define NOINLINE __attribute__((noinline))
+
+enum {
+    ELEMENTS = 64 * 28 * 28, /* of the largest case */
+    CHANNELS = 256,
+    WORKSPACE = 1 << 20
+};
+
+static ALIGNED float x[ELEMENTS], dy[ELEMENTS], residual[ELEMENTS], y[ELEMENTS],
+    dresidual[ELEMENTS];
+static ALIGNED float center[CHANNELS], scale[CHANNELS], shift[CHANNELS], invstd[CHANNELS];
+static ALIGNED float slope[CHANNELS], offset[CHANNELS], results[4][CHANNELS];
+static ALIGNED double sums[4][CHANNELS];
+static ALIGNED char ws[WORKSPACE];
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Marks                                                                                          */
+
+/* libc's choose by CPU. --wrap puts these in their place, 16 bytes at a time, as every CPU can; the
+ * asm keeps a compiler from turning the loops into calls of themselves. */
+void *__wrap_memcpy(void *to, const void *from, size_t size);
+void *__wrap_memset(void *to, int value, size_t size);
+
+typedef unsigned char chunk __attribute__((vector_size(16), aligned(1), may_alias));
+#define NO_LIBRARY_CALL() __asm__ volatile("" ::: "memory")
+
+void *__wrap_memcpy(void *to, const void *from, size_t size) {
+    unsigned char *t = to;
+    const unsigned char *f = from;
+    size_t i = 0;
+    for (; i + sizeof(chunk) <= size; i += sizeof(chunk)) {
+        *(chunk *)(void *)(t + i) = *(const chunk *)(const void *)(f + i);
+        NO_LIBRARY_CALL();
+    }
+    for (; i < size; i++) {
+        t[i] = f[i];
+        NO_LIBRARY_CALL();
+    }
+    return to;
+}
+
+void *__wrap_memset(void *to, int value, size_t size) {
+    unsigned char *t = to;
+    const chunk all = (chunk){0} + (unsigned char)value;
+    size_t i = 0;
+    for (; i + sizeof(chunk) <= size; i += sizeof(chunk)) {
+        *(chunk *)(void *)(t + i) = all;
+        NO_LIBRARY_CALL();
+    }
+    for (; i < size; i++) {
+        t[i] = (unsigned char)value;
+        NO_LIBRARY_CALL();
+    }
+    return to;
+}
+
+/* count.py finds them by name. */
+NOINLINE void count_mark_begin(void);
+NOINLINE void count_mark_end(void);
+
+void count_mark_begin(void) {
+    __asm__ volatile("" ::: "memory");
+}
+
+void count_mark_end(void) {
+    __asm__ volatile("" ::: "memory");
+}
+
+static int stepping;
+static volatile sig_atomic_t steps;
+
+static void on_step(int signal_number) {
+    (void)signal_number;
+    steps++;
+}
+
+#if defined(__x86_64__)
+enum { CAN_STEP = 1, TRAP_FLAG = 0x100 };
+
+static void start_steps(void) {
+    __writeeflags(__readeflags() | TRAP_FLAG);
+}
+
+static void stop_steps(void) {
+    __writeeflags(__readeflags() & ~(unsigned long long)TRAP_FLAG);
+}
+#else
+enum { CAN_STEP = 0 };
+
+static void start_steps(void) {}
+static void stop_steps(void) {}
+#endif
+
+static const struct bnorm_isa *isa;
+
+/* The scalar set is the specification, which nobody waits for: counted in less detail. */
+static int is_scalar(void) {
+    return isa == &bnorm_isa_scalar;
+}
+
+static NOINLINE void begin(void) {
+    steps = 0;
+    count_mark_begin();
+    if (stepping)
+        start_steps();
+}
+
+static NOINLINE void end(const char *name, const char *variant, const char *size) {
+    if (stepping)
+        stop_steps();
+    count_mark_end();
+    printf("%s\t%s\t%s\t%s", isa->name, name, variant, size);
+    if (stepping)
+        printf("\t%ld", (long)steps);
+    printf("\n");
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Kernels: one that is added to the list fails to compile until it has its count_ function here  */
+
+/* Rows of few, odd, and many channels, so many as make whole groups of each set's loops; planes as
+ * in the networks' last stages, and a larger one. */
+static const struct size {
+    int rows; /* the family */
+    size_t runs, len;
+    const char *name;
+} sizes[] = {
+    {1, 256, 3, "256 rows of 3"},        {1, 128, 17, "128 rows of 17"},
+    {1, 32, 64, "32 rows of 64"},        {1, 16, 256, "16 rows of 256"},
+    {0, 16, 7 * 7, "16 planes of 7x7"},  {0, 4, 14 * 14, "4 planes of 14x14"},
+    {0, 1, 56 * 56, "1 plane of 56x56"},
+};
+enum { SIZES = sizeof sizes / sizeof sizes[0] };
+
+/* What is fused; forward and backward have the same. */
+static const struct variant {
+    const char *name;
+    bnorm_act act;
+    enum bnorm_pre pre;
+    int has_residual, frozen;
+} variants[] = {
+    {"plain", {BNORM_ACT_IDENTITY, 0, 0}, BNORM_PRE_NONE, 0, 0},
+    {"relu", {BNORM_ACT_RELU, 0, 0}, BNORM_PRE_X, 0, 0},
+    {"residual relu", {BNORM_ACT_RELU, 0, 0}, BNORM_PRE_RESIDUAL, 1, 0},
+    {"relu frozen", {BNORM_ACT_RELU, 0, 0}, BNORM_PRE_X, 0, 1},
+};
+
+static size_t variant_count(void) {
+    return is_scalar() ? 1 : sizeof variants / sizeof variants[0];
+}
+
+static void count_moments_rows(void) {
+    for (size_t i = 0; i < SIZES; i++) {
+        const struct size s = sizes[i];
+        if (!s.rows)
+            continue;
+        begin();
+        isa->moments_rows(x, s.len, s.runs, s.len, bnorm_chains(s.len), sums[0], sums[1]);
+        end("moments_rows", "plain", s.name);
+    }
+}
+
+static void count_moments_span(void) {
+    for (size_t i = 0; i < SIZES; i++) {
+        const struct size s = sizes[i];
+        if (s.rows)
+            continue;
+        begin();
+        isa->moments_span(x, s.len, s.runs, s.len, sums[0], sums[1]);
+        end("moments_span", "plain", s.name);
+    }
+}
+
+static const struct {
+    size_t c;
+    const char *name;
+} widths[] = {{3, "3 channels"}, {17, "17 channels"}, {256, "256 channels"}};
+enum { WIDTHS = sizeof widths / sizeof widths[0] };
+
+static const struct {
+    size_t blocks;
+    const char *name;
+} depths[] = {{1, "1 block"}, {8, "8 blocks"}};
+enum { DEPTHS = sizeof depths / sizeof depths[0], MOST_BLOCKS = 8 };
+
+/* The partial results of `blocks` blocks of c channels. */
+static bnorm_partials partials(size_t c, size_t blocks) {
+    static ALIGNED double tables[2][MOST_BLOCKS * CHANNELS];
+    return (bnorm_partials){
+        .entries = {tables[0], tables[1]},
+        .stride = c,
+        .blocks = blocks,
+        .per_image = blocks,
+        .size = 4096,
+        .last = 1000,
+    };
+}
+
+static void count_blocks(void (*kernel)(const bnorm_partials *, size_t, size_t, double *, double *),
+                         const char *name) {
+    for (size_t i = 0; i < WIDTHS; i++)
+        for (size_t d = 0; d < DEPTHS; d++) {
+            const bnorm_partials p = partials(widths[i].c, depths[d].blocks);
+            begin();
+            kernel(&p, 0, widths[i].c, sums[0], sums[1]);
+            end(name, depths[d].name, widths[i].name);
+        }
+}
+
+static void count_merge(void) {
+    count_blocks(isa->merge, "merge");
+}
+
+static void count_add_blocks(void) {
+    count_blocks(isa->add_blocks, "add_blocks");
+}
+
+static void count_coefficients(void) {
+    const bnorm_coefficient_args args = {
+        .mean = sums[0],
+        .m2 = sums[1],
+        .n = 4096,
+        .eps = 1e-5,
+        .gamma = invstd,
+        .center = center,
+        .scale = scale,
+        .shift = shift,
+        .save_mean = results[0],
+        .save_invstd = results[1],
+        .running_mean = results[2],
+        .running_var = results[3],
+        .rate = 0.1,
+        .divisor = 4095,
+    };
+    for (size_t i = 0; i < WIDTHS; i++) {
+        begin();
+        isa->coefficients(&args, 0, widths[i].c);
+        end("coefficients", "plain", widths[i].name);
+    }
+}
+
+static void count_scale_shift(void) {
+    const bnorm_scale_args args = {.gamma = center, .invstd = invstd, .scale = scale, .shift = shift};
+    for (size_t i = 0; i < WIDTHS; i++) {
+        begin();
+        isa->scale_shift(&args, widths[i].c);
+        end("scale_shift", "plain", widths[i].name);
+    }
+}
+
+static void count_grad_coefficients(void) {
+    const bnorm_grad_coefficient_args args = {
+        .sum_g = sums[0],
+        .sum_gx = sums[1],
+        .n = 4096,
+        .gamma = center,
+        .invstd = invstd,
+        .dgamma = results[0],
+        .dbeta = results[1],
+        .scale = scale,
+        .slope = slope,
+        .offset = offset,
+    };
+    for (size_t i = 0; i < WIDTHS; i++) {
+        begin();
+        isa->grad_coefficients(&args, 0, widths[i].c);
+        end("grad_coefficients", "plain", widths[i].name);
+    }
+}
+
+static void count_apply(int rows, void (*kernel)(const bnorm_apply_args *), const char *name) {
+    for (size_t v = 0; v < variant_count(); v++)
+        for (size_t i = 0; i < SIZES; i++) {
+            const struct size s = sizes[i];
+            if (s.rows != rows || variants[v].frozen)
+                continue;
+            const bnorm_apply_args args = {
+                .runs = s.runs,
+                .len = s.len,
+                .x = x,
+                .residual = variants[v].has_residual ? residual : NULL,
+                .y = y,
+                .x_stride = s.len,
+                .residual_stride = s.len,
+                .y_stride = s.len,
+                .center = center,
+                .scale = scale,
+                .shift = shift,
+                .act = variants[v].act,
+            };
+            begin();
+            kernel(&args);
+            end(name, variants[v].name, s.name);
+        }
+}
+
+static void count_apply_rows(void) {
+    count_apply(1, isa->apply_rows, "apply_rows");
+}
+
+static void count_apply_span(void) {
+    count_apply(0, isa->apply_span, "apply_span");
+}
+
+static bnorm_grad_args grad_args(const struct size *s, const struct variant *v) {
+    return (bnorm_grad_args){
+        .runs = s->runs,
+        .len = s->len,
+        .x = x,
+        .dy = dy,
+        .extra = v->has_residual ? residual : NULL,
+        .x_stride = s->len,
+        .dy_stride = s->len,
+        .extra_stride = s->len,
+        .pre = v->pre,
+        .act = v->act,
+        .center = center,
+        .scale = scale,
+        .shift = shift,
+    };
+}
+
+static void count_sums_rows(void) {
+    for (size_t v = 0; v < variant_count(); v++)
+        for (size_t i = 0; i < SIZES; i++) {
+            const bnorm_grad_args args = grad_args(&sizes[i], &variants[v]);
+            if (!sizes[i].rows || variants[v].frozen)
+                continue;
+            begin();
+            isa->sums_rows(&args, bnorm_chains(args.len), sums[0], sums[1]);
+            end("sums_rows", variants[v].name, sizes[i].name);
+        }
+}
+
+static void count_sums_span(void) {
+    for (size_t v = 0; v < variant_count(); v++)
+        for (size_t i = 0; i < SIZES; i++) {
+            const bnorm_grad_args args = grad_args(&sizes[i], &variants[v]);
+            if (sizes[i].rows || variants[v].frozen)
+                continue;
+            begin();
+            isa->sums_span(&args, sums[0], sums[1]);
+            end("sums_span", variants[v].name, sizes[i].name);
+        }
+}
+
+static void count_dx(int rows, void (*kernel)(const bnorm_grad_args *), const char *name) {
+    for (size_t v = 0; v < variant_count(); v++)
+        for (size_t i = 0; i < SIZES; i++) {
+            bnorm_grad_args args = grad_args(&sizes[i], &variants[v]);
+            if (sizes[i].rows != rows)
+                continue;
+            args.dx = y;
+            args.dx_stride = args.dresidual_stride = args.len;
+            args.dresidual = variants[v].has_residual ? dresidual : NULL;
+            if (!variants[v].frozen) {
+                args.invstd = invstd;
+                args.slope = slope;
+                args.offset = offset;
+            }
+            begin();
+            kernel(&args);
+            end(name, variants[v].name, sizes[i].name);
+        }
+}
+
+static void count_dx_rows(void) {
+    count_dx(1, isa->dx_rows, "dx_rows");
+}
+
+static void count_dx_span(void) {
+    count_dx(0, isa->dx_span, "dx_span");
+}
+
+static void (*const kernels[])(void) = {
+#define X(kernel, args) count_##kernel,
+    BNORM_KERNELS(X)
+#undef X
+};
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Whole calls                                                                                    */
+
+static void count_calls(size_t c, size_t hw, const char *size) {
+    static const char *const layouts[] = {[BNORM_NHWC] = "nhwc", [BNORM_NCHW] = "nchw"};
+    const bnorm_in in = {.data = x}, gradient = {.data = dy};
+    const bnorm_out out = {.data = y};
+    const bnorm_exec exec = {.isa = isa};
+    const bnorm_affine affine = {.center = center, .scale = scale, .shift = shift};
+    const bnorm_train train = {
+        .gamma = scale,
+        .beta = shift,
+        .eps = 1e-5,
+        .running = {results[0], results[1], 0.1, BNORM_VARIANCE_SAMPLE},
+        .save_mean = results[2],
+        .save_invstd = results[3],
+    };
+    const bnorm_grad grad = {
+        .gamma = scale,
+        .beta = shift,
+        .save_mean = center,
+        .save_invstd = invstd,
+        .dgamma = results[0],
+        .dbeta = results[1],
+    };
+    for (int layout = 1; layout >= 0; layout--) {
+        const bnorm_shape shape = {.layout = (bnorm_layout)layout, .n = 1, .c = c, .hw = hw};
+        begin();
+        bnorm_status status = bnorm_apply(&shape, in, out, &affine, &exec);
+        end("bnorm_apply", layouts[layout], size);
+        begin();
+        status |= bnorm_forward_train(&shape, in, out, &train, ws, sizeof ws, &exec);
+        end("bnorm_forward_train", layouts[layout], size);
+        begin();
+        status |= bnorm_backward(&shape, in, gradient, out, &grad, ws, sizeof ws, &exec);
+        end("bnorm_backward", layouts[layout], size);
+        if (status)
+            fprintf(stderr, "count: a call on %s was refused; is WORKSPACE too small?\n", size);
+    }
+}
+
+static void fill(void) {
+    unsigned state = 1;
+    for (size_t i = 0; i < ELEMENTS; i++) {
+        state = state * 1664525u + 1013904223u;
+        x[i] = (float)(state >> 8) * 0x1p-23f - 1;
+        dy[i] = x[i] * x[i] - 0.5f;
+        residual[i] = 0.25f - x[i];
+    }
+    for (size_t i = 0; i < CHANNELS; i++) {
+        center[i] = shift[i] = slope[i] = offset[i] = x[i] / 4;
+        scale[i] = invstd[i] = 1 + x[i] / 4;
+    }
+}
+
+int main(int argc, char **argv) {
+    stepping = argc == 3 && strcmp(argv[2], "--step") == 0;
+    if (argc != 2 + stepping) {
+        fprintf(stderr, "usage: count SET [--step]; run by tools/count.py\n");
+        return 2;
+    }
+#if defined(__clang__)
+    printf("clang %d.%d\n", __clang_major__, __clang_minor__);
+#else
+    printf("gcc %d.%d\n", __GNUC__, __GNUC_MINOR__);
+#endif
+    isa = bnorm_isa_find(argv[1]);
+    if (!isa || (stepping && !CAN_STEP))
+        return 0; /* no case: count.py says so */
+    const struct sigaction action = {.sa_handler = on_step};
+    sigaction(SIGTRAP, &action, NULL);
+    fill();
+
+    /* What the marks themselves take; count.py subtracts it. */
+    begin();
+    end("nothing", "", "");
+    for (size_t k = 0; k < sizeof kernels / sizeof kernels[0]; k++)
+        kernels[k]();
+    count_calls(16, 16, "1x16x4x4");
+    if (!is_scalar())
+        count_calls(64, 28 * 28, "1x64x28x28");
+    return 0;
+}
