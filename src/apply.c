@@ -58,7 +58,8 @@ static const float ones[DEFAULTS] = {EIGHT(1), EIGHT(1), EIGHT(1), EIGHT(1),
                                      EIGHT(1), EIGHT(1), EIGHT(1), EIGHT(1)};
 static const float zeros[DEFAULTS] = {0};
 
-void bnorm_elementwise_piece(const bnorm_elementwise *pass, const bnorm_piece *piece) {
+void bnorm_elementwise_piece(const bnorm_elementwise *pass, const bnorm_piece *piece,
+                             unsigned hints) {
     const int rows = pass->view.rows;
     const size_t first = bnorm_piece_channel(&pass->view, piece),
                  channels = rows ? piece->len : piece->runs;
@@ -79,7 +80,7 @@ void bnorm_elementwise_piece(const bnorm_elementwise *pass, const bnorm_piece *p
             .scale = pass->scale ? pass->scale + channel : ones,
             .shift = pass->shift ? pass->shift + channel : zeros,
             .act = pass->act,
-            .hints = pass->hints,
+            .hints = hints,
         };
         if (rows)
             pass->isa->apply_rows(&args);
@@ -88,20 +89,43 @@ void bnorm_elementwise_piece(const bnorm_elementwise *pass, const bnorm_piece *p
     }
 }
 
+static void piece_of(const void *self, const bnorm_piece *piece) {
+    const bnorm_elementwise *pass = self;
+    bnorm_elementwise_piece(pass, piece, pass->hints);
+}
+
 struct job {
     const bnorm_elementwise *pass;
-    bnorm_grid grid;
+    bnorm_cut cut;
 };
 
 static void task(void *arg, size_t i) {
     const struct job *job = arg;
-    const bnorm_piece piece = bnorm_grid_piece_from_end(&job->grid, i);
-    bnorm_elementwise_piece(job->pass, &piece);
+    bnorm_cut_run(&job->cut, i, piece_of, job->pass);
+}
+
+/* Everything, image by image. */
+static void whole(void *arg, size_t i) {
+    const struct job *job = arg;
+    const bnorm_view *view = &job->pass->view;
+    (void)i;
+    for (size_t image = 0; image < view->images; image++) {
+        const bnorm_piece piece = {image, 0, view->runs, 0, view->len};
+        piece_of(job->pass, &piece);
+    }
 }
 
 void bnorm_elementwise_run(const bnorm_elementwise *pass, const bnorm_exec *exec) {
-    struct job job = {pass, bnorm_grid_of(pass->view, bnorm_piece_elements(exec, &pass->view))};
-    bnorm_run(exec, task, &job, bnorm_grid_count(&job.grid));
+    const bnorm_view *view = &pass->view;
+    const size_t parts = bnorm_parts(exec, view->images * view->runs * view->len);
+    struct job job;
+    job.pass = pass;
+    if (parts == 1) {
+        bnorm_run(exec, whole, &job, 1);
+        return;
+    }
+    job.cut = bnorm_cut_of(view, 0, parts);
+    bnorm_run(exec, task, &job, parts);
 }
 
 bnorm_status bnorm_apply(const bnorm_shape *shape, bnorm_in x, bnorm_out y,

@@ -25,7 +25,9 @@ bnorm_view bnorm_elementwise_view(const bnorm_shape *shape, bnorm_walk *const *w
 unsigned bnorm_elementwise_hints(const bnorm_exec *exec, const bnorm_view *view,
                                  bnorm_walk *const *walks, size_t count);
 
-void bnorm_elementwise_piece(const bnorm_elementwise *pass, const bnorm_piece *piece);
+/* One piece, with some of the pass's hints. */
+void bnorm_elementwise_piece(const bnorm_elementwise *pass, const bnorm_piece *piece,
+                             unsigned hints);
 void bnorm_elementwise_run(const bnorm_elementwise *pass, const bnorm_exec *exec);
 
 #endif

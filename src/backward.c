@@ -77,8 +77,7 @@ static void finish(const void *self, size_t channel, size_t channels) {
     s->isa->grad_coefficients(&s->derived, channel, channels);
 }
 
-static void apply(const void *self, const bnorm_piece *piece) {
-    const struct backward *s = self;
+static void apply_hinted(const struct backward *s, const bnorm_piece *piece, unsigned hints) {
     const size_t channel = bnorm_piece_channel(&s->apply_view, piece);
     const int sloped = s->derived.slope != NULL;
     const bnorm_grad_args args = {
@@ -102,12 +101,22 @@ static void apply(const void *self, const bnorm_piece *piece) {
         .dresidual = bnorm_at(&s->adresidual, piece->image, piece->run, piece->i),
         .dx_stride = s->adx.run_stride,
         .dresidual_stride = s->adresidual.run_stride,
-        .hints = s->hints,
+        .hints = hints,
     };
     if (s->apply_view.rows)
         s->isa->dx_rows(&args);
     else
         s->isa->dx_span(&args);
+}
+
+static void apply(const void *self, const bnorm_piece *piece) {
+    const struct backward *s = self;
+    apply_hinted(s, piece, s->hints);
+}
+
+static void apply_near(const void *self, const bnorm_piece *piece) {
+    const struct backward *s = self;
+    apply_hinted(s, piece, s->hints & ~(unsigned)BNORM_FETCH_IN);
 }
 
 static void zero(float *array, size_t c) {
@@ -253,6 +262,7 @@ bnorm_status bnorm_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in dy, b
         .reduce = sums_wanted ? reduce : NULL,
         .finish = sums_wanted ? finish : NULL,
         .apply = tdx.data || tdresidual.data ? apply : NULL,
+        .apply_near = apply_near,
     };
     bnorm_reduction_run(&op, exec);
     return BNORM_OK;

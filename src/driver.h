@@ -68,46 +68,49 @@ typedef struct bnorm_piece {
     size_t image, run, runs, i, len;
 } bnorm_piece;
 
-/* A tensor cut into a grid of pieces: images x groups of runs x parts of runs. */
-typedef struct bnorm_grid {
+/* A view, or `runs` of its runs from `first_run` on, cut into parts of equal size for an elementwise
+ * pass. Positions are counted through all images; a part may begin and end within a run. */
+typedef struct bnorm_cut {
     bnorm_view view;
-    size_t run_step, run_parts, len_step, len_parts;
-} bnorm_grid;
+    size_t first_run, runs;
+    size_t total, parts, step; /* positions; parts begin at multiples of step */
+} bnorm_cut;
 
-static inline size_t bnorm_grid_count(const bnorm_grid *grid) {
-    return grid->view.images * grid->run_parts * grid->len_parts;
+static inline bnorm_cut bnorm_cut_of(const bnorm_view *view, size_t first_run, size_t parts) {
+    bnorm_cut cut = {*view, first_run, view->runs - first_run, 0, parts, 64};
+    cut.total = view->images * cut.runs * view->len;
+    /* Whole runs where they are short. */
+    if (view->len <= cut.total / parts / 16)
+        cut.step = view->len;
+    return cut;
 }
 
-static inline bnorm_piece bnorm_grid_piece(const bnorm_grid *grid, size_t index) {
-    bnorm_piece piece;
-    if (grid->run_parts == 1 && grid->len_parts == 1)
-        return (bnorm_piece){index, 0, grid->view.runs, 0, grid->view.len};
-    piece.i = index % grid->len_parts * grid->len_step;
-    index /= grid->len_parts;
-    piece.run = index % grid->run_parts * grid->run_step;
-    piece.image = index / grid->run_parts;
-    piece.runs = bnorm_min(grid->run_step, grid->view.runs - piece.run);
-    piece.len = bnorm_min(grid->len_step, grid->view.len - piece.i);
-    return piece;
+/* Where part i begins. */
+static inline size_t bnorm_cut_at(const bnorm_cut *cut, size_t i) {
+    if (i == cut->parts)
+        return cut->total;
+    const size_t at = cut->total / cut->parts * i + cut->total % cut->parts * i / cut->parts;
+    return at - at % cut->step;
 }
 
-/* Counted from the end: where a pass over the tensor came before, its end is still in cache. */
-static inline bnorm_piece bnorm_grid_piece_from_end(const bnorm_grid *grid, size_t index) {
-    return bnorm_grid_piece(grid, bnorm_grid_count(grid) - 1 - index);
-}
+/* Calls a function for the pieces of part i. */
+typedef void bnorm_piece_function(const void *self, const bnorm_piece *piece);
 
-/* Pieces of about `elements` elements each; parts of runs begin at multiples of 64 elements. */
-static inline bnorm_grid bnorm_grid_of(bnorm_view view, size_t elements) {
-    bnorm_grid grid = {view, 1, 1, view.len, 1};
-    if (view.runs * view.len <= elements)
-        return (bnorm_grid){view, view.runs, 1, view.len, 1};
-    if (view.len > elements)
-        grid.len_step = (elements + 63) / 64 * 64;
-    else
-        grid.run_step = bnorm_min(elements / view.len, view.runs);
-    grid.len_parts = bnorm_ceil_div(view.len, grid.len_step);
-    grid.run_parts = bnorm_ceil_div(view.runs, grid.run_step);
-    return grid;
+static inline void bnorm_cut_run(const bnorm_cut *cut, size_t i, bnorm_piece_function *function,
+                                 const void *self) {
+    const size_t len = cut->view.len, image_size = cut->runs * len, end = bnorm_cut_at(cut, i + 1);
+    for (size_t at = bnorm_cut_at(cut, i); at < end;) {
+        const size_t within = at % image_size, run = within / len, from = within % len;
+        bnorm_piece piece = {at / image_size, cut->first_run + run, 1, from, 0};
+        if (from || end - at < len) {
+            piece.len = bnorm_min(len - from, end - at);
+        } else {
+            piece.len = len;
+            piece.runs = bnorm_min((end - at) / len, cut->runs - run);
+        }
+        function(self, &piece);
+        at += piece.runs * piece.len;
+    }
 }
 
 /* The first channel of a piece, for its per-channel parameters. */
@@ -157,13 +160,20 @@ static inline void bnorm_run(const bnorm_exec *exec, void (*task)(void *arg, siz
         task(arg, i);
 }
 
-/* Elements per piece of elementwise work: everything at once without `parallel`, else 64 KiB, more
- * for big tensors so that there are at most a few hundred pieces. No result depends on it. */
-static inline size_t bnorm_piece_elements(const bnorm_exec *exec, const bnorm_view *view) {
-    const size_t total = view->images * view->runs * view->len;
-    if (!bnorm_is_parallel(exec))
-        return total;
-    return total / 256 > 16384 ? total / 256 : 16384;
+/* Elements that a task should have to be worth sharing (64 KiB), and a call (256 KiB). */
+#define BNORM_TASK_ELEMENTS ((size_t)16384)
+#define BNORM_CALL_ELEMENTS (4 * BNORM_TASK_ELEMENTS)
+
+/* Parts of elementwise work on so many elements: a whole number per thread, 1 where it is not worth
+ * sharing. No result depends on it. */
+static inline size_t bnorm_parts(const bnorm_exec *exec, size_t elements) {
+    if (!bnorm_is_parallel(exec) || exec->threads == 1 || elements < BNORM_CALL_ELEMENTS)
+        return 1;
+    const size_t parts = elements / BNORM_TASK_ELEMENTS;
+    if (!exec->threads)
+        return bnorm_min(parts, 256);
+    const size_t rounds = parts / exec->threads;
+    return exec->threads * (rounds < 1 ? 1 : bnorm_min(rounds, 8));
 }
 
 /* Blocks of the reductions per image and altogether. */

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 #include "reduce.h"
 
-/* Elements that a task should have to be worth sharing (64 KiB), and of a group of planes that is
- * reduced and then normalised while it is in cache (256 KiB, over all tensors). */
-#define TASK_ELEMENTS  16384
-#define GROUP_ELEMENTS 65536
-/* With fewer tasks than this, channels alone do not feed many threads. */
-#define FEW_TASKS 16
+/* Elements of a group of planes that is reduced and then normalised while it is in cache (256 KiB,
+ * over all tensors). */
+#define GROUP_ELEMENTS ((size_t)65536)
+/* Least elements of a block's slice. */
+#define UNIT_ELEMENTS ((size_t)4096)
+/* Threads to cut for where the caller does not say. */
+#define SOME_THREADS ((size_t)16)
 
 #define WS_ALIGN 64
 
@@ -51,106 +52,133 @@ size_t bnorm_workspace(bnorm_op op, const bnorm_shape *shape) {
     return bnorm_reduction_workspace(&view, &blocks);
 }
 
+/* What is shared out. In NCHW whole groups of channels come first, with all three phases; the
+ * channels from `first` on, in NHWC all, go through the phases one after the other. */
 struct job {
     const bnorm_reduction *op;
-    size_t channel_step, channel_parts; /* channels per task */
-    size_t block_step, block_parts;     /* blocks per task */
-    bnorm_grid grid;                    /* of the elementwise pass */
+    size_t group, groups; /* channels per group */
+    size_t first;
+    size_t slice, slices; /* channels per unit: a slice of a block */
+    size_t units, unit_parts;
+    size_t finish_step;
+    bnorm_cut cut; /* of the elementwise pass */
 };
 
-static size_t channels_at(const struct job *job, size_t channel) {
-    return bnorm_min(job->channel_step, job->op->view.c - channel);
-}
-
-static void set_channels(struct job *job, size_t step) {
-    job->channel_step = step;
-    job->channel_parts = bnorm_ceil_div(job->op->view.c, step);
-}
-
-static void reduce_task(void *arg, size_t i) {
-    const struct job *job = arg;
-    const size_t channel = i % job->channel_parts * job->channel_step;
-    const size_t first = i / job->channel_parts * job->block_step;
-    const size_t last = bnorm_min(first + job->block_step, job->op->blocks.count);
-    for (size_t b = first; b < last; b++)
-        job->op->reduce(job->op->self, b, channel, channels_at(job, channel));
-}
-
-static void finish_task(void *arg, size_t i) {
-    const struct job *job = arg;
-    const size_t channel = i * job->channel_step;
-    job->op->finish(job->op->self, channel, channels_at(job, channel));
-}
-
-static void apply_task(void *arg, size_t i) {
-    const struct job *job = arg;
-    const bnorm_piece piece = bnorm_grid_piece_from_end(&job->grid, i);
-    job->op->apply(job->op->self, &piece);
-}
-
-/* All three phases for a group of planes; the last image, read last, is normalised first. */
-static void fused_task(void *arg, size_t i) {
-    const struct job *job = arg;
-    const bnorm_reduction *op = job->op;
-    const size_t channel = i * job->channel_step, channels = channels_at(job, channel);
+/* The last image, reduced last, is normalised first. */
+static void run_group(const bnorm_reduction *op, size_t channel, size_t channels) {
     for (size_t b = 0; b < op->blocks.count; b++)
         op->reduce(op->self, b, channel, channels);
     op->finish(op->self, channel, channels);
     for (size_t image = op->view.images; op->apply && image-- > 0;) {
         const bnorm_piece piece = {image, channel, channels, 0, op->view.len};
-        op->apply(op->self, &piece);
+        op->apply_near(op->self, &piece);
     }
 }
 
-/* Planes in groups that stay in cache between the phases. */
-static int run_fused(struct job *job, const bnorm_exec *exec) {
+static void reduce_task(void *arg, size_t i) {
+    const struct job *job = arg;
     const bnorm_reduction *op = job->op;
-    const size_t per_channel = op->view.images * op->view.len * op->tensors;
-    size_t step = per_channel < GROUP_ELEMENTS ? GROUP_ELEMENTS / per_channel : 1;
-    if (bnorm_is_parallel(exec)) {
-        const size_t fair = op->view.c / FEW_TASKS,
-                     least = bnorm_ceil_div(TASK_ELEMENTS, per_channel);
-        step = bnorm_min(step, fair > least ? fair : least);
+    if (i < job->groups) {
+        const size_t channel = i * job->group;
+        run_group(op, channel, bnorm_min(job->group, op->view.c - channel));
+        return;
     }
-    set_channels(job, bnorm_min(step, op->view.c));
-    if (bnorm_is_parallel(exec) && job->channel_parts < FEW_TASKS &&
-        per_channel * op->view.c > TASK_ELEMENTS)
-        return 0;
-    bnorm_run(exec, fused_task, job, job->channel_parts);
-    return 1;
+    i -= job->groups;
+    const size_t last = (i + 1) * job->units / job->unit_parts;
+    for (size_t u = i * job->units / job->unit_parts; u < last; u++) {
+        const size_t channel = job->first + u % job->slices * job->slice;
+        op->reduce(op->self, u / job->slices, channel, bnorm_min(job->slice, op->view.c - channel));
+    }
+}
+
+static void finish_task(void *arg, size_t i) {
+    const struct job *job = arg;
+    const size_t channel = job->first + i * job->finish_step;
+    job->op->finish(job->op->self, channel, bnorm_min(job->finish_step, job->op->view.c - channel));
+}
+
+/* From the end, which has been reduced last. */
+static void apply_task(void *arg, size_t i) {
+    const struct job *job = arg;
+    bnorm_cut_run(&job->cut, job->cut.parts - 1 - i, job->op->apply, job->op->self);
+}
+
+/* Groups of planes that stay in cache between the phases; with threads, as many as give each thread
+ * the same number. threads 0 = not shared. */
+static void cut_groups(struct job *job, size_t threads, int known) {
+    const bnorm_reduction *op = job->op;
+    const size_t c = op->view.c, per_channel = op->view.images * op->view.len * op->tensors;
+    size_t group = per_channel < GROUP_ELEMENTS ? GROUP_ELEMENTS / per_channel : 1;
+    if (threads) {
+        const size_t fair = c / (4 * threads),
+                     least = bnorm_ceil_div(BNORM_TASK_ELEMENTS, per_channel);
+        group = bnorm_min(group, fair > least ? fair : least);
+    }
+    job->group = bnorm_min(group, c);
+    job->groups = bnorm_ceil_div(c, job->group);
+    if (threads && job->groups < threads)
+        job->groups = 0;
+    else if (threads && known && job->groups < 8 * threads)
+        job->groups -= job->groups % threads;
+    job->first = bnorm_min(job->groups * job->group, c);
+}
+
+/* Blocks, or slices of them where there are few. */
+static void cut_units(struct job *job, size_t threads) {
+    const bnorm_reduction *op = job->op;
+    const bnorm_view *view = &op->view;
+    const size_t c = view->c - job->first, positions = view->rows ? view->runs : view->len;
+    const size_t block = bnorm_min(op->blocks.size, positions);
+    size_t least = 1; /* channels per slice */
+    if (!threads || (view->rows && op->blocks.chains > 1))
+        least = c;
+    else if (view->rows)
+        least = 16;
+    if (least < UNIT_ELEMENTS / block)
+        least = UNIT_ELEMENTS / block;
+    const size_t wanted = bnorm_ceil_div(8 * threads, op->blocks.count);
+    job->slice = wanted > 1 ? bnorm_ceil_div(c, wanted) : c;
+    if (job->slice < least)
+        job->slice = least;
+    if (view->rows)
+        job->slice = (job->slice + 15) / 16 * 16;
+    job->slice = bnorm_min(job->slice, c);
+    job->slices = bnorm_ceil_div(c, job->slice);
+    job->units = op->blocks.count * job->slices;
+    job->unit_parts = threads ? bnorm_min(job->units, 16 * threads) : 1;
 }
 
 void bnorm_reduction_run(const bnorm_reduction *op, const bnorm_exec *exec) {
-    struct job job;
-    job.op = op; /* the rest is set where it is used */
     const bnorm_view *view = &op->view;
+    const size_t c = view->c, total = view->images * view->runs * view->len;
+    const int shared = bnorm_parts(exec, total * op->tensors) > 1;
+    const size_t threads = !shared ? 0 : exec->threads ? exec->threads : SOME_THREADS;
+    struct job job;
 
-    if (!view->rows && op->reduce && run_fused(&job, exec))
-        return;
+    job.op = op;
+    job.first = job.groups = 0;
     if (op->reduce) {
-        /* A block of many channels is shared out in slices. */
-        const size_t fair = (bnorm_ceil_div(TASK_ELEMENTS * 2, op->blocks.size) + 63) / 64 * 64;
-        set_channels(
-            &job, view->rows ? (op->blocks.chains > 1 ? view->c : bnorm_min(fair, view->c))
-                             : bnorm_min(bnorm_ceil_div(TASK_ELEMENTS, op->blocks.size), view->c));
-        if (!bnorm_is_parallel(exec))
-            set_channels(&job, view->c);
-        const size_t positions = view->rows ? view->runs : view->len;
-        const size_t block = bnorm_min(op->blocks.size, positions) * job.channel_step;
-        job.block_step = block < TASK_ELEMENTS ? TASK_ELEMENTS / block : 1;
-        job.block_parts = bnorm_ceil_div(op->blocks.count, job.block_step);
-        bnorm_run(exec, reduce_task, &job, job.block_parts * job.channel_parts);
-    }
-    if (op->finish) {
+        if (!view->rows)
+            cut_groups(&job, threads, shared && exec->threads);
+        job.unit_parts = 0;
+        if (job.first < c)
+            cut_units(&job, threads);
+        bnorm_run(exec, reduce_task, &job, job.groups + job.unit_parts);
+        if (job.first == c)
+            return;
         /* Few entries per channel are not worth sharing. */
-        const bnorm_exec alone = {.denormals = exec ? exec->denormals : BNORM_DENORMALS_CALLER};
-        set_channels(&job, bnorm_min(256, view->c));
-        bnorm_run(op->blocks.count >= 16 ? exec : &alone, finish_task, &job, job.channel_parts);
+        const size_t rest = c - job.first;
+        job.finish_step = rest;
+        if (threads && op->blocks.count * rest >= UNIT_ELEMENTS / 4)
+            job.finish_step = (bnorm_ceil_div(rest, threads) + 7) / 8 * 8;
+        bnorm_run(exec, finish_task, &job, bnorm_ceil_div(rest, job.finish_step));
     }
     if (op->apply) {
-        const size_t elements =
-            bnorm_is_parallel(exec) ? bnorm_piece_elements(exec, &op->apply_view) : GROUP_ELEMENTS;
-        job.grid = bnorm_grid_of(op->apply_view, elements);
-        bnorm_run(exec, apply_task, &job, bnorm_grid_count(&job.grid));
+        const size_t elements = total / c * (c - job.first);
+        size_t parts = shared ? bnorm_parts(exec, elements) : elements / GROUP_ELEMENTS;
+        if (parts < threads) /* what is left of a large tensor */
+            parts = bnorm_min(threads, elements / (UNIT_ELEMENTS / 4));
+        job.cut = bnorm_cut_of(&op->apply_view, job.first, parts ? parts : 1);
+        bnorm_run(exec, apply_task, &job, job.cut.parts);
     }
 }

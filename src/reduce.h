@@ -36,7 +36,8 @@ typedef struct bnorm_reduction {
      * reduce. */
     void (*reduce)(const void *self, size_t b, size_t channel, size_t channels);
     void (*finish)(const void *self, size_t channel, size_t channels);
-    void (*apply)(const void *self, const bnorm_piece *piece); /* NULL = no elementwise pass */
+    /* The elementwise pass, or NULL; apply_near where the piece has just been reduced. */
+    bnorm_piece_function *apply, *apply_near;
 } bnorm_reduction;
 
 void bnorm_reduction_run(const bnorm_reduction *op, const bnorm_exec *exec);

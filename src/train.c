@@ -45,7 +45,12 @@ static void finish(const void *self, size_t channel, size_t channels) {
 
 static void apply(const void *self, const bnorm_piece *piece) {
     const struct statistics *s = self;
-    bnorm_elementwise_piece(&s->pass, piece);
+    bnorm_elementwise_piece(&s->pass, piece, s->pass.hints);
+}
+
+static void apply_near(const void *self, const bnorm_piece *piece) {
+    const struct statistics *s = self;
+    bnorm_elementwise_piece(&s->pass, piece, s->pass.hints & ~(unsigned)BNORM_FETCH_IN);
 }
 
 static void run_statistics(const struct statistics *s, const bnorm_exec *exec) {
@@ -58,6 +63,7 @@ static void run_statistics(const struct statistics *s, const bnorm_exec *exec) {
         .reduce = reduce,
         .finish = finish,
         .apply = s->pass.y.data ? apply : NULL,
+        .apply_near = apply_near,
     };
     bnorm_reduction_run(&op, exec);
 }

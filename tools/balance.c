@@ -219,7 +219,7 @@ static struct {
 
 /* The one place where the library is told how many threads there are, 0 = it is not. */
 static void set_threads(bnorm_exec *exec, size_t threads) {
-    (void)exec, (void)threads; /* becomes exec->threads = threads */
+    exec->threads = threads;
 }
 
 static bnorm_shape shape_of(const bench_shape *s, bnorm_layout layout) {

@@ -166,7 +166,8 @@ static void estimate(entry *e) {
         peers_threads_wake(e->of);
         const double start = bench_seconds(BENCH_WALL);
         e->of->run(e->state);
-        e->estimate = bench_seconds(BENCH_WALL) - start;
+        const double seconds = bench_seconds(BENCH_WALL) - start;
+        e->estimate = seconds < e->estimate ? seconds : e->estimate;
     }
     peers_threads_settle(e->of);
 }

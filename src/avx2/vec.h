@@ -77,6 +77,9 @@ static inline vec_f vec_canonical(vec_f v) {
     return _mm256_or_ps(v, _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
 }
 
+static inline vec_f vec_canonical_result(vec_f v) {
+    return vec_canonical(v);
+}
 /* max and min return their second operand where one is a NaN or both are zeros. */
 static inline vec_f vec_relu(vec_f v) {
     return _mm256_or_ps(_mm256_max_ps(v, _mm256_setzero_ps()), _mm256_cmp_ps(v, v, _CMP_UNORD_Q));

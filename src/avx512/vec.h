@@ -75,6 +75,9 @@ static inline vec_f vec_fixup(vec_f v, int table) {
 static inline vec_f vec_canonical(vec_f v) {
     return vec_fixup(v, 0x11111100);
 }
+static inline vec_f vec_canonical_result(vec_f v) {
+    return vec_canonical(v);
+}
 static inline vec_f vec_relu(vec_f v) {
     return vec_fixup(v, 0x18181800);
 }

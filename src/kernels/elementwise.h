@@ -22,10 +22,8 @@
 /* How far ahead of their use lines are asked for, in floats. */
 #define BNORM_AHEAD_IN  512
 #define BNORM_AHEAD_OUT 256
-#define BNORM_FETCHED   128 /* at once */
-
-/* Keeps what is slow anyway, as it waits for memory, out of the way of the rest. */
-#define BNORM_RARELY(condition) __builtin_expect(!!(condition), 0)
+/* Floats between two times of asking, and of passing outputs on past the caches. */
+#define BNORM_PART 128
 
 enum direction { FORWARD, BACKWARD };
 
@@ -75,7 +73,7 @@ BNORM_INLINE vec_f activate(bnorm_act_kind kind, vec_f v, vec_f a, vec_f b) {
         break;
     }
     }
-    return vec_canonical(v);
+    return vec_canonical_result(v);
 }
 
 /* What the lanes of a vector take: with spread the same for all, else from element i of arrays. */
@@ -105,18 +103,13 @@ BNORM_INLINE void fetch_ahead(const struct form f, const struct streams *s, size
  * element i on. */
 BNORM_INLINE void group_lanes(const struct form f, const struct streams *s,
                               const struct lane_parameters *all, const struct parameters *p,
-                              size_t i, size_t e, size_t count, size_t n, int lines) {
+                              size_t i, size_t e, size_t count, size_t n) {
     vec_f x[BNORM_VECTORS], v[BNORM_VECTORS] = {0}, g[BNORM_VECTORS];
     const vec_f act_a = vec_set1(s->act.a), act_b = vec_set1(s->act.b);
     const int has_argument = f.direction == FORWARD || f.kind != BNORM_ACT_IDENTITY;
 #define BNORM_EACH                                                                                 \
     BNORM_UNROLL                                                                                   \
     for (size_t q = 0; q < count; q++)
-#define BNORM_PUT(where, v)                                                                        \
-    if (BNORM_RARELY(lines && s->hints & BNORM_BYPASS))                                            \
-        BNORM_EACH vec_bypass(s->where + e + q * VEC_F, v);                                        \
-    else                                                                                           \
-        BNORM_EACH store_lanes(s->where + e + q * VEC_F, v, n)
 #define BNORM_P(name) (f.spread ? all->name : load_lanes(p->name + i + q * VEC_F, n))
 
     BNORM_EACH x[q] = load_lanes(s->x + e + q * VEC_F, n);
@@ -133,15 +126,14 @@ BNORM_INLINE void group_lanes(const struct form f, const struct streams *s,
     }
     if (f.direction == FORWARD) {
         BNORM_EACH v[q] = activate(f.kind, v[q], act_a, act_b);
-        BNORM_PUT(out, v[q]);
+        BNORM_EACH store_lanes(s->out + e + q * VEC_F, v[q], n);
         return;
     }
     BNORM_EACH g[q] = load_lanes(s->dy + e + q * VEC_F, n);
     if (has_argument)
         BNORM_EACH g[q] = gradient(f.kind, v[q], g[q], act_a, act_b);
-    if (s->dresidual) {
-        BNORM_PUT(dresidual, vec_canonical(g[q]));
-    }
+    if (s->dresidual)
+        BNORM_EACH store_lanes(s->dresidual + e + q * VEC_F, vec_canonical(g[q]), n);
     if (!s->out)
         return;
     if (s->sloped) {
@@ -151,10 +143,9 @@ BNORM_INLINE void group_lanes(const struct form f, const struct streams *s,
     } else {
         BNORM_EACH g[q] = vec_mul(g[q], BNORM_P(scale));
     }
-    BNORM_PUT(out, vec_canonical(g[q]));
+    BNORM_EACH store_lanes(s->out + e + q * VEC_F, vec_canonical_result(g[q]), n);
 #undef BNORM_EACH
 #undef BNORM_P
-#undef BNORM_PUT
 }
 
 /* The parameters of run r. */
@@ -215,7 +206,7 @@ BNORM_INLINE struct place stream_edge(const struct form f, const struct streams 
     while (e < end) {
         const size_t n = lesser(lesser(VEC_F, end - e), s->len - at.i);
         const struct lane_parameters p = spread_parameters(f, s, f.spread ? at.r : 0);
-        group_lanes(f, s, &p, &s->p, at.i, e, 1, n, 0);
+        group_lanes(f, s, &p, &s->p, at.i, e, 1, n);
         e += n;
         at.i += n;
         if (at.i == s->len)
@@ -232,12 +223,12 @@ BNORM_INLINE struct place stream_body(const struct form f, const struct streams 
     for (;;) {
         size_t left = lesser(s->len - at.i, end - e) / VEC_F;
         for (; left >= BNORM_VECTORS; left -= BNORM_VECTORS) {
-            group_lanes(f, s, &all, &s->p, at.i, e, BNORM_VECTORS, VEC_F, 1);
+            group_lanes(f, s, &all, &s->p, at.i, e, BNORM_VECTORS, VEC_F);
             e += BNORM_VECTORS * VEC_F;
             at.i += BNORM_VECTORS * VEC_F;
         }
         for (; left; left--) {
-            group_lanes(f, s, &all, &s->p, at.i, e, 1, VEC_F, 1);
+            group_lanes(f, s, &all, &s->p, at.i, e, 1, VEC_F);
             e += VEC_F;
             at.i += VEC_F;
         }
@@ -249,7 +240,7 @@ BNORM_INLINE struct place stream_body(const struct form f, const struct streams 
         if (n) {
             const struct lane_parameters both = f.spread ? join_parameters(&all, &next, n) : all;
             at.i = VEC_F - n;
-            group_lanes(f, s, &both, &s->joint, at.i, e, 1, VEC_F, 1);
+            group_lanes(f, s, &both, &s->joint, at.i, e, 1, VEC_F);
             e += VEC_F;
             if (e == end)
                 return at;
@@ -279,8 +270,21 @@ BNORM_INLINE unsigned stream_hints(const struct streams *s, unsigned hints) {
     return hints;
 }
 
+/* Where element 0 would be if element e were at p. */
+BNORM_INLINE float *element_0(float *p, size_t e) {
+    return (float *)((uintptr_t)p - e * sizeof *p);
+}
+
+/* Stores elements [e, end) of out, whole lines, past the caches; they lie in `from`. */
+static float *pass_on(float *out, const float *from, size_t e, size_t end) {
+    for (; out && e < end; e += VEC_F, from += VEC_F)
+        vec_bypass(out + e, vec_load(from));
+    return out;
+}
+
 BNORM_INLINE void all_streams(const struct form f, struct streams s) {
     const unsigned hints = s.hints;
+    _Alignas(64) float aside[2][BNORM_PART];
     for (size_t k = 0; k < s.count; k++) {
         const size_t head = s.len < VEC_F ? s.total : head_of(&s);
         const size_t end = head + (s.total - head) / BNORM_LINE * BNORM_LINE;
@@ -292,12 +296,19 @@ BNORM_INLINE void all_streams(const struct form f, struct streams s) {
             if (stop == s.total)
                 break;
             for (e = head; e < end;) {
-                size_t part = end;
-                if (s.hints & (BNORM_FETCH_IN | BNORM_FETCH_OUT)) {
-                    part = lesser(end, e + BNORM_FETCHED);
+                float *const out = s.out, *const dresidual = s.dresidual;
+                const size_t part = s.hints ? lesser(end, e + BNORM_PART) : end;
+                if (s.hints & (BNORM_FETCH_IN | BNORM_FETCH_OUT))
                     fetch_ahead(f, &s, e, part);
+                if (s.hints & BNORM_BYPASS) {
+                    s.out = out ? element_0(aside[0], e) : NULL;
+                    s.dresidual = dresidual ? element_0(aside[1], e) : NULL;
                 }
                 at = stream_body(f, &s, at, e, part);
+                if (s.hints & BNORM_BYPASS) {
+                    s.out = pass_on(out, aside[0], e, part);
+                    s.dresidual = pass_on(dresidual, aside[1], e, part);
+                }
                 e = part;
             }
         }

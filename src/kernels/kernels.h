@@ -15,7 +15,8 @@
  *   vec_zero_if_le                (a, b, v): 0 where a <= b, else v
  *   vec_zero_unless_gt            (a, b, v): v where a > b, else 0
  *   vec_canonical                 every NaN becomes 0xffffffff
- *   vec_relu, vec_clamp           vec_canonical of these activations
+ *   vec_canonical_result          the same, of what arithmetic gave: no NaN is a signalling one
+ *   vec_relu, vec_clamp           vec_canonical_result of these activations
  *   vec_join                      the first n lanes of one vector, the others of another
  *   ..._d                         the same for doubles, and vec_div_d, vec_sqrt_d, vec_if_eq_d,
  *                                 vec_if_lt_d, vec_outside_d

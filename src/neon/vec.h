@@ -78,12 +78,16 @@ static inline vec_f vec_canonical(vec_f v) {
     return vreinterpretq_f32_u32(vornq_u32(vreinterpretq_u32_f32(v), vceqq_f32(v, v)));
 }
 
+/* FMAXNM takes a lone quiet NaN for less than any number and, of two, the first. */
+static inline vec_f vec_canonical_result(vec_f v) {
+    return vmaxnmq_f32(vreinterpretq_f32_u32(vdupq_n_u32(~0u)), v);
+}
 static inline vec_f vec_relu(vec_f v) {
-    return vec_canonical(vmaxq_f32(v, vdupq_n_f32(0)));
+    return vec_canonical_result(vmaxq_f32(v, vdupq_n_f32(0)));
 }
 static inline vec_f vec_clamp(vec_f v, vec_f a, vec_f b) {
     v = vec_if_le(v, a, a, v);
-    return vec_canonical(vec_if_le(b, v, b, v));
+    return vec_canonical_result(vec_if_le(b, v, b, v));
 }
 
 /* The first n lanes of a, the others of b. */
