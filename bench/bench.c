@@ -387,7 +387,8 @@ static int make_threads(void) {
         bench.pool = bench_pool_create(bench.options.threads);
         if (!bench.pool)
             return 0;
-        bench.exec = (bnorm_exec){.parallel = bench_pool_parallel, .pool = bench.pool};
+        bench.exec = (bnorm_exec){
+            .parallel = bench_pool_parallel, .pool = bench.pool, .threads = bench.options.threads};
     }
     bench.roof = roof_create(bench.options.threads, &bench.exec);
     return bench.roof != NULL;

@@ -147,7 +147,8 @@ bench_problem bench_problem_make(bench_memory *memory, enum bench_op op, bnorm_l
 bnorm_status bench_run(const bench_problem *p, const bnorm_isa *isa, const bnorm_exec *exec,
                        const bench_result *r) {
     const bnorm_shape shape = make_shape(p->layout, p->n, p->c, p->hw);
-    const bnorm_exec how = {.parallel = exec->parallel, .pool = exec->pool, .isa = isa};
+    bnorm_exec how = *exec;
+    how.isa = isa;
     const bnorm_in x = {.data = p->x}, dy = {.data = p->dy};
     const bnorm_out out = {.data = r->tensor};
     const bnorm_act act = {.kind = bench_ops[p->op].relu ? BNORM_ACT_RELU : BNORM_ACT_IDENTITY};

@@ -3,6 +3,9 @@
  * bnorm creates no threads: it hands its tasks to the caller's. This runs a training step on the
  * calling thread, on pthreadpool and on OpenMP, and shows that the result has the same bits.
  * `make examples` builds it with those of the two that are installed. */
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 #include <bnorm.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -75,14 +78,15 @@ int main(void) {
     train("one thread", NULL);
 #ifdef HAVE_PTHREADPOOL
     pthreadpool_t pool = pthreadpool_create(0);
-    const bnorm_exec pooled = {.parallel = on_pthreadpool, .pool = pool};
+    const bnorm_exec pooled = {
+        .parallel = on_pthreadpool, .pool = pool, .threads = pthreadpool_get_threads_count(pool)};
     train("pthreadpool", &pooled);
     pthreadpool_destroy(pool);
 #else
     puts("pthreadpool  not here when this was built; Debian: libpthreadpool-dev");
 #endif
 #ifdef _OPENMP
-    const bnorm_exec openmp = {.parallel = on_openmp};
+    const bnorm_exec openmp = {.parallel = on_openmp, .threads = (size_t)omp_get_max_threads()};
     train("OpenMP", &openmp);
 #else
     puts("OpenMP       not here when this was built; Debian: libgomp1 (gcc) or libomp-dev (clang)");

@@ -788,9 +788,11 @@ static void run_group(const struct group *group, bnorm_layout layout, size_t set
         t.random = seed + k;
         t.place = (k + 5 * set) % PLACES;
         t.exec.isa = bnorm_isa_at(set);
+        t.exec.memory = (bnorm_memory)((k / 3 + set) % 4);
         if ((k + set) % 2) {
             t.exec.parallel = shuffled;
             t.exec.pool = &start;
+            t.exec.threads = (k / 2 + set) % 6;
         }
         run_case(&t);
         hash = result->after[k] = t.hash;

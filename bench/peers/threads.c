@@ -134,7 +134,7 @@ int peers_threads_set(size_t count) {
     threads = count;
     if (count > 1) {
         pool = pthreadpool_create(count);
-        exec = (bnorm_exec){.parallel = parallel, .pool = pool};
+        exec = (bnorm_exec){.parallel = parallel, .pool = pool, .threads = count};
         if (!pool)
             return 0;
     }

@@ -347,7 +347,8 @@ static int verify_sets(void) {
     const bnorm_isa *isa;
     for (; (isa = bnorm_isa_at(sets)); sets++)
         for (size_t t = 0; t < sizeof(threads) / sizeof(threads[0]); t++) {
-            const bnorm_exec exec = {.parallel = threads_run, .pool = &threads[t], .isa = isa};
+            const bnorm_exec exec = {
+                .parallel = threads_run, .pool = &threads[t], .isa = isa, .threads = threads[t]};
             const uint64_t hash = short_training(&exec);
             if (sets == 0 && t == 0)
                 expected = hash;
@@ -402,7 +403,7 @@ int main(int argc, char **argv) {
         }
     }
     if (threads > 1)
-        s.exec = (bnorm_exec){.parallel = threads_run, .pool = &threads};
+        s.exec = (bnorm_exec){.parallel = threads_run, .pool = &threads, .threads = threads};
 
     printf(
         "bnorm %s, kernel set %s: batch norm on %d real handwritten digits\n"
