@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 #include "reduce.h"
 
-/* Elements of a group of planes that is reduced and then normalised while it is in cache (256 KiB,
+/* Elements of a group of planes that is reduced and then normalised while it is in cache (512 KiB,
  * over all tensors). */
-#define GROUP_ELEMENTS ((size_t)65536)
+#define GROUP_ELEMENTS ((size_t)131072)
 /* Least elements of a block's slice. */
 #define UNIT_ELEMENTS ((size_t)4096)
 /* Threads to cut for where the caller does not say. */
