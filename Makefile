@@ -249,7 +249,7 @@ bench: $(BUILD)/bnorm-bench ## speed against plain C and the memory's roof, in a
 bench-full: $(BUILD)/bnorm-bench ## the same for every op, layout, kernel set and shape
 	$< --full
 
-bench-peers: $(BUILD)/bnorm-peers $(BUILD)/bnorm-peers-onednn.so ## speed beside oneDNN (ONEDNN_ROOT= another one) and PyTorch, 10 minutes (QUICK=1: 1; PEERS= options)
+bench-peers: $(BUILD)/bnorm-peers $(BUILD)/bnorm-peers-onednn.so ## speed beside oneDNN (ONEDNN_ROOT= another one) and PyTorch, 10 to 15 minutes (QUICK=1: 2; PEERS= options)
 	$< $(if $(QUICK),--quick) $(PEERS)
 
 # What there is of them, found out once, when first needed.

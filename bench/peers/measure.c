@@ -42,15 +42,16 @@ static const contender *contender_at(size_t who) {
     }
 }
 
-/* A sample of warm calls takes at least this long. One call before the clock starts leaves caches as
- * the contender's own calls do, not as another one's; the longest calls work beyond all caches. */
+/* A sample of warm calls takes at least this long. Calls before the clock starts leave caches as the
+ * contender's own calls do, not as another one's: two, as a last-level cache may take in only what
+ * is used again. The longest calls work beyond all caches. */
 static const double sample_seconds = 40e-6, longest_warm_up = 20e-3;
-/* One run is enough to estimate such a call. */
+/* Such calls are estimated by their second run alone. */
 static const double long_call = 2e-3;
 /* Lines with such rounds have one round less. */
 static const double long_round = 0.1;
 
-enum { MIN_ROUNDS = 3, MAX_VARIANTS = 64, PROBE_ROUNDS = 3, TRIES = 4 };
+enum { MIN_ROUNDS = 3, MAX_VARIANTS = 64, WARM_UPS = 2, PROBE_ROUNDS = 3, TRIES = 4 };
 
 /* A contender that takes part. */
 typedef struct entry {
@@ -126,8 +127,9 @@ static double sample_once(const session *s, const entry *e, enum bench_clock clo
     else if (e->estimate < sample_seconds)
         calls = (size_t)(sample_seconds / (e->estimate + 1e-9)) + 1;
     peers_threads_wake(e->of);
-    if (!cold && e->estimate < (e->minor ? long_call : longest_warm_up))
-        e->of->run(e->state);
+    if (!cold && e->estimate < longest_warm_up)
+        for (int i = 0; i < WARM_UPS - e->minor; i++)
+            e->of->run(e->state);
     const double start = bench_seconds(clock);
     for (size_t i = 0; i < calls; i++)
         e->of->run(e->state);
@@ -159,10 +161,10 @@ static void sample(const session *s, entry *e) {
     s->times->disturbed++;
 }
 
-/* What a call takes about, from what the first one took: that one and the next may have to wake
- * threads and fill caches. */
+/* What a call takes about: less than the first one, which may have had to wake threads, fill caches
+ * and ask the system for memory. */
 static void estimate(entry *e) {
-    for (int i = 0; i < 2 && e->estimate < long_call; i++) {
+    for (int i = 0; i < 2 && (i == 0 || e->estimate < long_call); i++) {
         peers_threads_wake(e->of);
         const double start = bench_seconds(BENCH_WALL);
         e->of->run(e->state);

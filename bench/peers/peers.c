@@ -29,7 +29,7 @@ static const char *const usage =
     "                        backward (default: all)\n"
     "  --layout=NAME         nchw or nhwc (default: both)\n"
     "  --threads=N[,N]       default: 1,2\n"
-    "  --cache=NAME          warm or cold (default: both; cold for tensors up to 8 MB)\n"
+    "  --cache=NAME          warm or cold (default: both; cold for tensors up to 4 MB)\n"
     "  --shape=TEXT          sizes that contain this, as in 32x64x56x56 or x7x7\n"
     "  --repetitions=N       rounds per line (default: as many as fit, at least 3)\n"
     "  --budget=MS           milliseconds per line and setting, beyond the least rounds "
@@ -39,7 +39,7 @@ static const char *const usage =
     "Each line is checked first: a peer that differs from bnorm is not timed.\n";
 
 /* Cold lines are for what fits caches. */
-static const size_t cold_elements = 2000000;
+static const size_t cold_elements = 1000000;
 
 enum { MAX_THREADS = 64, NAME_SIZE = 128 };
 
