@@ -333,7 +333,8 @@ warnings: ## builds everything with gcc and with clang; a warning is an error
 	$(MAKE) BUILD=$(BUILD)/gcc CC=gcc CXX=g++ CFLAGS='-O2 -Werror' CXXFLAGS='-O2 -Werror' everything
 	$(MAKE) BUILD=$(BUILD)/clang CC=clang CXX=clang++ CFLAGS='-O2 -Werror' CXXFLAGS='-O2 -Werror' everything
 
-everything: all examples $(BUILD)/bnorm-tests $(BUILD)/bnorm-bench $(BUILD)/bnorm-verify $(BUILD)/digits
+everything: all examples $(BUILD)/bnorm-tests $(BUILD)/bnorm-bench $(BUILD)/bnorm-verify \
+	$(BUILD)/bnorm-balance $(BUILD)/digits
 
 help: ## this list
 	@echo 'Targets of bnorm $(VERSION):'

@@ -67,8 +67,9 @@ struct call {
     struct test *t;
     const struct function *function;
     struct memory *memory, *before;
-    int no_shape, no_options;
+    int no_shape, no_options, no_exec;
     bnorm_shape shape;
+    bnorm_exec exec;
     struct view view[VIEWS];
     float *param[PARAMS];
     bnorm_act act;
@@ -93,15 +94,20 @@ static const bnorm_shape *shape_of(const struct call *k) {
     return k->no_shape ? NULL : &k->shape;
 }
 
+static const bnorm_exec *exec_of(const struct call *k) {
+    return k->no_exec ? NULL : &k->exec;
+}
+
 static bnorm_status invoke_apply(const struct call *k) {
     const bnorm_affine affine = {k->param[CENTER], k->param[SCALE], k->param[SHIFT],
                                  in(k, RESIDUAL), k->act};
-    return bnorm_apply(shape_of(k), in(k, X), out(k, Y), k->no_options ? NULL : &affine, NULL);
+    return bnorm_apply(shape_of(k), in(k, X), out(k, Y), k->no_options ? NULL : &affine,
+                       exec_of(k));
 }
 
 static bnorm_status invoke_moments(const struct call *k) {
     return bnorm_moments(shape_of(k), in(k, X), k->param[MEAN], k->param[VAR], k->ws, k->ws_size,
-                         NULL);
+                         exec_of(k));
 }
 
 static bnorm_status invoke_train(const struct call *k) {
@@ -117,7 +123,7 @@ static bnorm_status invoke_train(const struct call *k) {
         .act = k->act,
     };
     return bnorm_forward_train(shape_of(k), in(k, X), out(k, Y), k->no_options ? NULL : &train,
-                               k->ws, k->ws_size, NULL);
+                               k->ws, k->ws_size, exec_of(k));
 }
 
 static bnorm_status invoke_backward(const struct call *k) {
@@ -135,7 +141,7 @@ static bnorm_status invoke_backward(const struct call *k) {
         .dbeta = k->param[DBETA],
     };
     return bnorm_backward(shape_of(k), in(k, X), in(k, DY), out(k, DX),
-                          k->no_options ? NULL : &grad, k->ws, k->ws_size, NULL);
+                          k->no_options ? NULL : &grad, k->ws, k->ws_size, exec_of(k));
 }
 
 static bnorm_status invoke_fold(const struct call *k) {
@@ -235,7 +241,8 @@ static void fresh(struct call *k, bnorm_layout layout) {
     for (size_t i = 0; i < PARAMS; i++)
         for (size_t j = 0; j < PARAM_ROOM; j++)
             m->param[i][j] = 0.5f + 0.25f * (float)((i + j) % 5);
-    k->no_shape = k->no_options = 0;
+    k->no_shape = k->no_options = k->no_exec = 0;
+    k->exec = (bnorm_exec){0};
     k->shape = (bnorm_shape){.layout = layout, .n = N, .c = C, .hw = HW};
     for (size_t i = 0; i < VIEWS; i++)
         k->view[i] = (struct view){views_of(k) & BIT(i) ? m->view[i] : NULL, 0, 0};
@@ -793,6 +800,24 @@ static void test_running(struct test *t) {
     }
 }
 
+static void test_exec(struct test *t) {
+    struct call call = new_call(t), *k = &call;
+    FOR_EACH_LAYOUT {
+        EXPECT(BNORM_BAD_ENUM, k->exec.denormals = (bnorm_denormals)2);
+        EXPECT(BNORM_BAD_ENUM, k->exec.denormals = (bnorm_denormals)-1);
+        EXPECT(BNORM_BAD_ENUM, k->exec.memory = (bnorm_memory)4);
+        EXPECT(BNORM_BAD_ENUM, k->exec.memory = (bnorm_memory)-1);
+        EXPECT(BNORM_BAD_ENUM, (k->exec.memory = (bnorm_memory)4, k->shape.n = 0));
+        EXPECT(BNORM_BAD_ENUM, (k->exec.denormals = (bnorm_denormals)2, k->shape.hw = 0));
+        EXPECT(BNORM_OK, k->no_exec = 1);
+        EXPECT(BNORM_OK, k->exec.denormals = BNORM_DENORMALS_FLUSH);
+        EXPECT(BNORM_OK, k->exec.memory = BNORM_MEMORY_CACHED);
+        EXPECT(BNORM_OK, k->exec.memory = BNORM_MEMORY_PREFETCH);
+        EXPECT(BNORM_OK, k->exec.memory = BNORM_MEMORY_STREAM);
+        EXPECT(BNORM_OK, k->exec.threads = SIZE_MAX); /* of no one, without parallel */
+    }
+}
+
 /* bnorm_fold and bnorm_fold_conv. */
 static void test_fold_parameters(struct test *t) {
     struct call call = new_call(t), *k = &call;
@@ -909,6 +934,7 @@ void add_errors(struct suite *s) {
             suite_add(s, NULL, test_act, f, "errors/%s/activation", f->name);
         }
         suite_add(s, NULL, test_param_overlap, f, "errors/%s/parameter-overlap", f->name);
+        suite_add(s, NULL, test_exec, f, "errors/%s/exec", f->name);
         if (f->op >= 0)
             suite_add(s, NULL, test_workspace_refusals, f, "errors/%s/workspace", f->name);
     }

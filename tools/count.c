@@ -261,7 +261,8 @@ static void count_coefficients(void) {
 }
 
 static void count_scale_shift(void) {
-    const bnorm_scale_args args = {.gamma = center, .invstd = invstd, .scale = scale, .shift = shift};
+    const bnorm_scale_args args = {
+        .gamma = center, .invstd = invstd, .scale = scale, .shift = shift};
     for (size_t i = 0; i < WIDTHS; i++) {
         begin();
         isa->scale_shift(&args, widths[i].c);
