@@ -32,6 +32,9 @@
  * nothing to do. */
 #include "../plan.h"
 
+/* Vectors in a line of 64 bytes. */
+#define VEC_LINE (16 / VEC_F)
+
 #include <float.h>
 #include <math.h>
 #include <stdint.h>

@@ -44,43 +44,69 @@ BNORM_INLINE void add_pair(int wanted, struct group_sums *s, const float *a, siz
  * altogether. */
 BNORM_INLINE void add_group(int wanted, struct group_sums *s, const float *x, size_t stride,
                             size_t rows, size_t extra, size_t n, vec_f pivot) {
-    if (__builtin_constant_p(rows)) {
-        BNORM_UNROLL_SOME
-        for (size_t q = 0; q + 2 <= rows; q += 2, x += 2 * stride) {
-            if (wanted & BNORM_SUMS) {
-                vec_fetch(x + fetch_distance(stride));
-                vec_fetch(x + fetch_distance(stride) + stride);
-            }
-            add_pair(wanted, s, x, n, x + stride, n, pivot);
-        }
-    } else {
-        for (size_t q = 0; q + 2 <= rows; q += 2, x += 2 * stride)
-            add_pair(wanted, s, x, n, x + stride, n, pivot);
-    }
+    for (size_t q = 0; q + 2 <= rows; q += 2, x += 2 * stride)
+        add_pair(wanted, s, x, n, x + stride, n, pivot);
     if (rows % 2)
         add_pair(wanted, s, x, n, x + stride, extra, pivot);
     else if (extra)
         add_pair(wanted, s, x, extra, x, 0, pivot);
 }
 
-/* The same, added to the lanes of sum and squares. Whole vectors of both are written. */
-BNORM_INLINE void group_moments(int wanted, const float *x, size_t stride, size_t rows,
-                                size_t extra, size_t n, vec_f pivot, double *sum, double *squares) {
+BNORM_INLINE struct group_sums load_group(int wanted, const double *sum) {
     struct group_sums s = {vec_set1_d(0), vec_set1_d(0), vec_set1(0), vec_set1(0)};
     if (wanted & BNORM_SUMS) {
         s.low = vec_load_d(sum);
         s.high = vec_load_d(sum + VEC_D);
     }
-    add_group(wanted, &s, x, stride, rows, extra, n, pivot);
+    return s;
+}
+
+BNORM_INLINE void store_group(int wanted, const struct group_sums *s, double *sum,
+                              double *squares) {
     if (wanted & BNORM_SUMS) {
-        vec_store_d(sum, s.low);
-        vec_store_d(sum + VEC_D, s.high);
+        vec_store_d(sum, s->low);
+        vec_store_d(sum + VEC_D, s->high);
     }
     if (wanted & BNORM_SQUARES) {
-        const vec_f both = vec_add(s.even, s.odd);
+        const vec_f both = vec_add(s->even, s->odd);
         vec_store_d(squares, vec_add_d(vec_load_d(squares), vec_low(both)));
         vec_store_d(squares + VEC_D, vec_add_d(vec_load_d(squares + VEC_D), vec_high(both)));
     }
+}
+
+/* The same, added to the lanes of sum and squares. Whole vectors of both are written. */
+BNORM_INLINE void group_moments(int wanted, const float *x, size_t stride, size_t rows,
+                                size_t extra, size_t n, vec_f pivot, double *sum, double *squares) {
+    struct group_sums s = load_group(wanted, sum);
+    add_group(wanted, &s, x, stride, rows, extra, n, pivot);
+    store_group(wanted, &s, sum, squares);
+}
+
+/* A whole group of a line, VEC_LINE vectors side by side: chains that do not wait for each other. */
+BNORM_INLINE void line_moments(int wanted, int spread, const float *x, size_t stride,
+                               const float *pivot, double *sum, double *squares) {
+    struct group_sums s[VEC_LINE];
+    vec_f p[VEC_LINE];
+    BNORM_UNROLL
+    for (size_t k = 0; k < VEC_LINE; k++) {
+        s[k] = load_group(wanted, sum + k * VEC_F);
+        p[k] = !(wanted & BNORM_SQUARES) ? vec_set1(0)
+               : spread                  ? vec_set1(*pivot)
+                                         : vec_load(pivot + k * VEC_F);
+    }
+    BNORM_UNROLL_SOME
+    for (size_t q = 0; q < BNORM_GROUP; q += 2, x += 2 * stride) {
+        if (wanted & BNORM_SUMS) {
+            vec_fetch(x + fetch_distance(stride));
+            vec_fetch(x + fetch_distance(stride) + stride);
+        }
+        BNORM_UNROLL
+        for (size_t k = 0; k < VEC_LINE; k++)
+            add_pair(wanted, &s[k], x + k * VEC_F, VEC_F, x + stride + k * VEC_F, VEC_F, p[k]);
+    }
+    BNORM_UNROLL
+    for (size_t k = 0; k < VEC_LINE; k++)
+        store_group(wanted, &s[k], sum + k * VEC_F, squares + k * VEC_F);
 }
 
 /* A matrix of `rows` whole rows of `len` lanes, and one tail row of which only the first `tail`
@@ -101,12 +127,12 @@ BNORM_INLINE void strip_moments(int wanted, int spread, const struct strip *s, c
     size_t rows = s->rows;
     for (; rows >= BNORM_GROUP; rows -= BNORM_GROUP, x += BNORM_GROUP * s->stride) {
         size_t i = 0;
-        for (; i + VEC_F <= len; i += VEC_F)
-            group_moments(wanted, x + i, s->stride, BNORM_GROUP, 0, VEC_F, BNORM_PIVOT(i), sum + i,
-                          squares + i);
-        if (i < len)
-            group_moments(wanted, x + i, s->stride, BNORM_GROUP, 0, len - i, BNORM_PIVOT(i),
-                          sum + i, squares + i);
+        for (; i + VEC_LINE * VEC_F <= len; i += VEC_LINE * VEC_F)
+            line_moments(wanted, spread, x + i, s->stride, spread ? pivot : pivot + i, sum + i,
+                         squares + i);
+        for (; i < len; i += VEC_F)
+            group_moments(wanted, x + i, s->stride, BNORM_GROUP, 0, lesser(VEC_F, len - i),
+                          BNORM_PIVOT(i), sum + i, squares + i);
     }
     for (size_t i = 0; i < (rows ? len : s->tail); i += VEC_F) {
         const size_t n = lesser(VEC_F, len - i),

@@ -34,6 +34,10 @@ BNORM_INLINE struct grad_place next_row(enum bnorm_pre pre, const struct grad_st
                                reads_extra(pre) ? at.extra + s->extra_stride : NULL};
 }
 
+BNORM_INLINE struct grad_place place_after(enum bnorm_pre pre, struct grad_place at, size_t i) {
+    return (struct grad_place){at.x + i, at.dy + i, reads_extra(pre) ? at.extra + i : NULL};
+}
+
 /* g of n lanes; adds g*(x - center) to *products. */
 BNORM_INLINE vec_f grad_row(enum bnorm_pre pre, bnorm_act_kind kind, struct grad_place at,
                             const struct grad_vectors *p, size_t n, vec_f *products) {
@@ -66,49 +70,53 @@ BNORM_INLINE struct group_grads no_grads(void) {
     return (struct group_grads){vec_set1_d(0), vec_set1_d(0), vec_set1(0), vec_set1(0)};
 }
 
+/* Parameters of lanes [i, i + n), or of all. */
+BNORM_INLINE struct grad_vectors strip_parameters(enum bnorm_pre pre, int spread,
+                                                  const bnorm_grad_args *a,
+                                                  const struct grad_strip *s, size_t i, size_t n) {
+    struct grad_vectors p = {0};
+    p.center = parameter_lanes(s->center, spread, i, n);
+    p.a = vec_set1(a->act.a);
+    p.b = vec_set1(a->act.b);
+    if (pre == BNORM_PRE_X || pre == BNORM_PRE_RESIDUAL) {
+        p.scale = parameter_lanes(s->scale, spread, i, n);
+        p.shift = parameter_lanes(s->shift, spread, i, n);
+    }
+    return p;
+}
+
 /* Adds rows [r, r + rows), n lanes each, and the first `extra` lanes of the row after them: at most
  * 16 rows altogether. */
 BNORM_INLINE void add_grad_group(enum bnorm_pre pre, bnorm_act_kind kind, int spread,
                                  const bnorm_grad_args *a, const struct grad_strip *s, size_t r,
                                  size_t rows, size_t extra, size_t i, size_t n,
                                  struct group_grads *sums) {
-    const int recomputed = pre == BNORM_PRE_X || pre == BNORM_PRE_RESIDUAL;
-    struct grad_vectors p = {0};
-
-    p.center = parameter_lanes(s->center, spread, i, n);
-    p.a = vec_set1(a->act.a);
-    p.b = vec_set1(a->act.b);
-    if (recomputed) {
-        p.scale = parameter_lanes(s->scale, spread, i, n);
-        p.shift = parameter_lanes(s->shift, spread, i, n);
-    }
+    const struct grad_vectors p = strip_parameters(pre, spread, a, s, i, n);
     struct grad_place at = grad_place_at(pre, s, r, i), next = next_row(pre, s, at);
-    /* The next group is worth prefetching where it does not lie too far. */
-    const int near = spread || lesser(s->x_stride, s->dy_stride) <= BNORM_FETCH_STRIDE;
-#define BNORM_NEXT_PAIR at = next_row(pre, s, next), next = next_row(pre, s, at)
-    if (__builtin_constant_p(rows)) {
-        BNORM_UNROLL_SOME
-        for (size_t q = 0; q < rows; q += 2) {
-            if (near) {
-                vec_fetch(at.x + BNORM_GROUP * s->x_stride);
-                vec_fetch(next.x + BNORM_GROUP * s->x_stride);
-                vec_fetch(at.dy + BNORM_GROUP * s->dy_stride);
-                vec_fetch(next.dy + BNORM_GROUP * s->dy_stride);
-            }
-            add_grad_pair(pre, kind, at, next, &p, n, n, sums);
-            BNORM_NEXT_PAIR;
-        }
-        return;
-    }
     for (size_t q = 0; q + 2 <= rows; q += 2) {
         add_grad_pair(pre, kind, at, next, &p, n, n, sums);
-        BNORM_NEXT_PAIR;
+        at = next_row(pre, s, next);
+        next = next_row(pre, s, at);
     }
-#undef BNORM_NEXT_PAIR
     if (rows % 2)
         add_grad_pair(pre, kind, at, next, &p, n, extra, sums);
     else if (extra)
         add_grad_pair(pre, kind, at, next, &p, extra, 0, sums);
+}
+
+BNORM_INLINE struct group_grads load_grads(const double *g) {
+    struct group_grads sums = no_grads();
+    sums.low = vec_load_d(g);
+    sums.high = vec_load_d(g + VEC_D);
+    return sums;
+}
+
+BNORM_INLINE void store_grads(const struct group_grads *sums, double *g, double *gx) {
+    const vec_f both = vec_add(sums->even, sums->odd);
+    vec_store_d(g, sums->low);
+    vec_store_d(g + VEC_D, sums->high);
+    vec_store_d(gx, vec_add_d(vec_load_d(gx), vec_low(both)));
+    vec_store_d(gx + VEC_D, vec_add_d(vec_load_d(gx + VEC_D), vec_high(both)));
 }
 
 /* The same, added to the lanes of sum_g and sum_gx. Whole vectors of both are written. */
@@ -116,16 +124,47 @@ BNORM_INLINE void group_grad(enum bnorm_pre pre, bnorm_act_kind kind, int spread
                              const bnorm_grad_args *a, const struct grad_strip *s, size_t r,
                              size_t rows, size_t extra, size_t i, size_t n, double *sum_g,
                              double *sum_gx) {
-    double *const g = sum_g + i, *const gx = sum_gx + i;
-    struct group_grads sums = no_grads();
-    sums.low = vec_load_d(g);
-    sums.high = vec_load_d(g + VEC_D);
+    struct group_grads sums = load_grads(sum_g + i);
     add_grad_group(pre, kind, spread, a, s, r, rows, extra, i, n, &sums);
-    vec_store_d(g, sums.low);
-    vec_store_d(g + VEC_D, sums.high);
-    const vec_f both = vec_add(sums.even, sums.odd);
-    vec_store_d(gx, vec_add_d(vec_load_d(gx), vec_low(both)));
-    vec_store_d(gx + VEC_D, vec_add_d(vec_load_d(gx + VEC_D), vec_high(both)));
+    store_grads(&sums, sum_g + i, sum_gx + i);
+}
+
+/* A whole group of `count` vectors side by side from lane i on: chains that do not wait for each
+ * other. */
+BNORM_INLINE void wide_grad(size_t count, enum bnorm_pre pre, bnorm_act_kind kind, int spread,
+                            const bnorm_grad_args *a, const struct grad_strip *s, size_t r,
+                            size_t i, double *sum_g, double *sum_gx) {
+    struct group_grads sums[VEC_LINE];
+    struct grad_vectors p[VEC_LINE];
+    /* The next group is worth prefetching where it does not lie too far. */
+    const int near = spread || lesser(s->x_stride, s->dy_stride) <= BNORM_FETCH_STRIDE;
+    struct grad_place at = grad_place_at(pre, s, r, i), next = next_row(pre, s, at);
+    BNORM_UNROLL
+    for (size_t k = 0; k < count; k++) {
+        sums[k] = load_grads(sum_g + i + k * VEC_F);
+        p[k] = strip_parameters(pre, spread, a, s, i + k * VEC_F, VEC_F);
+    }
+    BNORM_UNROLL_SOME
+    for (size_t q = 0; q < BNORM_GROUP; q += 2) {
+        if (near) {
+            vec_fetch(at.x + BNORM_GROUP * s->x_stride);
+            vec_fetch(next.x + BNORM_GROUP * s->x_stride);
+            vec_fetch(at.dy + BNORM_GROUP * s->dy_stride);
+            vec_fetch(next.dy + BNORM_GROUP * s->dy_stride);
+        }
+        BNORM_UNROLL
+        for (size_t k = 0; k < count; k++) {
+            const size_t o = k * VEC_F;
+            const struct grad_place here = place_after(pre, at, o),
+                                    there = place_after(pre, next, o);
+            add_grad_pair(pre, kind, here, there, &p[k], VEC_F, VEC_F, &sums[k]);
+        }
+        at = next_row(pre, s, next);
+        next = next_row(pre, s, at);
+    }
+    BNORM_UNROLL
+    for (size_t k = 0; k < count; k++)
+        store_grads(&sums[k], sum_g + i + k * VEC_F, sum_gx + i + k * VEC_F);
 }
 
 /* Lanes [i, i + n) of less than a whole vector: one copy for all combinations, but for the most
@@ -146,8 +185,11 @@ BNORM_INLINE void strip_grad(enum bnorm_pre pre, bnorm_act_kind kind, int spread
     const size_t len = spread ? BNORM_SPAN_LANES : s->len, whole = len / VEC_F * VEC_F;
     size_t r = 0;
     for (; r + BNORM_GROUP <= s->rows; r += BNORM_GROUP) {
-        for (size_t i = 0; i < whole; i += VEC_F)
-            group_grad(pre, kind, spread, a, s, r, BNORM_GROUP, 0, i, VEC_F, sum_g, sum_gx);
+        size_t i = 0;
+        for (; i + VEC_LINE * VEC_F <= whole; i += VEC_LINE * VEC_F)
+            wide_grad(VEC_LINE, pre, kind, spread, a, s, r, i, sum_g, sum_gx);
+        for (; i < whole; i += VEC_F)
+            wide_grad(1, pre, kind, spread, a, s, r, i, sum_g, sum_gx);
         if (whole < len)
             narrow_grad(spread, a, s, r, BNORM_GROUP, 0, whole, len - whole, sum_g, sum_gx);
     }
