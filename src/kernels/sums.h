@@ -185,9 +185,11 @@ BNORM_INLINE void strip_grad(enum bnorm_pre pre, bnorm_act_kind kind, int spread
     const size_t len = spread ? BNORM_SPAN_LANES : s->len, whole = len / VEC_F * VEC_F;
     size_t r = 0;
     for (; r + BNORM_GROUP <= s->rows; r += BNORM_GROUP) {
+        /* The parameters of more than two vectors do not fit in 32 registers. */
+        const size_t count = pre == BNORM_PRE_NONE ? VEC_LINE : lesser(VEC_LINE, 2);
         size_t i = 0;
-        for (; i + VEC_LINE * VEC_F <= whole; i += VEC_LINE * VEC_F)
-            wide_grad(VEC_LINE, pre, kind, spread, a, s, r, i, sum_g, sum_gx);
+        for (; i + count * VEC_F <= whole; i += count * VEC_F)
+            wide_grad(count, pre, kind, spread, a, s, r, i, sum_g, sum_gx);
         for (; i < whole; i += VEC_F)
             wide_grad(1, pre, kind, spread, a, s, r, i, sum_g, sum_gx);
         if (whole < len)
