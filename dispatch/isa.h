@@ -129,7 +129,7 @@ typedef struct bnorm_grad_coefficient_args {
     /* One block of rows: per channel sum(x) and sum((x - sum/rows)^2). */                         \
     X(moments_rows, (const float *x, size_t stride, size_t rows, size_t c, size_t chains,          \
                      double *sum, double *m2))                                                     \
-    /* One block of each of `planes` planes, as moments_rows with c = 1 and chains = 64. */        \
+    /* One block of each of `planes` planes: c = 1, 32 chains, squares about the mean. */          \
     X(moments_span,                                                                                \
       (const float *x, size_t stride, size_t planes, size_t len, double *sum, double *m2))         \
     /* Merge the sums and m2 of all blocks, in order; an m2 that is NaN makes the mean NaN. */     \

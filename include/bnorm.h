@@ -205,9 +205,10 @@ typedef enum bnorm_memory {
 } bnorm_memory;
 
 /* How to run a call; a NULL bnorm_exec pointer, like NULL members, means: on this thread, with the
- * best kernel set. The result has the same bits whatever parallel, pool, threads, isa and memory are.
- * threads is how many threads work for `parallel`, the caller's included; 0 = not known. With it,
- * the work is cut so that every thread gets an equal share; without it, into pieces of about 64 KiB. */
+ * best kernel set. The result has the same bits whatever parallel, pool, threads, isa and memory
+ * are. threads is how many threads work for `parallel`, the caller's included; 0 = not known. With
+ * it the work is cut so that every thread gets an equal share, without it into pieces of about
+ * 64 KiB. Calls on less than 256 KiB are not shared. */
 typedef struct bnorm_exec {
     bnorm_parallel parallel;
     void *pool; /* first argument of parallel */

@@ -160,20 +160,30 @@ static inline void bnorm_run(const bnorm_exec *exec, void (*task)(void *arg, siz
         task(arg, i);
 }
 
-/* Elements that a task should have to be worth sharing (64 KiB), and a call (256 KiB). */
-#define BNORM_TASK_ELEMENTS ((size_t)16384)
-#define BNORM_CALL_ELEMENTS (4 * BNORM_TASK_ELEMENTS)
+/* Elements that a task should have to be worth sharing (64 KiB), those that it must have, and those
+ * of a call (256 KiB). */
+#define BNORM_TASK_ELEMENTS  ((size_t)16384)
+#define BNORM_LEAST_ELEMENTS ((size_t)1024)
+#define BNORM_CALL_ELEMENTS  (4 * BNORM_TASK_ELEMENTS)
+/* More threads than this get no tasks of their own. */
+#define BNORM_MOST_THREADS ((size_t)1024)
+
+/* How many threads to cut for; 0 = the caller does not say. */
+static inline size_t bnorm_threads(const bnorm_exec *exec) {
+    return bnorm_min(exec->threads, BNORM_MOST_THREADS);
+}
 
 /* Parts of elementwise work on so many elements: a whole number per thread, 1 where it is not worth
  * sharing. No result depends on it. */
 static inline size_t bnorm_parts(const bnorm_exec *exec, size_t elements) {
     if (!bnorm_is_parallel(exec) || exec->threads == 1 || elements < BNORM_CALL_ELEMENTS)
         return 1;
-    const size_t parts = elements / BNORM_TASK_ELEMENTS;
-    if (!exec->threads)
+    const size_t parts = elements / BNORM_TASK_ELEMENTS, threads = bnorm_threads(exec);
+    if (!threads)
         return bnorm_min(parts, 256);
-    const size_t rounds = parts / exec->threads;
-    return exec->threads * (rounds < 1 ? 1 : bnorm_min(rounds, 8));
+    const size_t rounds = parts / threads;
+    return bnorm_min(threads * (rounds < 1 ? 1 : bnorm_min(rounds, 8)),
+                     elements / BNORM_LEAST_ELEMENTS);
 }
 
 /* Blocks of the reductions per image and altogether. */

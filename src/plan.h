@@ -18,12 +18,14 @@ static inline size_t bnorm_chains(size_t c) {
     return chains;
 }
 
-/* Rows are taken in groups of 16 per chain: squares and products are in float within a group. */
+/* Rows are taken in groups of 16 per chain: squares and products are in float within a group, each
+ * half of it on its own. */
 #define BNORM_GROUP 16
-/* Rows of a block, spread over it, that its pivots are taken from: a power of two, up to 8. */
-#define BNORM_SAMPLES 8
+#define BNORM_HALF  8
+/* Rows of a block, spread over it, that its pivots are taken from: a power of two, up to 16. */
+#define BNORM_SAMPLES 16
 static inline size_t bnorm_samples(size_t rows) {
-    return rows >= 8 ? 8 : rows >= 4 ? 4 : rows >= 2 ? 2 : 1;
+    return rows >= 16 ? 16 : rows >= 8 ? 8 : rows >= 4 ? 4 : rows >= 2 ? 2 : 1;
 }
 
 /* Chains of a block of a plane. */

@@ -152,7 +152,7 @@ void bnorm_reduction_run(const bnorm_reduction *op, const bnorm_exec *exec) {
     const bnorm_view *view = &op->view;
     const size_t c = view->c, total = view->images * view->runs * view->len;
     const int shared = bnorm_parts(exec, total * op->tensors) > 1;
-    const size_t threads = !shared ? 0 : exec->threads ? exec->threads : SOME_THREADS;
+    const size_t threads = !shared ? 0 : exec->threads ? bnorm_threads(exec) : SOME_THREADS;
     struct job job;
 
     job.op = op;
@@ -177,7 +177,7 @@ void bnorm_reduction_run(const bnorm_reduction *op, const bnorm_exec *exec) {
         const size_t elements = total / c * (c - job.first);
         size_t parts = shared ? bnorm_parts(exec, elements) : elements / GROUP_ELEMENTS;
         if (parts < threads) /* what is left of a large tensor */
-            parts = bnorm_min(threads, elements / (UNIT_ELEMENTS / 4));
+            parts = bnorm_min(threads, elements / BNORM_LEAST_ELEMENTS);
         job.cut = bnorm_cut_of(&op->apply_view, job.first, parts ? parts : 1);
         bnorm_run(exec, apply_task, &job, job.cut.parts);
     }

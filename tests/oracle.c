@@ -8,13 +8,13 @@
  *   chains, so that no element passes through more than 512 + 1 + 5 additions; merging a block costs
  *   the mean four roundings. So |mean' - mean| <= delta = (520 + 4*blocks)*w*max|x|.
  *   Squares are taken of d = x - pivot. In the sum of d*d an element passes through the rounding of d
- *   (counts twice), of eight fma and one addition, all in float: 11u times the sum of squares about
+ *   (counts twice), of four fma and two additions, all in float: 8u times the sum of squares about
  *   the pivots. Where the pivot is the block's mean rounded to float (NCHW) that sum is at most
- *   n*(var + (u*max|x|)^2). Where it comes from a sample, it is less than 4 times the block's part of
+ *   n*(var + (u*max|x|)^2). Where it comes from a sample, it is at most twice the block's part of
  *   n*var, or the mean rounded to float is taken instead. Correcting for the pivot and merging moves
  *   the blocks' means by delta at most, hence 2*sqrt(var)*delta + delta^2. Together, with k = 1 for
- *   planes and 4 for rows:
- *       |var' - var| <= 11u*(k*var + (u*max|x|)^2) + 2*sqrt(var)*delta + delta^2.
+ *   planes and 2 for rows:
+ *       |var' - var| <= 8u*(k*var + (u*max|x|)^2) + 2*sqrt(var)*delta + delta^2.
  *
  *   Affine map. v = fma(x - c, s, b) + r in float: u|x - c||s| for the difference (none without c),
  *   u|(x - c)s + b| for the fma, u|v| for adding r.
@@ -33,7 +33,7 @@
  * jumps, callers see to dy = 0, or know v to the bit. e_v is the affine map's bound with s and b
  * rounded. Sums of g are double sums, at most (520 + 4*blocks) roundings, then one to float: |dbeta'
  * - dbeta| <= sum(e_g) + (520 + 4*blocks)*w*sum|g| + u|dbeta|. dgamma has invstd*|x - hi| as weights,
- * and its products are in float within a group: u for the difference, eight fma, one addition: 10u.
+ * and its products are in float within a group: u for the difference, four fma, two additions: 7u.
  * dx = fma((x - hi)*invstd, slope, fma(g, s, offset)), slope = -s*dgamma/n, and offset =
  * -s*dbeta/n - lo*invstd*slope, both from the unrounded sums, rounded once: the error is |s|e_g +
  * u|s g| + u|s g + offset| + (error and u of offset) + |x - hi|*invstd*(error and 3u of slope) +
@@ -200,9 +200,9 @@ void oracle_moments(const bnorm_shape *shape, const double *x, const struct orac
         const double shift = sum_total(&rest) / n;
         double var = sum_total(&squares) / n - shift * shift;
         double delta = sum_roundings(shape) * W * max * SLACK;
-        const double k = shape->layout == BNORM_NCHW && shape->hw > 1 ? 1 : 4;
+        const double k = shape->layout == BNORM_NCHW && shape->hw > 1 ? 1 : 2;
         double var_bound =
-            11 * U * (k * var + U * max * U * max) + 2 * sqrt(fabs(var)) * delta + delta * delta;
+            8 * U * (k * var + U * max * U * max) + 2 * sqrt(fabs(var)) * delta + delta * delta;
         if (min_x == max_x && isfinite(mean)) /* a constant channel has to be exact */
             var = var_bound = delta = 0;
         if (out->mean)
@@ -350,7 +350,7 @@ void oracle_backward(const bnorm_shape *shape, const double *x, const double *dy
         const double dbeta = sum_total(&sum_g), dgamma = invstd * sum_total(&sum_gx);
         const double dbeta_error = SLACK * (error_g + roundings * W * abs_g);
         const double dgamma_error =
-            SLACK * invstd * (error_gx + (10 * U + roundings * W) * abs_gx + 2 * n * ETA);
+            SLACK * invstd * (error_gx + (7 * U + roundings * W) * abs_gx + 2 * n * ETA);
         out->dbeta[c] = dbeta;
         out->dgamma[c] = dgamma;
         out->dbeta_bound[c] = dbeta_error + U * fabs(dbeta) + ETA;

@@ -259,7 +259,7 @@ static void test_orders(struct test *t) {
             memset(got.running_mean, 0, c * sizeof(float));
             memset(got.running_var, 0, c * sizeof(float));
             /* What is said of the threads and the memory only changes how the work is cut. */
-            static const size_t threads[] = {0, 4, 1, 2, 0, 3, 7, 64};
+            static const size_t threads[] = {0, 4, 1, 2, 0, 3, 7, 64, SIZE_MAX};
             const bnorm_exec exec = {.parallel = orders[o].parallel,
                                      .pool = orders[o].pool,
                                      .isa = t->isa,

@@ -9,8 +9,14 @@ enum { BNORM_SUMS = 1, BNORM_SQUARES = 2, BNORM_BOTH = 3 };
  * apart. */
 struct group_sums {
     vec_d low, high;
-    vec_f even, odd;
+    vec_f even, odd, halves;
 };
+
+/* Ends the chains of half a group. */
+BNORM_INLINE void close_half(struct group_sums *s) {
+    s->halves = vec_add(s->halves, vec_add(s->even, s->odd));
+    s->even = s->odd = vec_set1(0);
+}
 
 /* Adds n lanes of a row and m lanes of the row after it; m may be 0. */
 BNORM_INLINE void add_pair(int wanted, struct group_sums *s, const float *a, size_t n,
@@ -44,16 +50,25 @@ BNORM_INLINE void add_pair(int wanted, struct group_sums *s, const float *a, siz
  * altogether. */
 BNORM_INLINE void add_group(int wanted, struct group_sums *s, const float *x, size_t stride,
                             size_t rows, size_t extra, size_t n, vec_f pivot) {
-    for (size_t q = 0; q + 2 <= rows; q += 2, x += 2 * stride)
+    for (size_t q = 0; q + 2 <= rows; q += 2, x += 2 * stride) {
         add_pair(wanted, s, x, n, x + stride, n, pivot);
+        if (q + 2 == BNORM_HALF)
+            close_half(s);
+    }
     if (rows % 2)
         add_pair(wanted, s, x, n, x + stride, extra, pivot);
     else if (extra)
         add_pair(wanted, s, x, extra, x, 0, pivot);
+    close_half(s);
+}
+
+BNORM_INLINE struct group_sums no_sums(void) {
+    const vec_f zero = vec_set1(0);
+    return (struct group_sums){vec_set1_d(0), vec_set1_d(0), zero, zero, zero};
 }
 
 BNORM_INLINE struct group_sums load_group(int wanted, const double *sum) {
-    struct group_sums s = {vec_set1_d(0), vec_set1_d(0), vec_set1(0), vec_set1(0)};
+    struct group_sums s = no_sums();
     if (wanted & BNORM_SUMS) {
         s.low = vec_load_d(sum);
         s.high = vec_load_d(sum + VEC_D);
@@ -68,9 +83,8 @@ BNORM_INLINE void store_group(int wanted, const struct group_sums *s, double *su
         vec_store_d(sum + VEC_D, s->high);
     }
     if (wanted & BNORM_SQUARES) {
-        const vec_f both = vec_add(s->even, s->odd);
-        vec_store_d(squares, vec_add_d(vec_load_d(squares), vec_low(both)));
-        vec_store_d(squares + VEC_D, vec_add_d(vec_load_d(squares + VEC_D), vec_high(both)));
+        vec_store_d(squares, vec_add_d(vec_load_d(squares), vec_low(s->halves)));
+        vec_store_d(squares + VEC_D, vec_add_d(vec_load_d(squares + VEC_D), vec_high(s->halves)));
     }
 }
 
@@ -103,6 +117,11 @@ BNORM_INLINE void line_moments(int wanted, int spread, const float *x, size_t st
         BNORM_UNROLL
         for (size_t k = 0; k < VEC_LINE; k++)
             add_pair(wanted, &s[k], x + k * VEC_F, VEC_F, x + stride + k * VEC_F, VEC_F, p[k]);
+        if ((q + 2) % BNORM_HALF == 0) {
+            BNORM_UNROLL
+            for (size_t k = 0; k < VEC_LINE; k++)
+                close_half(&s[k]);
+        }
     }
     BNORM_UNROLL
     for (size_t k = 0; k < VEC_LINE; k++)
@@ -189,7 +208,7 @@ BNORM_INLINE void add_chains(int wanted, const float *x, size_t stride, size_t r
     }
 }
 
-/* The mean of a sample of up to 8 rows. Its error costs little accuracy; see distant(). */
+/* The mean of a sample of up to 16 rows. Its error costs little accuracy; see distant(). */
 BNORM_INLINE void sample_lanes(size_t samples, const float *x, const size_t *row, size_t n,
                                float *pivot) {
     vec_f v[BNORM_SAMPLES];
@@ -220,11 +239,11 @@ BNORM_INLINE vec_d pivot_excess(double n, const float *pivot, vec_d sum) {
     return vec_fma_d(vec_set1_d(-n), vec_widen(pivot), sum);
 }
 
-/* Lanes whose pivot is too far from the mean, by more than sqrt(3) deviations: the difference of
- * squares and excess^2/n would lose digits. */
+/* Lanes whose pivot is too far from the mean, by more than a deviation: the difference of squares and
+ * excess^2/n would lose digits. */
 BNORM_INLINE unsigned distant(double n, vec_d excess, vec_d squares) {
     const vec_d t = vec_fma_d(vec_mul_d(excess, vec_set1_d(-1 / n)), excess,
-                              vec_mul_d(squares, vec_set1_d(0.75)));
+                              vec_mul_d(squares, vec_set1_d(0.5)));
     return vec_outside_d(t, 0, DBL_MAX);
 }
 
@@ -319,12 +338,11 @@ BNORM_INLINE vec_d plane_moments(int wanted, const float *x, size_t len, const f
         const vec_f all = wanted & BNORM_SQUARES ? vec_set1(*pivot) : vec_set1(0);
         BNORM_UNROLL
         for (size_t i = 0; i < BNORM_SPAN_LANES; i += VEC_F) {
-            struct group_sums g = {vec_set1_d(0), vec_set1_d(0), vec_set1(0), vec_set1(0)};
+            struct group_sums g = no_sums();
             const size_t extra = i < s.tail ? lesser(VEC_F, s.tail - i) : 0;
             add_group(wanted, &g, x + i, BNORM_SPAN_LANES, s.rows, extra, VEC_F, all);
-            const vec_f both = vec_add(g.even, g.odd);
-            v[i / VEC_D] = wanted & BNORM_SQUARES ? vec_low(both) : g.low;
-            v[i / VEC_D + 1] = wanted & BNORM_SQUARES ? vec_high(both) : g.high;
+            v[i / VEC_D] = wanted & BNORM_SQUARES ? vec_low(g.halves) : g.low;
+            v[i / VEC_D + 1] = wanted & BNORM_SQUARES ? vec_high(g.halves) : g.high;
         }
         return fold_vectors(v);
     }

@@ -14,8 +14,14 @@ struct grad_strip {
  * rows apart. */
 struct group_grads {
     vec_d low, high;
-    vec_f even, odd;
+    vec_f even, odd, halves;
 };
+
+/* Ends the chains of half a group. */
+BNORM_INLINE void close_half_grads(struct group_grads *s) {
+    s->halves = vec_add(s->halves, vec_add(s->even, s->odd));
+    s->even = s->odd = vec_set1(0);
+}
 
 /* Where a row of each tensor is read. */
 struct grad_place {
@@ -67,7 +73,8 @@ BNORM_INLINE void add_grad_pair(enum bnorm_pre pre, bnorm_act_kind kind, struct 
 }
 
 BNORM_INLINE struct group_grads no_grads(void) {
-    return (struct group_grads){vec_set1_d(0), vec_set1_d(0), vec_set1(0), vec_set1(0)};
+    const vec_f zero = vec_set1(0);
+    return (struct group_grads){vec_set1_d(0), vec_set1_d(0), zero, zero, zero};
 }
 
 /* Parameters of lanes [i, i + n), or of all. */
@@ -97,11 +104,14 @@ BNORM_INLINE void add_grad_group(enum bnorm_pre pre, bnorm_act_kind kind, int sp
         add_grad_pair(pre, kind, at, next, &p, n, n, sums);
         at = next_row(pre, s, next);
         next = next_row(pre, s, at);
+        if (q + 2 == BNORM_HALF)
+            close_half_grads(sums);
     }
     if (rows % 2)
         add_grad_pair(pre, kind, at, next, &p, n, extra, sums);
     else if (extra)
         add_grad_pair(pre, kind, at, next, &p, extra, 0, sums);
+    close_half_grads(sums);
 }
 
 BNORM_INLINE struct group_grads load_grads(const double *g) {
@@ -112,11 +122,10 @@ BNORM_INLINE struct group_grads load_grads(const double *g) {
 }
 
 BNORM_INLINE void store_grads(const struct group_grads *sums, double *g, double *gx) {
-    const vec_f both = vec_add(sums->even, sums->odd);
     vec_store_d(g, sums->low);
     vec_store_d(g + VEC_D, sums->high);
-    vec_store_d(gx, vec_add_d(vec_load_d(gx), vec_low(both)));
-    vec_store_d(gx + VEC_D, vec_add_d(vec_load_d(gx + VEC_D), vec_high(both)));
+    vec_store_d(gx, vec_add_d(vec_load_d(gx), vec_low(sums->halves)));
+    vec_store_d(gx + VEC_D, vec_add_d(vec_load_d(gx + VEC_D), vec_high(sums->halves)));
 }
 
 /* The same, added to the lanes of sum_g and sum_gx. Whole vectors of both are written. */
@@ -161,6 +170,11 @@ BNORM_INLINE void wide_grad(size_t count, enum bnorm_pre pre, bnorm_act_kind kin
         }
         at = next_row(pre, s, next);
         next = next_row(pre, s, at);
+        if ((q + 2) % BNORM_HALF == 0) {
+            BNORM_UNROLL
+            for (size_t k = 0; k < count; k++)
+                close_half_grads(&sums[k]);
+        }
     }
     BNORM_UNROLL
     for (size_t k = 0; k < count; k++)
@@ -222,11 +236,10 @@ BNORM_INLINE void plane_grad(enum bnorm_pre pre, bnorm_act_kind kind, const bnor
             const size_t extra = i < s->tail ? lesser(VEC_F, s->tail - i) : 0;
             struct group_grads sums = no_grads();
             add_grad_group(pre, kind, 1, a, s, 0, s->rows, extra, i, VEC_F, &sums);
-            const vec_f both = vec_add(sums.even, sums.odd);
             g[i / VEC_D] = sums.low;
             g[i / VEC_D + 1] = sums.high;
-            gx[i / VEC_D] = vec_low(both);
-            gx[i / VEC_D + 1] = vec_high(both);
+            gx[i / VEC_D] = vec_low(sums.halves);
+            gx[i / VEC_D + 1] = vec_high(sums.halves);
         }
         *sum_g = fold_vectors(g);
         *sum_gx = fold_vectors(gx);

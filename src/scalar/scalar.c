@@ -60,18 +60,26 @@ static double chain_sum(struct chain chain) {
     return sum;
 }
 
-/* In groups of 16: the squares of a group in float, even rows and odd rows each in one chain of
- * fma, then both added. */
+/* Where row i of a group is added: even rows and odd rows of each half are a chain of fma. */
+static size_t place_of(size_t i) {
+    return i / BNORM_HALF * 2 + i % 2;
+}
+
+static float add_places(const float place[4]) {
+    const float first = place[0] + place[1], second = place[2] + place[3];
+    return first + second;
+}
+
+/* In groups of 16: the squares of a group in float, in four chains. */
 static double chain_squares(struct chain chain, float pivot) {
     double sum = 0;
     for (size_t q = 0; q < chain.count; q += BNORM_GROUP) {
-        float squares[2] = {0, 0};
+        float squares[4] = {0, 0, 0, 0};
         for (size_t i = 0; i < BNORM_GROUP && q + i < chain.count; i++) {
             const float d = chain.x[(q + i) * chain.step] - pivot;
-            squares[i % 2] = fmaf(d, d, squares[i % 2]);
+            squares[place_of(i)] = fmaf(d, d, squares[place_of(i)]);
         }
-        const float both = squares[0] + squares[1];
-        sum += (double)both;
+        sum += (double)add_places(squares);
     }
     return sum;
 }
@@ -100,7 +108,7 @@ static double all_squares(chain_function *squares, const float *x, size_t stride
     return fold(partial, chains);
 }
 
-/* The mean of up to 8 rows, spread over the block. */
+/* The mean of up to 16 rows, spread over the block. */
 static float sample_mean(const float *x, size_t stride, size_t rows) {
     const size_t samples = bnorm_samples(rows);
     float v[BNORM_SAMPLES];
@@ -114,7 +122,7 @@ static float sample_mean(const float *x, size_t stride, size_t rows) {
 
 /* Sum and sum of squared deviations of one channel's block: squares about a pivot, corrected for
  * the pivot's distance from the mean, excess/n. The pivot is the mean rounded to float, or what a
- * sample gives if that is within sqrt(3) deviations of the mean. */
+ * sample gives if that is within a deviation of the mean. */
 static void moments_channel(const float *x, size_t stride, size_t rows, size_t chains,
                             const float *sample, double *sum, double *m2) {
     double partial[BNORM_SPAN_LANES] = {0};
@@ -128,7 +136,7 @@ static void moments_channel(const float *x, size_t stride, size_t rows, size_t c
     double squares = all_squares(chain_squares, x, stride, rows, chains, pivot);
     double excess = fma(-n, (double)pivot, total);
     if (sample) {
-        const double margin = fma(excess * (-1 / n), excess, squares * 0.75);
+        const double margin = fma(excess * (-1 / n), excess, squares * 0.5);
         if (!(margin >= 0 && margin <= DBL_MAX)) {
             pivot = (float)(total * (1 / n));
             squares = all_squares(chain_squares, x, stride, rows, chains, pivot);
@@ -283,20 +291,20 @@ static void sums_channel(const bnorm_grad_args *a, size_t ch, size_t count, size
     for (size_t j = 0; j < chains; j++) {
         for (size_t q = j; q < count; q += BNORM_GROUP * chains) {
             double g[BNORM_GROUP] = {0}, wide_products[2] = {0, 0};
-            float products[2] = {0, 0};
+            float products[4] = {0, 0, 0, 0};
             for (size_t k = 0; k < BNORM_GROUP && q + k * chains < count; k++) {
                 const size_t r = along_run ? ch : q + k * chains,
                              i = along_run ? q + k * chains : ch;
                 const float x = a->x[r * a->x_stride + i], center = a->center[ch];
                 const float g_float = grad_element(a, r, i, ch), d = x - center;
                 g[k] = (double)g_float;
-                products[k % 2] = fmaf(g_float, d, products[k % 2]);
+                products[place_of(k)] = fmaf(g_float, d, products[place_of(k)]);
                 wide_products[k % 2] = fma(g[k], (double)x - (double)center, wide_products[k % 2]);
             }
             for (size_t k = 0; k < BNORM_GROUP; k += 2)
                 partial_g[j] += g[k] + g[k + 1];
-            const float both = products[0] + products[1];
-            partial_gx[j] += wide ? wide_products[0] + wide_products[1] : (double)both;
+            partial_gx[j] +=
+                wide ? wide_products[0] + wide_products[1] : (double)add_places(products);
         }
     }
     *sum_g = canonical_double(fold(partial_g, chains));
