@@ -36,7 +36,7 @@
  *                bits set (0xffffffff, a quiet NaN).
  *   FP mode      Computed in the caller's floating-point mode, but for BNORM_DENORMALS_FLUSH below;
  *                the promise of equal bits is for the default mode (round to nearest, no flush to
- *                zero).
+ *                zero; on Arm also FPCR.DN = 0).
  */
 #ifndef BNORM_H
 #define BNORM_H
@@ -187,13 +187,14 @@ typedef enum bnorm_denormals {
  * caches. AUTO is meant to be right; the others are for engines that know more than one call shows,
  * such as that a small tensor was not touched for long, or that the next layer on another core will
  * read what this one writes. Without effect on Arm, whose cores find streams by themselves.
- *   AUTO      PREFETCH where the call's tensors have more than 2 MiB altogether, else CACHED
+ *   AUTO      STREAM from 24 MiB per tensor on, unless in place; else PREFETCH where the call's
+ *             tensors have more than 2 MiB altogether, else CACHED
  *   CACHED    plain loads and stores: tensors are in the L1 or L2 cache of the core that works on
  *             them; up to 1.3 times faster there than PREFETCH, up to 2.5 times slower elsewhere
  *   PREFETCH  lines are asked for some KiB ahead of their use: tensors lie in the L3 cache or in
  *             memory
- *   STREAM    as PREFETCH, and whole lines of outputs that are not inputs go past the caches to
- *             memory, without being read first: for outputs that are far larger than all caches or
+ *   STREAM    as PREFETCH, and, where no output is an input, whole lines of outputs go past the
+ *             caches to memory, without being read first: for outputs that are far larger than all caches or
  *             not soon used, mostly where many threads share the memory's bandwidth. Measure it:
  *             where the output would have stayed in a cache, it is up to 4 times slower, and so is
  *             whoever reads it next. */

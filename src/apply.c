@@ -25,6 +25,8 @@ bnorm_view bnorm_elementwise_view(const bnorm_shape *shape, bnorm_walk *const *w
 
 /* Tensors of more bytes altogether than this do not stay in the caches near a core. */
 #define CACHED_BYTES ((size_t)2 << 20)
+/* Outputs of more bytes than this each do not stay in any cache. */
+#define STREAMED_BYTES ((size_t)24 << 20)
 
 unsigned bnorm_elementwise_hints(const bnorm_exec *exec, const bnorm_view *view,
                                  bnorm_walk *const *walks, size_t count) {
@@ -45,8 +47,10 @@ unsigned bnorm_elementwise_hints(const bnorm_exec *exec, const bnorm_view *view,
     case BNORM_MEMORY_STREAM:
         return in_place ? fetch : BNORM_FETCH_IN | BNORM_BYPASS;
     }
-    return view->images * view->runs * view->len >
-                   CACHED_BYTES / sizeof(float) / (present > in_place ? present - in_place : 1)
+    const size_t elements = view->images * view->runs * view->len;
+    if (!in_place && elements >= STREAMED_BYTES / sizeof(float))
+        return BNORM_FETCH_IN | BNORM_BYPASS;
+    return elements > CACHED_BYTES / sizeof(float) / (present > in_place ? present - in_place : 1)
                ? fetch
                : 0;
 }

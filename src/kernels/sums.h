@@ -145,8 +145,9 @@ BNORM_INLINE void wide_grad(size_t count, enum bnorm_pre pre, bnorm_act_kind kin
                             size_t i, double *sum_g, double *sum_gx) {
     struct group_grads sums[VEC_LINE];
     struct grad_vectors p[VEC_LINE];
-    /* The next group is worth prefetching where it does not lie too far. */
-    const int near = spread || lesser(s->x_stride, s->dy_stride) <= BNORM_FETCH_STRIDE;
+    /* The next group is worth prefetching where it does not lie too far, nor a plane ends soon. */
+    const int near = spread ? s->rows >= 2 * BNORM_GROUP
+                            : lesser(s->x_stride, s->dy_stride) <= BNORM_FETCH_STRIDE;
     struct grad_place at = grad_place_at(pre, s, r, i), next = next_row(pre, s, at);
     BNORM_UNROLL
     for (size_t k = 0; k < count; k++) {
