@@ -111,8 +111,8 @@ BNORM_INLINE void add_lanes(const bnorm_partials *p, size_t i, size_t vectors, s
     }
     BNORM_UNROLL
     for (size_t v = 0; v < vectors; v++) {
-        store_d_lanes(sum_g + i + v * VEC_D, g[v], n);
-        store_d_lanes(sum_gx + i + v * VEC_D, gx[v], n);
+        store_d_lanes(sum_g + i + v * VEC_D, vec_canonical_d(g[v]), n);
+        store_d_lanes(sum_gx + i + v * VEC_D, vec_canonical_d(gx[v]), n);
     }
 }
 

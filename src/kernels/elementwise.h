@@ -14,7 +14,7 @@
 #define BNORM_LINE 16
 /* Rows of few channels are joined to rows of about BNORM_LONG_ROW floats, at most BNORM_PERIOD. */
 #define BNORM_LONG_ROW 256
-#define BNORM_PERIOD   1024
+#define BNORM_PERIOD   1536
 
 /* Streams of fewer floats are not cut at lines. */
 #define BNORM_SHORT 768

@@ -415,11 +415,13 @@ static void coefficients(const bnorm_coefficient_args *a, size_t first, size_t c
 static void add_blocks(const bnorm_partials *p, size_t first, size_t c, double *sum_g,
                        double *sum_gx) {
     for (size_t i = first; i < first + c; i++) {
-        sum_g[i] = sum_gx[i] = 0;
+        double g = 0, gx = 0;
         for (size_t b = 0; b < p->blocks; b++) {
-            sum_g[i] += p->entries[0][b * p->stride + i];
-            sum_gx[i] += p->entries[1][b * p->stride + i];
+            g += p->entries[0][b * p->stride + i];
+            gx += p->entries[1][b * p->stride + i];
         }
+        sum_g[i] = canonical_double(g);
+        sum_gx[i] = canonical_double(gx);
     }
 }
 
