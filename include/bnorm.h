@@ -67,7 +67,7 @@ BNORM_API const char *bnorm_version(void);
 typedef enum bnorm_status {
     BNORM_OK = 0,
     BNORM_NULL_POINTER,       /* a required pointer is NULL */
-    BNORM_BAD_ENUM,           /* no such layout, dtype, activation, variance, ... */
+    BNORM_BAD_ENUM,           /* no such layout, dtype, activation, memory, ... */
     BNORM_BAD_SHAPE,          /* a size that must not be 0 is, does not divide, or overflows */
     BNORM_BAD_STRIDE,         /* elements of one tensor could share an address; overflow */
     BNORM_BAD_OVERLAP,        /* an output breaks the rules on aliasing above */
@@ -194,10 +194,10 @@ typedef enum bnorm_denormals {
  *   PREFETCH  lines are asked for some KiB ahead of their use: tensors lie in the L3 cache or in
  *             memory
  *   STREAM    as PREFETCH, and, where no output is an input, whole lines of outputs go past the
- *             caches to memory, without being read first: for outputs that are far larger than all caches or
- *             not soon used, mostly where many threads share the memory's bandwidth. Measure it:
- *             where the output would have stayed in a cache, it is up to 4 times slower, and so is
- *             whoever reads it next. */
+ *             caches to memory, without being read first: for outputs that are far larger than all
+ *             caches or not soon used, mostly where many threads share the memory's bandwidth.
+ *             Measure it: where the output would have stayed in a cache, it is up to 4 times slower,
+ *             and so is whoever reads it next. */
 typedef enum bnorm_memory {
     BNORM_MEMORY_AUTO = 0,
     BNORM_MEMORY_CACHED,
@@ -207,9 +207,9 @@ typedef enum bnorm_memory {
 
 /* How to run a call; a NULL bnorm_exec pointer, like NULL members, means: on this thread, with the
  * best kernel set. The result has the same bits whatever parallel, pool, threads, isa and memory
- * are. threads is how many threads work for `parallel`, the caller's included; 0 = not known. With
- * it the work is cut so that every thread gets an equal share, without it into pieces of about
- * 64 KiB. Calls on less than 256 KiB are not shared. */
+ * are. threads is how many threads work for `parallel`, the caller's included; 0 = not known, 1 =
+ * parallel is not called. With it the work is cut so that every thread gets an equal share, without
+ * it into pieces of about 64 KiB. Calls on less than 256 KiB are not shared. */
 typedef struct bnorm_exec {
     bnorm_parallel parallel;
     void *pool; /* first argument of parallel */
@@ -405,7 +405,8 @@ typedef struct bnorm_grad {
  *   dresidual = g
  *   dx        = gamma*invstd*(g - dbeta/n - xh*dgamma/n)
  *   dx        = gamma*invstd*g                               frozen
- * Results are overwritten, never added to. x (forward's input), dy and the workspace are always
+ * Results are overwritten, never added to. The products of dgamma are in float: it is good to some
+ * ulp of itself or of sqrt(sum(dy^2)), whichever is more. x (forward's input), dy and the workspace are always
  * required. dx.data NULL = not wanted. dx may be dy or x; dresidual too; dx and dresidual must not
  * be the same tensor.
  *

@@ -62,6 +62,7 @@ struct job {
     size_t units, unit_parts;
     size_t finish_step;
     bnorm_cut cut; /* of the elementwise pass */
+    size_t turn;   /* parts that are done last to first: those of one thread */
 };
 
 /* The last image, reduced last, is normalised first. */
@@ -97,10 +98,13 @@ static void finish_task(void *arg, size_t i) {
     job->op->finish(job->op->self, channel, bnorm_min(job->finish_step, job->op->view.c - channel));
 }
 
-/* From the end, which has been reduced last. */
+/* What was reduced last comes first: it is still in cache. Pools that give each thread a range of
+ * tasks give it the same range of the tensor in every pass, so the order turns within a range. */
 static void apply_task(void *arg, size_t i) {
     const struct job *job = arg;
-    bnorm_cut_run(&job->cut, job->cut.parts - 1 - i, job->op->apply, job->op->self);
+    const size_t within = i % job->turn, begin = i - within,
+                 turn = bnorm_min(job->turn, job->cut.parts - begin);
+    bnorm_cut_run(&job->cut, begin + turn - 1 - within, job->op->apply, job->op->self);
 }
 
 /* Groups of planes that stay in cache between the phases; with threads, as many as give each thread
@@ -179,6 +183,9 @@ void bnorm_reduction_run(const bnorm_reduction *op, const bnorm_exec *exec) {
         if (parts < threads) /* what is left of a large tensor */
             parts = bnorm_min(threads, elements / BNORM_LEAST_ELEMENTS);
         job.cut = bnorm_cut_of(&op->apply_view, job.first, parts ? parts : 1);
+        job.turn = job.cut.parts;
+        if (shared) /* not known: each part on its own */
+            job.turn = exec->threads ? bnorm_ceil_div(job.cut.parts, threads) : 1;
         bnorm_run(exec, apply_task, &job, job.cut.parts);
     }
 }
