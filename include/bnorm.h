@@ -196,8 +196,8 @@ typedef enum bnorm_denormals {
  *   STREAM    as PREFETCH, and, where no output is an input, whole lines of outputs go past the
  *             caches to memory, without being read first: for outputs that are far larger than all
  *             caches or not soon used, mostly where many threads share the memory's bandwidth.
- *             Measure it: where the output would have stayed in a cache, it is up to 4 times slower,
- *             and so is whoever reads it next. */
+ *             Measure it: where the output would have stayed in a cache, it is up to 4 times
+ *             slower, and so is whoever reads it next. */
 typedef enum bnorm_memory {
     BNORM_MEMORY_AUTO = 0,
     BNORM_MEMORY_CACHED,
@@ -405,10 +405,10 @@ typedef struct bnorm_grad {
  *   dresidual = g
  *   dx        = gamma*invstd*(g - dbeta/n - xh*dgamma/n)
  *   dx        = gamma*invstd*g                               frozen
- * Results are overwritten, never added to. The products of dgamma are in float: it is good to some
- * ulp of itself or of sqrt(sum(dy^2)), whichever is more. x (forward's input), dy and the workspace are always
+ * Results are overwritten, never added to. x (forward's input), dy and the workspace are always
  * required. dx.data NULL = not wanted. dx may be dy or x; dresidual too; dx and dresidual must not
- * be the same tensor.
+ * be the same tensor. The products of dgamma are in float: it is good to some ulp of itself or of
+ * sqrt(sum(dy^2)), whichever is more.
  *
  * act IDENTITY needs nothing more and ignores residual and y. Otherwise the activation's argument v
  * is recovered in one of three ways:

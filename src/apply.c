@@ -168,8 +168,8 @@ bnorm_status bnorm_apply(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
                wy = bnorm_walk_of(shape, &ty);
     bnorm_walk *const walks[] = {&wx, &wr, &wy};
     const bnorm_view view = bnorm_elementwise_view(shape, walks, sizeof walks / sizeof walks[0]);
-    /* Every member is named: compilers clear structs first otherwise, which takes as long as a small
-     * tensor. */
+    /* Every member is named: compilers clear structs first otherwise, which takes as long as a
+     * small tensor. */
     const bnorm_elementwise pass = {
         .view = view,
         .x = wx,

@@ -41,14 +41,14 @@ static inline bnorm_status bnorm_check_out(const bnorm_shape *shape, bnorm_out o
     return bnorm_check_tensor(shape, out.data, out.run_stride, out.image_stride, tensor);
 }
 
-/* Of the buffers, the first output_count are outputs. BNORM_BAD_OVERLAP where an output clashes with
- * another buffer. An output tensor may be the same tensor as an input ("in place"), two outputs may
- * not be the same. */
+/* Of the buffers, the first output_count are outputs. BNORM_BAD_OVERLAP where an output clashes
+ * with another buffer. An output tensor may be the same tensor as an input ("in place"), two
+ * outputs may not be the same. */
 bnorm_status bnorm_check_overlap(const bnorm_shape *shape, const bnorm_buffer *buffers,
                                  size_t count, size_t output_count);
 
-/* Says to the compiler that errors are rare. By its own guesses what comes after many checks is hardly
- * ever reached, and is compiled for size. */
+/* Says to the compiler that errors are rare. By its own guesses what comes after many checks is
+ * hardly ever reached, and is compiled for size. */
 static inline int bnorm_failed(bnorm_status status) {
     return __builtin_expect(status != BNORM_OK, 0) != 0;
 }

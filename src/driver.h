@@ -68,8 +68,9 @@ typedef struct bnorm_piece {
     size_t image, run, runs, i, len;
 } bnorm_piece;
 
-/* A view, or `runs` of its runs from `first_run` on, cut into parts of equal size for an elementwise
- * pass. Positions are counted through all images; a part may begin and end within a run. */
+/* A view, or `runs` of its runs from `first_run` on, cut into parts of equal size for an
+ * elementwise pass. Positions are counted through all images; a part may begin and end within a
+ * run. */
 typedef struct bnorm_cut {
     bnorm_view view;
     size_t first_run, runs;

@@ -33,9 +33,9 @@ static inline size_t bnorm_samples(size_t rows) {
 /* Room for c*chains with more than one chain: the largest is 194, for c = 97. */
 #define BNORM_MAX_LANES 208
 
-/* Rows (pixels) of one image that form a block: a 64th of the image, but 64 to 128 KiB, whole groups,
- * and at least 64 rows. It depends on the image alone, so that batches can be cut anywhere between
- * images. */
+/* Rows (pixels) of one image that form a block: a 64th of the image, but 64 to 128 KiB, whole
+ * groups, and at least 64 rows. It depends on the image alone, so that batches can be cut anywhere
+ * between images. */
 static inline size_t bnorm_block_rows(size_t c, size_t hw) {
     const size_t group = BNORM_GROUP * bnorm_chains(c), least = 16384 / c, most = 32768 / c;
     size_t rows = hw / 64;

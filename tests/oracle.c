@@ -4,16 +4,16 @@
  * that of one double operation; eta = 2^-149 covers what an operation loses to underflow. Products
  * of such terms are covered by SLACK. Magnitudes are those of the exact values.
  *
- *   Moments. A block's sum is a double sum: a chain of at most 1024 values, by pairs, and at most 32
- *   chains, so that no element passes through more than 512 + 1 + 5 additions; merging a block costs
- *   the mean four roundings. So |mean' - mean| <= delta = (520 + 4*blocks)*w*max|x|.
- *   Squares are taken of d = x - pivot. In the sum of d*d an element passes through the rounding of d
- *   (counts twice), of four fma and two additions, all in float: 8u times the sum of squares about
- *   the pivots. Where the pivot is the block's mean rounded to float (NCHW) that sum is at most
- *   n*(var + (u*max|x|)^2). Where it comes from a sample, it is at most twice the block's part of
- *   n*var, or the mean rounded to float is taken instead. Correcting for the pivot and merging moves
- *   the blocks' means by delta at most, hence 2*sqrt(var)*delta + delta^2. Together, with k = 1 for
- *   planes and 2 for rows:
+ *   Moments. A block's sum is a double sum: a chain of at most 1024 values, by pairs, and at most
+ *   32 chains, so that no element passes through more than 512 + 1 + 5 additions; merging a block
+ *   costs the mean four roundings. So |mean' - mean| <= delta = (520 + 4*blocks)*w*max|x|.
+ *   Squares are taken of d = x - pivot. In the sum of d*d an element passes through the rounding of
+ *   d (counts twice), of four fma and two additions, all in float: 8u times the sum of squares
+ *   about the pivots. Where the pivot is the block's mean rounded to float (NCHW) that sum is at
+ *   most n*(var + (u*max|x|)^2). Where it comes from a sample, it is at most twice the block's part
+ *   of n*var, or the mean rounded to float is taken instead. Correcting for the pivot and merging
+ *   moves the blocks' means by delta at most, hence 2*sqrt(var)*delta + delta^2. Together, with k =
+ *   1 for planes and 2 for rows:
  *       |var' - var| <= 8u*(k*var + (u*max|x|)^2) + 2*sqrt(var)*delta + delta^2.
  *
  *   Affine map. v = fma(x - c, s, b) + r in float: u|x - c||s| for the difference (none without c),
@@ -31,13 +31,13 @@
  *   Backward. g = dy*act'(v): LEAKY_RELU rounds once, u|g|. HARD_SWISH's slope v/3 + 1/2 is off by
  *   e_v/3 + u|v|/3 (the constant 1/3) + u|slope|, and the product rounds: u|g|. Where act'(v)
  * jumps, callers see to dy = 0, or know v to the bit. e_v is the affine map's bound with s and b
- * rounded. Sums of g are double sums, at most (520 + 4*blocks) roundings, then one to float: |dbeta'
- * - dbeta| <= sum(e_g) + (520 + 4*blocks)*w*sum|g| + u|dbeta|. dgamma has invstd*|x - hi| as weights,
- * and its products are in float within a group: u for the difference, four fma, two additions: 7u.
- * dx = fma((x - hi)*invstd, slope, fma(g, s, offset)), slope = -s*dgamma/n, and offset =
- * -s*dbeta/n - lo*invstd*slope, both from the unrounded sums, rounded once: the error is |s|e_g +
- * u|s g| + u|s g + offset| + (error and u of offset) + |x - hi|*invstd*(error and 3u of slope) +
- * u|dx|. The code below calls slope what is here slope*invstd.
+ * rounded. Sums of g are double sums, at most (520 + 4*blocks) roundings, then one to float:
+ * |dbeta' - dbeta| <= sum(e_g) + (520 + 4*blocks)*w*sum|g| + u|dbeta|. dgamma has invstd*|x - hi|
+ * as weights, and its products are in float within a group: u for the difference, four fma, two
+ * additions: 7u. dx = fma((x - hi)*invstd, slope, fma(g, s, offset)), slope = -s*dgamma/n, and
+ * offset = -s*dbeta/n - lo*invstd*slope, both from the unrounded sums, rounded once: the error is
+ * |s|e_g + u|s g| + u|s g + offset| + (error and u of offset) + |x - hi|*invstd*(error and 3u of
+ * slope) + u|dx|. The code below calls slope what is here slope*invstd.
  */
 #include "oracle.h"
 

@@ -9,8 +9,8 @@
 #include "../clock.h"
 #include "../reference.h"
 
-/* bnorm: a float has 2^-24, a few roundings per element. Others sum in float, some of them one after
- * the other: 0.1 % of the variance over 3 million elements. */
+/* bnorm: a float has 2^-24, a few roundings per element. Others sum in float, some of them one
+ * after the other: 0.1 % of the variance over 3 million elements. */
 static const double bnorm_tolerance = 1e-6, peer_tolerance = 1e-3, plain_tolerance = 1e-2;
 
 /* Up to here the reference in double costs less than the timing. */

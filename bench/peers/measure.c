@@ -42,9 +42,9 @@ static const contender *contender_at(size_t who) {
     }
 }
 
-/* A sample of warm calls takes at least this long. Calls before the clock starts leave caches as the
- * contender's own calls do, not as another one's: two, as a last-level cache may take in only what
- * is used again. The longest calls work beyond all caches. */
+/* A sample of warm calls takes at least this long. Calls before the clock starts leave caches as
+ * the contender's own calls do, not as another one's: two, as a last-level cache may take in only
+ * what is used again. The longest calls work beyond all caches. */
 static const double sample_seconds = 40e-6, longest_warm_up = 20e-3;
 /* Such calls are estimated by their second run alone. */
 static const double long_call = 2e-3;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * What lies between the passes of an operation: blocks merged, and per-channel coefficients. In
- * double; src/scalar/scalar.c says what. Channels take a lane each, so that all sets divide and take
- * roots alike. */
+ * double; src/scalar/scalar.c says what. Channels take a lane each, so that all sets divide and
+ * take roots alike. */
 
 /* Vectors of channels that go through the blocks side by side: one alone would wait for its own
  * results. */

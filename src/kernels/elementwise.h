@@ -3,9 +3,9 @@
  * The elementwise passes: y of forward, dx and dresidual of backward. One loop serves them all, as
  * they have the same course: runs that follow one another are one stream, which is cut where lines
  * of the cache begin, so that each store fills a vector and none crosses a line. Where a run ends
- * within a vector, its lanes take the parameters of both runs. The kind of activation and the family
- * are constants of an inlined body; what else a call may want or not is asked once per group of
- * vectors. */
+ * within a vector, its lanes take the parameters of both runs. The kind of activation and the
+ * family are constants of an inlined body; what else a call may want or not is asked once per group
+ * of vectors. */
 
 /* Vectors that are loaded, computed and stored together: their latencies overlap, also where a
  * compiler must assume that a store changes what a later load reads. */
@@ -199,8 +199,8 @@ struct place {
     size_t r, i;
 };
 
-/* Elements [e, end) of a stream, the first at `at`: what fills no line, and short runs. Returns where
- * `end` lies. */
+/* Elements [e, end) of a stream, the first at `at`: what fills no line, and short runs. Returns
+ * where `end` lies. */
 BNORM_INLINE struct place stream_edge(const struct form f, const struct streams *s, struct place at,
                                       size_t e, size_t end) {
     while (e < end) {
@@ -215,8 +215,8 @@ BNORM_INLINE struct place stream_edge(const struct form f, const struct streams 
     return at;
 }
 
-/* Elements [e, end) of a stream, whole vectors, the first at `at`; a run has at least VEC_F. Returns
- * where `end` lies. */
+/* Elements [e, end) of a stream, whole vectors, the first at `at`; a run has at least VEC_F.
+ * Returns where `end` lies. */
 BNORM_INLINE struct place stream_body(const struct form f, const struct streams *s, struct place at,
                                       size_t e, size_t end) {
     struct lane_parameters all = spread_parameters(f, s, f.spread ? at.r : 0);
@@ -431,9 +431,9 @@ BNORM_INLINE size_t vector_multiple(size_t c) {
         X(5, offset);                                                                              \
     }
 
-/* Rows without gaps are one stream, whose parameters repeat. Written out so that they begin with the
- * first whole line and fill vectors, they are loaded like the tensors; where that takes too much room
- * they are loaded from anywhere and a vector may get those of two rows. */
+/* Rows without gaps are one stream, whose parameters repeat. Written out so that they begin with
+ * the first whole line and fill vectors, they are loaded like the tensors; where that takes too
+ * much room they are loaded from anywhere and a vector may get those of two rows. */
 BNORM_INLINE void join_rows(struct streams *s, struct written *written) {
     const size_t c = s->len, head = head_of(s), least = vector_multiple(c);
     if (s->count > 1 || s->total == c)

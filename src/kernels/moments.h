@@ -96,7 +96,7 @@ BNORM_INLINE void group_moments(int wanted, const float *x, size_t stride, size_
     store_group(wanted, &s, sum, squares);
 }
 
-/* A whole group of a line, VEC_LINE vectors side by side: chains that do not wait for each other. */
+/* A whole group of a line, VEC_LINE vectors side by side: chains need not wait for each other. */
 BNORM_INLINE void line_moments(int wanted, int spread, const float *x, size_t stride,
                                const float *pivot, double *sum, double *squares) {
     struct group_sums s[VEC_LINE];
@@ -239,8 +239,8 @@ BNORM_INLINE vec_d pivot_excess(double n, const float *pivot, vec_d sum) {
     return vec_fma_d(vec_set1_d(-n), vec_widen(pivot), sum);
 }
 
-/* Lanes whose pivot is too far from the mean, by more than a deviation: the difference of squares and
- * excess^2/n would lose digits. */
+/* Lanes whose pivot is too far from the mean, by more than a deviation: the difference of squares
+ * and excess^2/n would lose digits. */
 BNORM_INLINE unsigned distant(double n, vec_d excess, vec_d squares) {
     const vec_d t = vec_fma_d(vec_mul_d(excess, vec_set1_d(-1 / n)), excess,
                               vec_mul_d(squares, vec_set1_d(0.5)));
