@@ -80,8 +80,7 @@ BNORM_INLINE void zero_lanes(double *s, size_t n) {
         vec_store_d(s + i, vec_set1_d(0));
 }
 
-/* p[0..c) again behind itself, so that it stands there `times` times; writes up to a vector more.
- * */
+/* p[0..c) again behind itself, `times` times altogether; writes up to a vector more. */
 BNORM_INLINE void repeat_lanes(float *p, size_t c, size_t times) {
     for (size_t j = 1; j < times; j++)
         for (size_t i = 0; i < c; i += VEC_F)
