@@ -36,29 +36,15 @@ BNORM_INLINE int reads_extra(enum bnorm_pre pre) {
     return pre == BNORM_PRE_RESIDUAL || pre == BNORM_PRE_Y;
 }
 
-struct grad_vectors {
-    vec_f center, scale, shift, a, b; /* for g */
-    vec_f invstd, slope, offset;      /* for dx */
-};
-
-/* Parameters of one channel for all lanes, or of the channels of the lanes. */
-BNORM_INLINE struct grad_vectors grad_parameters(const bnorm_grad_args *a, enum bnorm_pre pre,
-                                                 size_t channel, size_t n, int spread, int dx) {
-    const int recomputed = pre == BNORM_PRE_X || pre == BNORM_PRE_RESIDUAL;
-    const int sloped = dx && a->slope;
-#define BNORM_PARAMETER(wanted, array)                                                             \
-    ((wanted) ? parameter_lanes((array) + channel, spread, 0, n) : vec_set1(0))
-    const struct grad_vectors p = {BNORM_PARAMETER(recomputed || sloped || !dx, a->center),
-                                   BNORM_PARAMETER(recomputed || dx, a->scale),
-                                   BNORM_PARAMETER(recomputed, a->shift),
-                                   vec_set1(a->act.a),
-                                   vec_set1(a->act.b),
-                                   BNORM_PARAMETER(sloped, a->invstd),
-                                   BNORM_PARAMETER(sloped, a->slope),
-                                   BNORM_PARAMETER(sloped, a->offset)};
-#undef BNORM_PARAMETER
-    return p;
+/* Whether v is computed from x. */
+BNORM_INLINE int reads_x(enum bnorm_pre pre) {
+    return pre == BNORM_PRE_X || pre == BNORM_PRE_RESIDUAL;
 }
+
+/* What g is computed with. */
+struct grad_vectors {
+    vec_f center, scale, shift, a, b;
+};
 
 BNORM_INLINE vec_f grad_lanes(enum bnorm_pre pre, bnorm_act_kind kind, vec_f x, vec_f dy,
                               const float *extra, const struct grad_vectors *p, size_t n) {

@@ -98,7 +98,7 @@ BNORM_INLINE size_t fetch_distance(size_t stride) {
 BNORM_INLINE vec_f parameter_lanes(const float *p, int spread, size_t i, size_t n) {
     if (!spread)
         return load_lanes(p + i, n);
-    return n == VEC_F ? vec_set1(*p) : vec_first_n(vec_set1(*p), n);
+    return first_lanes(vec_set1(*p), n);
 }
 
 BNORM_INLINE vec_d widen_lanes(const float *p, size_t n) {

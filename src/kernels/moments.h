@@ -5,8 +5,8 @@
 /* What a pass over a block adds up. */
 enum { BNORM_SUMS = 1, BNORM_SQUARES = 2, BNORM_BOTH = 3 };
 
-/* Sums of up to 16 rows of one vector of lanes: x in double, squares in float, even and odd rows
- * apart. */
+/* Sums of up to 16 rows of one vector of lanes: x (in sums.h g) in double, squares (products with
+ * g) in float, even and odd rows apart. */
 struct group_sums {
     vec_d low, high;
     vec_f even, odd, halves;

@@ -10,19 +10,6 @@ struct grad_strip {
     const float *center, *scale, *shift; /* one per lane, or one for all lanes of a plane */
 };
 
-/* Sums of up to 16 rows of one vector of lanes: g in double, g*(x - center) in float, even and odd
- * rows apart. */
-struct group_grads {
-    vec_d low, high;
-    vec_f even, odd, halves;
-};
-
-/* Ends the chains of half a group. */
-BNORM_INLINE void close_half_grads(struct group_grads *s) {
-    s->halves = vec_add(s->halves, vec_add(s->even, s->odd));
-    s->even = s->odd = vec_set1(0);
-}
-
 /* Where a row of each tensor is read. */
 struct grad_place {
     const float *x, *dy, *extra;
@@ -56,7 +43,7 @@ BNORM_INLINE vec_f grad_row(enum bnorm_pre pre, bnorm_act_kind kind, struct grad
 /* Adds n lanes of a row and m lanes of the row after it; m may be 0. */
 BNORM_INLINE void add_grad_pair(enum bnorm_pre pre, bnorm_act_kind kind, struct grad_place at,
                                 struct grad_place next, const struct grad_vectors *p, size_t n,
-                                size_t m, struct group_grads *sums) {
+                                size_t m, struct group_sums *sums) {
     const vec_f a = grad_row(pre, kind, at, p, n, &sums->even);
     const vec_f b = m ? grad_row(pre, kind, next, p, m, &sums->odd) : vec_set1(0);
     vec_d a_low, a_high, b_low, b_high;
@@ -72,11 +59,6 @@ BNORM_INLINE void add_grad_pair(enum bnorm_pre pre, bnorm_act_kind kind, struct 
     sums->high = vec_add_d(sums->high, vec_add_d(a_high, b_high));
 }
 
-BNORM_INLINE struct group_grads no_grads(void) {
-    const vec_f zero = vec_set1(0);
-    return (struct group_grads){vec_set1_d(0), vec_set1_d(0), zero, zero, zero};
-}
-
 /* Parameters of lanes [i, i + n), or of all. */
 BNORM_INLINE struct grad_vectors strip_parameters(enum bnorm_pre pre, int spread,
                                                   const bnorm_grad_args *a,
@@ -85,7 +67,7 @@ BNORM_INLINE struct grad_vectors strip_parameters(enum bnorm_pre pre, int spread
     p.center = parameter_lanes(s->center, spread, i, n);
     p.a = vec_set1(a->act.a);
     p.b = vec_set1(a->act.b);
-    if (pre == BNORM_PRE_X || pre == BNORM_PRE_RESIDUAL) {
+    if (reads_x(pre)) {
         p.scale = parameter_lanes(s->scale, spread, i, n);
         p.shift = parameter_lanes(s->shift, spread, i, n);
     }
@@ -97,7 +79,7 @@ BNORM_INLINE struct grad_vectors strip_parameters(enum bnorm_pre pre, int spread
 BNORM_INLINE void add_grad_group(enum bnorm_pre pre, bnorm_act_kind kind, int spread,
                                  const bnorm_grad_args *a, const struct grad_strip *s, size_t r,
                                  size_t rows, size_t extra, size_t i, size_t n,
-                                 struct group_grads *sums) {
+                                 struct group_sums *sums) {
     const struct grad_vectors p = strip_parameters(pre, spread, a, s, i, n);
     struct grad_place at = grad_place_at(pre, s, r, i), next = next_row(pre, s, at);
     for (size_t q = 0; q + 2 <= rows; q += 2) {
@@ -105,27 +87,13 @@ BNORM_INLINE void add_grad_group(enum bnorm_pre pre, bnorm_act_kind kind, int sp
         at = next_row(pre, s, next);
         next = next_row(pre, s, at);
         if (q + 2 == BNORM_HALF)
-            close_half_grads(sums);
+            close_half(sums);
     }
     if (rows % 2)
         add_grad_pair(pre, kind, at, next, &p, n, extra, sums);
     else if (extra)
         add_grad_pair(pre, kind, at, next, &p, extra, 0, sums);
-    close_half_grads(sums);
-}
-
-BNORM_INLINE struct group_grads load_grads(const double *g) {
-    struct group_grads sums = no_grads();
-    sums.low = vec_load_d(g);
-    sums.high = vec_load_d(g + VEC_D);
-    return sums;
-}
-
-BNORM_INLINE void store_grads(const struct group_grads *sums, double *g, double *gx) {
-    vec_store_d(g, sums->low);
-    vec_store_d(g + VEC_D, sums->high);
-    vec_store_d(gx, vec_add_d(vec_load_d(gx), vec_low(sums->halves)));
-    vec_store_d(gx + VEC_D, vec_add_d(vec_load_d(gx + VEC_D), vec_high(sums->halves)));
+    close_half(sums);
 }
 
 /* The same, added to the lanes of sum_g and sum_gx. Whole vectors of both are written. */
@@ -133,9 +101,9 @@ BNORM_INLINE void group_grad(enum bnorm_pre pre, bnorm_act_kind kind, int spread
                              const bnorm_grad_args *a, const struct grad_strip *s, size_t r,
                              size_t rows, size_t extra, size_t i, size_t n, double *sum_g,
                              double *sum_gx) {
-    struct group_grads sums = load_grads(sum_g + i);
+    struct group_sums sums = load_group(BNORM_SUMS, sum_g + i);
     add_grad_group(pre, kind, spread, a, s, r, rows, extra, i, n, &sums);
-    store_grads(&sums, sum_g + i, sum_gx + i);
+    store_group(BNORM_BOTH, &sums, sum_g + i, sum_gx + i);
 }
 
 /* A whole group of `count` vectors side by side from lane i on: chains that do not wait for each
@@ -143,7 +111,7 @@ BNORM_INLINE void group_grad(enum bnorm_pre pre, bnorm_act_kind kind, int spread
 BNORM_INLINE void wide_grad(size_t count, enum bnorm_pre pre, bnorm_act_kind kind, int spread,
                             const bnorm_grad_args *a, const struct grad_strip *s, size_t r,
                             size_t i, double *sum_g, double *sum_gx) {
-    struct group_grads sums[VEC_LINE];
+    struct group_sums sums[VEC_LINE];
     struct grad_vectors p[VEC_LINE];
     /* The next group is worth prefetching where it does not lie too far, nor a plane ends soon. */
     const int near = spread ? s->rows >= 2 * BNORM_GROUP
@@ -151,7 +119,7 @@ BNORM_INLINE void wide_grad(size_t count, enum bnorm_pre pre, bnorm_act_kind kin
     struct grad_place at = grad_place_at(pre, s, r, i), next = next_row(pre, s, at);
     BNORM_UNROLL
     for (size_t k = 0; k < count; k++) {
-        sums[k] = load_grads(sum_g + i + k * VEC_F);
+        sums[k] = load_group(BNORM_SUMS, sum_g + i + k * VEC_F);
         p[k] = strip_parameters(pre, spread, a, s, i + k * VEC_F, VEC_F);
     }
     BNORM_UNROLL_SOME
@@ -174,12 +142,12 @@ BNORM_INLINE void wide_grad(size_t count, enum bnorm_pre pre, bnorm_act_kind kin
         if ((q + 2) % BNORM_HALF == 0) {
             BNORM_UNROLL
             for (size_t k = 0; k < count; k++)
-                close_half_grads(&sums[k]);
+                close_half(&sums[k]);
         }
     }
     BNORM_UNROLL
     for (size_t k = 0; k < count; k++)
-        store_grads(&sums[k], sum_g + i + k * VEC_F, sum_gx + i + k * VEC_F);
+        store_group(BNORM_BOTH, &sums[k], sum_g + i + k * VEC_F, sum_gx + i + k * VEC_F);
 }
 
 /* Lanes [i, i + n) of less than a whole vector: one copy for all combinations, but for the most
@@ -235,7 +203,7 @@ BNORM_INLINE void plane_grad(enum bnorm_pre pre, bnorm_act_kind kind, const bnor
         vec_d g[BNORM_SPAN_LANES / VEC_D], gx[BNORM_SPAN_LANES / VEC_D];
         for (size_t i = 0; i < BNORM_SPAN_LANES; i += VEC_F) {
             const size_t extra = i < s->tail ? lesser(VEC_F, s->tail - i) : 0;
-            struct group_grads sums = no_grads();
+            struct group_sums sums = no_sums();
             add_grad_group(pre, kind, 1, a, s, 0, s->rows, extra, i, VEC_F, &sums);
             g[i / VEC_D] = sums.low;
             g[i / VEC_D + 1] = sums.high;
@@ -291,7 +259,7 @@ static void add_grad_chains(const bnorm_grad_args *a, const struct grad_strip *b
 /* Sum of g*(x - center) of one channel in double; s->len is the number of its elements, a stride
  * apart. Rare: not tuned. */
 static double wide_products(const bnorm_grad_args *a, const struct grad_strip *s, size_t chains) {
-    const int recomputed = a->pre == BNORM_PRE_X || a->pre == BNORM_PRE_RESIDUAL;
+    const int recomputed = reads_x(a->pre);
     const struct grad_vectors p = {.center = vec_set1(*s->center),
                                    .scale = vec_set1(recomputed ? *s->scale : 0),
                                    .shift = vec_set1(recomputed ? *s->shift : 0),
@@ -315,8 +283,8 @@ static double wide_products(const bnorm_grad_args *a, const struct grad_strip *s
 }
 
 /* Products in float were accurate enough where the size of their sum is in range, or all g are 0;
- * the rest is done again. channel[0] describes the first of count channels; a channel's parameters
- * lie next to those of the one before, its elements `step`, `dy_step`, `extra_step` behind. */
+ * the rest is done again. *channel describes the first of count channels: a channel's parameters
+ * lie next to those of the one before, its elements `step` behind. */
 #define BNORM_LEAST_PRODUCTS 0x1p-90
 
 struct channel_steps {
@@ -352,7 +320,7 @@ BNORM_INLINE void finish_sums(const bnorm_grad_args *a, const struct grad_strip 
     vec_store_d_n(sum_gx, vec_canonical_d(gx), count);
 }
 
-/* The block from element i of run r on. */
+/* The block from element i of run r on; a row is a run. */
 BNORM_INLINE struct grad_strip grad_strip_at(const bnorm_grad_args *a, size_t r, size_t i,
                                              size_t channel) {
     return (struct grad_strip){.x = a->x + r * a->x_stride + i,
@@ -361,21 +329,21 @@ BNORM_INLINE struct grad_strip grad_strip_at(const bnorm_grad_args *a, size_t r,
                                    reads_extra(a->pre) ? a->extra + r * a->extra_stride + i : NULL,
                                .center = a->center + channel,
                                .scale = a->scale + channel,
-                               .shift = a->shift + channel};
+                               .shift = a->shift + channel,
+                               .x_stride = a->x_stride,
+                               .dy_stride = a->dy_stride,
+                               .extra_stride = a->extra_stride};
 }
 
 /* Channels [at, at + c) of a block of rows. */
 BNORM_INLINE void sums_tile(const bnorm_grad_args *a, size_t at, size_t c, size_t chains,
                             double *sum_g, double *sum_gx) {
     const size_t lanes = c * chains;
-    const int recomputed = a->pre == BNORM_PRE_X || a->pre == BNORM_PRE_RESIDUAL;
+    const int recomputed = reads_x(a->pre);
     double g[BNORM_TILE + BNORM_PAD], gx[BNORM_TILE + BNORM_PAD];
     float center[BNORM_MAX_LANES], scale[BNORM_MAX_LANES], shift[BNORM_MAX_LANES];
     struct grad_strip block = grad_strip_at(a, 0, at, at);
 
-    block.x_stride = a->x_stride;
-    block.dy_stride = a->dy_stride;
-    block.extra_stride = a->extra_stride;
     block.rows = a->runs;
     block.len = c;
     if (chains > 1) {
@@ -390,9 +358,6 @@ BNORM_INLINE void sums_tile(const bnorm_grad_args *a, size_t at, size_t c, size_
     fold_chains(gx, c, chains);
     for (size_t i = 0; i < c; i += VEC_D) {
         struct grad_strip channel = grad_strip_at(a, 0, at + i, at + i);
-        channel.x_stride = a->x_stride;
-        channel.dy_stride = a->dy_stride;
-        channel.extra_stride = a->extra_stride;
         channel.len = a->runs;
         finish_sums(a, &channel, (struct channel_steps){1, 1, 1}, chains, lesser(VEC_D, c - i),
                     vec_load_d(g + i), vec_load_d(gx + i), sum_g + i, sum_gx + i);
