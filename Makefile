@@ -14,6 +14,8 @@ BUILD = build
 PREFIX = /usr/local
 LIBDIR = $(PREFIX)/lib
 DESTDIR =
+# 1 = with SLEEF, for the activations that need exp; 0 = without. Default: 1 where programs link with it.
+SLEEF ?= $(if $(sleef_found),1,0)
 # Put before the programs that are run here, as in RUN=qemu-aarch64.
 RUN =
 # Not empty: commands are shown in full.
@@ -27,9 +29,19 @@ SOVERSION := $(firstword $(subst ., ,$(VERSION)))
 
 warnings = -Wall -Wextra -Wpedantic -Wshadow -Wconversion
 # Without -ffp-contract=off gcc may turn a*b + c into one fma and so change bits.
-c_flags = -std=c11 -ffp-contract=off -Iinclude $(warnings) -MMD -MP
+c_flags = -std=c11 -ffp-contract=off -DBNORM_SLEEF=$(if $(sleef_libs),1,0) -Iinclude $(warnings) -MMD -MP
 # Hidden but for BNORM_API: the shared library exports the functions of bnorm.h and nothing else.
-lib_flags = -fPIC -fvisibility=hidden -DBNORM_SHARED
+lib_flags = -fPIC -fvisibility=hidden -DBNORM_SHARED $(inline_atomics)
+# gcc's functions for atomics on Arm would bring libgcc's constructor into the shared library.
+inline_atomics = $(eval inline_atomics := $(call if_works,-mno-outline-atomics))$(inline_atomics)
+
+# What every program links that links $(static_lib).
+libs = $(strip $(sleef_libs) -lm)
+sleef_libs = $(if $(filter-out 0,$(SLEEF)),$(or $(sleef_found),$(error SLEEF=$(SLEEF), but no program \
+	links with -lsleef: run `make deps`, for Arm under qemu `make deps-cross`, or say SLEEF=0)))
+# Found out once, when first needed; with a symbol, as there are CPUs for which SLEEF lacks it.
+sleef_found = $(eval sleef_found := $(call if_links,float Sleef_finz_expf1_u10purecfma(float x); \
+	int main(void) { return Sleef_finz_expf1_u10purecfma(0) != 1; },-lsleef))$(sleef_found)
 
 lib_sources := $(wildcard src/*.c src/*/*.c dispatch/*.c)
 test_sources := $(wildcard tests/*.c)
@@ -47,7 +59,7 @@ test_objects := $(call objects,$(test_sources))
 bench_objects := $(call objects,$(bench_sources) bench/shim.cc)
 peers_objects := $(call objects,$(peers_sources))
 # What bench-peers shares with bench.
-peers_shared := $(call objects,$(addprefix bench/,clock.c cpu_name.c plain.c reference.c roof.c shapes.c workload.c))
+peers_shared := $(call objects,$(addprefix bench/,clock.c cpu_name.c plain.c reference.c roof.c shapes.c tensor.c workload.c))
 digits_objects := $(call objects,$(digits_sources))
 
 static_lib = $(BUILD)/libbnorm.a
@@ -57,14 +69,15 @@ shared_lib = $(BUILD)/libbnorm.so.$(VERSION)
 # ---------------------------------------------------------------------------------------------------
 # Packages: what each one is for
 
-# compilers and tools; test framework and ONNX's batch-norm cases; benchmark framework, pictures; example
-deps_packages = gcc g++ libc6-dev binutils make pkgconf \
+# compilers and tools; exp and the like; test framework and ONNX's batch-norm cases; benchmark framework,
+# pictures; example
+deps_packages = gcc g++ libc6-dev binutils make pkgconf libsleef-dev \
 	libcmocka-dev libonnx-testdata libbenchmark-dev python3 gnuplot-nox libpthreadpool-dev
 deps_peers_packages = libdnnl-dev libtorch-dev libpthreadpool-dev python3-torch
 deps_lint_packages = clang clang-format clang-tidy shellcheck
 deps_mca_packages = llvm-19 gcc-aarch64-linux-gnu libc6-dev-arm64-cross python3
 deps_cross_packages = qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross libcmocka-dev:arm64 \
-	gcc-riscv64-linux-gnu libc6-dev-riscv64-cross gcc-s390x-linux-gnu libc6-dev-s390x-cross
+	libsleef-dev:arm64 gcc-riscv64-linux-gnu libc6-dev-riscv64-cross gcc-s390x-linux-gnu libc6-dev-s390x-cross
 
 # ---------------------------------------------------------------------------------------------------
 MAKEFLAGS += --no-print-directory
@@ -82,11 +95,12 @@ $(static_lib): $(lib_objects)
 	$(call say,AR) $(AR) rcs $@ $^
 
 $(shared_lib): $(lib_objects)
-	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -shared -Wl,-soname,$(soname) -Wl,--no-undefined -o $@ $^ -lm
+	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -shared -Wl,-soname,$(soname) -Wl,--no-undefined \
+		-Wl,--exclude-libs,ALL -o $@ $^ $(libs)
 
 $(BUILD)/bnorm.pc: bnorm.pc.in FORCE
 	@mkdir -p $(@D)
-	@sed 's|@PREFIX@|$(PREFIX)|; s|@LIBDIR@|$(LIBDIR)|; s|@VERSION@|$(VERSION)|' $< >$@
+	@sed 's|@PREFIX@|$(PREFIX)|; s|@LIBDIR@|$(LIBDIR)|; s|@VERSION@|$(VERSION)|; s|@LIBS@|$(libs)|' $< >$@
 
 $(lib_objects): private c_flags += $(lib_flags)
 # The plain loop that a user would write, with all that the compiler has: also fma, as is gcc's default.
@@ -139,10 +153,10 @@ run_tests = $(RUN) $(BUILD)/bnorm-tests $(TESTS)
 
 hygiene: $(static_lib) $(shared_lib)
 	CC='$(CC)' CXX='$(CXX)' NM='$(NM)' OBJDUMP='$(OBJDUMP)' STATIC_LIB='$(static_lib)' \
-		SHARED_LIB='$(shared_lib)' tests/hygiene.sh
+		SHARED_LIB='$(shared_lib)' SLEEF='$(if $(sleef_libs),1,0)' tests/hygiene.sh
 
 $(BUILD)/bnorm-tests: $(test_objects) $(static_lib)
-	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lcmocka -lpthread -lm
+	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lcmocka -lpthread $(libs)
 
 # Side by side, as emulation is slow; what a target prints comes out when it is done.
 test-cross: ## the tests for Arm and older x86 CPUs under qemu, and two CPUs without SIMD kernels
@@ -151,7 +165,7 @@ test-cross: ## the tests for Arm and older x86 CPUs under qemu, and two CPUs wit
 
 emulate-aarch64:
 	BNORM_REQUIRE=neon $(MAKE) run-tests RUN=qemu-aarch64 \
-		BUILD=$(BUILD)/aarch64 CC=aarch64-linux-gnu-gcc LDFLAGS=
+		BUILD=$(BUILD)/aarch64 CC=aarch64-linux-gnu-gcc LDFLAGS= SLEEF=$(SLEEF)
 
 # Has AVX2 but not AVX-512. Emulated AVX2 is slow, so only this set's cases, which run scalar beside it.
 emulate-Haswell: $(BUILD)/bnorm-tests
@@ -161,17 +175,18 @@ emulate-Haswell: $(BUILD)/bnorm-tests
 emulate-Nehalem: $(BUILD)/bnorm-tests
 	BNORM_REQUIRE=scalar qemu-x86_64 -cpu Nehalem $< $(TESTS)
 
-# The hashes of everything that the library computes, under qemu.
+# The hashes of everything that the library computes, under qemu. Debian has no SLEEF for these.
 verify-%:
-	$(MAKE) BUILD=$(BUILD)/$* CC=$*-linux-gnu-gcc LDFLAGS=-static $(BUILD)/$*/bnorm-verify
+	$(MAKE) BUILD=$(BUILD)/$* CC=$*-linux-gnu-gcc LDFLAGS=-static SLEEF=0 $(BUILD)/$*/bnorm-verify
 	qemu-$* $(BUILD)/$*/bnorm-verify --quick
 
 verify: $(BUILD)/bnorm-verify ## does this machine compute the bits that bnorm promises?
 	$(RUN) $<
 
-# Static, so that one file can be copied to another machine.
+# Static, so that one file can be copied to another machine. With a SLEEF that is a shared library only,
+# as Debian's is, the other machine needs that too; with SLEEF=0 it needs nothing.
 $(BUILD)/bnorm-verify: $(BUILD)/tools/verify.c.o $(static_lib)
-	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) $(call if_works,-static) -o $@ $^ -lm
+	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(or $(call if_works,-static $(libs)),$(libs))
 
 verify-compilers: ## the same with every compiler, option and emulated CPU that is installed
 	tools/verify_compilers.sh
@@ -187,13 +202,19 @@ accuracy: $(BUILD)/accuracy ## errors against exact results, beside oneDNN's and
 
 $(BUILD)/accuracy: $(accuracy_sources) tools/accuracy.h $(static_lib) $(BUILD)/flags
 	$(call say,LINK) $(CC) $(CFLAGS) $(c_flags) $(LDFLAGS) -o $@ $(accuracy_sources) $(static_lib) \
-		$(call if_works,-DHAVE_DNNL -ldnnl) -lm
+		$(call if_works,-DHAVE_DNNL -ldnnl) $(libs)
+
+activations: $(BUILD)/activations ## errors of the activations that use SLEEF, and of their derivatives (STEP=1021: every n-th float)
+	$< $(if $(STEP),--step $(STEP)) --markdown $(BUILD)/activations.md
+
+$(BUILD)/activations: $(BUILD)/tools/activations.c.o $(static_lib)
+	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(libs)
 
 denormals: $(BUILD)/denormals ## what denormals cost, and what flushing them saves (x86)
 	$<
 
 $(BUILD)/denormals: $(BUILD)/tools/denormals.c.o $(static_lib)
-	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lm
+	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(libs)
 
 count: count-programs ## instructions of every kernel against tools/count.tsv: a rise of 3 % fails
 	tools/count.py $(BUILD)/count
@@ -202,29 +223,29 @@ count: count-programs ## instructions of every kernel against tools/count.tsv: a
 count-update: count-programs
 	tools/count.py --update $(BUILD)/count
 
-# With the flags of the figures, whatever this build has.
+# With the flags of the figures, whatever this build has; SLEEF's instructions are its own.
 count-programs:
 	@for cpu in x86_64 aarch64; do \
 		if command -v $$cpu-linux-gnu-gcc >/dev/null; then \
 			$(MAKE) BUILD=$(BUILD)/count/$$cpu CC=$$cpu-linux-gnu-gcc CFLAGS=-O2 LDFLAGS=-static \
-				$(BUILD)/count/$$cpu/bnorm-count || exit; \
+				SLEEF=0 $(BUILD)/count/$$cpu/bnorm-count || exit; \
 		fi; \
 	done
 
 # Static, and with its own memory functions: libc's are chosen by the CPU.
 $(BUILD)/bnorm-count: $(BUILD)/tools/count.c.o $(static_lib)
-	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -Wl,--wrap=memcpy,--wrap=memset -o $@ $^ -lm
+	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -Wl,--wrap=memcpy,--wrap=memset -o $@ $^ $(libs)
 
 balance: $(BUILD)/bnorm-balance ## how evenly work is shared among 1 to 64 simulated threads: more than 10 % off fails
 	$< $(BALANCE)
 
 $(BUILD)/bnorm-balance: $(call objects,tools/balance.c bench/shapes.c) $(static_lib)
-	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lm
+	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(libs)
 
 mca: ## the NEON loops on paper: cycles on four Arm cores beside their ports' limits (MCA='--code dx_rows' shows code)
 	@command -v $(firstword $(MCA_CC)) >/dev/null || \
 		{ echo '$(firstword $(MCA_CC)) is missing: run make deps-mca, or say MCA_CC='; exit 1; }
-	$(MAKE) BUILD=$(BUILD)/mca CC='$(MCA_CC)' CFLAGS='-O2 -g' LDFLAGS= $(BUILD)/mca/neon.so
+	$(MAKE) BUILD=$(BUILD)/mca CC='$(MCA_CC)' CFLAGS='-O2 -g' LDFLAGS= SLEEF=0 $(BUILD)/mca/neon.so
 	tools/mca.py $(MCA) $(BUILD)/mca/neon.so
 
 # Or clang --target=aarch64-linux-gnu.
@@ -268,7 +289,7 @@ $(peers_objects): private c_flags += $(torch_flags)
 $(peers_objects): private CXXFLAGS += $(torch_flags)
 
 $(BUILD)/bnorm-peers: $(peers_objects) $(peers_shared) $(static_lib)
-	$(call say,LINK) $(CXX) $(CXXFLAGS) $(LDFLAGS) -o $@ $^ $(torch_libs) -lpthreadpool -lpthread -ldl -lm
+	$(call say,LINK) $(CXX) $(CXXFLAGS) $(LDFLAGS) -o $@ $^ $(torch_libs) -lpthreadpool -lpthread -ldl $(libs)
 
 # A library of its own, as PyTorch loads a oneDNN too. Without oneDNN there is none.
 $(BUILD)/bnorm-peers-onednn.so: bench/peers/onednn.c $(wildcard bench/*.h bench/peers/*.h) $(BUILD)/peers-flags $(BUILD)/flags
@@ -279,7 +300,7 @@ plot: ## draws the roofline picture of the last bench run
 	bench/plot.py $(BUILD)/bench.json
 
 $(BUILD)/bnorm-bench: $(bench_objects) $(static_lib)
-	$(call say,LINK) $(CXX) $(CXXFLAGS) $(LDFLAGS) -o $@ $^ -lbenchmark -lpthread -lm
+	$(call say,LINK) $(CXX) $(CXXFLAGS) $(LDFLAGS) -o $@ $^ -lbenchmark -lpthread $(libs)
 
 ##@ Try
 
@@ -287,19 +308,20 @@ digits: $(BUILD)/digits ## trains a small network on handwritten digits, with an
 	$<
 
 $(BUILD)/digits: $(digits_objects) $(static_lib)
-	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lpthread -lm
+	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lpthread $(libs)
 
 examples: $(BUILD)/hello $(BUILD)/threads ## the README's example, and bnorm on a thread pool
 
 $(BUILD)/hello: $(BUILD)/examples/hello.c.o $(static_lib)
-	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lm
+	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(libs)
 
 $(BUILD)/threads: examples/threads.c $(static_lib) $(BUILD)/flags
-	$(call say,LINK) $(CC) $(CFLAGS) $(c_flags) $(LDFLAGS) -o $@ $< $(static_lib) $(thread_pools) -lm
+	$(call say,LINK) $(CC) $(CFLAGS) $(c_flags) $(LDFLAGS) -o $@ $< $(static_lib) $(thread_pools) $(libs)
 
-# The flags where a program can be built with them, else nothing.
-if_works = $(if $(shell echo 'int main(void) { return 0; }' | $(CC) -xc - -o /dev/null $(1) 2>&1 || \
-	echo no),,$(1))
+# The flags where a program can be built with them, else nothing; if_links: where the program $(1) can.
+if_works = $(call if_links,int main(void) { return 0; },$(1))
+if_links = $(if $(shell echo '$(1)' | $(CC) $(CFLAGS) $(LDFLAGS) -xc - -o /dev/null $(2) 2>&1 || \
+	echo no),,$(2))
 thread_pools = $(call if_works,-fopenmp) \
 	$(call if_works,-DHAVE_PTHREADPOOL -include pthreadpool.h -lpthreadpool)
 
@@ -327,7 +349,7 @@ lint: warnings ## formatting, scripts, static analysis, the README's code
 	clang-format --dry-run -Werror $(formatted)
 	shellcheck $(scripts)
 	scripts/check-readme
-	clang-tidy --quiet $(lib_sources) -- -std=c11 -Iinclude $(warnings)
+	clang-tidy --quiet $(lib_sources) -- -std=c11 -DBNORM_SLEEF=1 -Iinclude $(warnings)
 
 warnings: ## builds everything with gcc and with clang; a warning is an error
 	$(MAKE) BUILD=$(BUILD)/gcc CC=gcc CXX=g++ CFLAGS='-O2 -Werror' CXXFLAGS='-O2 -Werror' everything
@@ -340,10 +362,10 @@ help: ## this list
 	@echo 'Targets of bnorm $(VERSION):'
 	@awk -F ':.*## ' '/^##@/ { print "\n" substr($$0, 5) } \
 		/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-	@printf '\nVariables: CC CXX AR CFLAGS CXXFLAGS LDFLAGS BUILD PREFIX LIBDIR DESTDIR ONEDNN_ROOT; V=1 shows commands\n'
+	@printf '\nVariables: CC CXX AR CFLAGS CXXFLAGS LDFLAGS BUILD PREFIX LIBDIR DESTDIR SLEEF ONEDNN_ROOT; V=1 shows commands\n'
 
 .PHONY: all install uninstall clean test run-tests hygiene test-cross emulate-aarch64 \
 	emulate-Haswell emulate-Nehalem verify verify-compilers verify-update count count-update \
-	count-programs balance mca deps-mca accuracy denormals sanitize bench bench-full bench-peers plot digits examples deps deps-lint \
+	count-programs balance mca deps-mca accuracy activations denormals sanitize bench bench-full bench-peers plot digits examples deps deps-lint \
 	deps-peers deps-cross format lint warnings everything help FORCE
 .DELETE_ON_ERROR:

@@ -28,3 +28,24 @@ double bench_median(const double *values, size_t count) {
     qsort(sorted, count, sizeof *sorted, ascending);
     return (sorted[(count - 1) / 2] + sorted[count / 2]) / 2;
 }
+
+void bench_samples_add(bench_samples *samples, size_t iterations, double seconds,
+                       const double figures[BENCH_FIGURES]) {
+    if (samples->iterations != iterations) {
+        samples->iterations = iterations;
+        samples->count = 0;
+    }
+    if (samples->count == BENCH_MEDIAN_OF)
+        return;
+    for (size_t i = 0; i < BENCH_FIGURES; i++)
+        samples->figures[i][samples->count] = figures[i];
+    samples->seconds[samples->count++] = seconds;
+}
+
+double bench_samples_seconds(const bench_samples *samples) {
+    return bench_median(samples->seconds, samples->count);
+}
+
+double bench_samples_figure(const bench_samples *samples, size_t figure) {
+    return bench_median(samples->figures[figure], samples->count);
+}

@@ -8,7 +8,8 @@
 
 /* Compares results, from running statistics 0 and 1, with the formulas. tolerance is relative to
  * the sum of the magnitudes of the terms added up. 0 after a message on stderr, which calls the
- * results "who". */
+ * results "who". A gradient through an activation is checked only where a mask says which elements
+ * pass. */
 int reference_check(const bench_problem *problem, const bench_result *result, double tolerance,
                     const char *who);
 

@@ -39,11 +39,20 @@ static size_t positions(const char *hw) {
 /* Appends the shapes of one line, one per N; 0 where the line is malformed. */
 static int read_line(const char *line, bench_shape *shapes, size_t *count) {
     bench_shape shape = {0};
-    char batches[32], hw[24], tag[32] = "";
-    const int fields = sscanf(line, "%47s %31s %31s %zu %23s %31s", shape.network, shape.layer,
-                              batches, &shape.c, hw, tag);
-    if (fields < 5 || (fields == 6 && strncmp(tag, "quick=", 6) != 0))
+    char batches[32], hw[24], tags[2][32] = {"", ""};
+    const char *quick = "", *forms = "";
+    const int fields = sscanf(line, "%47s %31s %31s %zu %23s %31s %31s", shape.network, shape.layer,
+                              batches, &shape.c, hw, tags[0], tags[1]);
+    if (fields < 5)
         return 0;
+    for (int i = 0; i < fields - 5; i++) {
+        if (strncmp(tags[i], "quick=", 6) == 0)
+            quick = tags[i] + 6;
+        else if (strncmp(tags[i], "forms=", 6) == 0)
+            forms = tags[i] + 6;
+        else
+            return 0;
+    }
     shape.hw = positions(hw);
     if (shape.hw == 0 || shape.c == 0)
         return 0;
@@ -53,7 +62,8 @@ static int read_line(const char *line, bench_shape *shapes, size_t *count) {
         if (end == batch || shape.n == 0 || (*end != ',' && *end != '\0') || *count == MAX_SHAPES)
             return 0;
         batch = end;
-        shape.quick = tag[0] && in_list(tag + 6, shape.n);
+        shape.quick = in_list(quick, shape.n);
+        shape.forms = in_list(forms, shape.n);
         if (shape.hw == 1)
             snprintf(shape.size, sizeof shape.size, "%zux%zu", shape.n, shape.c);
         else
@@ -82,7 +92,8 @@ bench_shape *bench_shapes_read(const char *path, size_t *count) {
             continue;
         good = read_line(line, shapes, count);
         if (!good)
-            fprintf(stderr, "bnorm-bench: %s:%d is not \"network layer N C HxW [quick=N]\".\n",
+            fprintf(stderr,
+                    "bnorm-bench: %s:%d is not \"network layer N C HxW [quick=N] [forms=N]\".\n",
                     path, number);
     }
     fclose(file);

@@ -11,7 +11,7 @@ typedef struct bench_shape {
     char layer[32];
     char size[48]; /* "32x64x56x56" */
     size_t n, c, hw;
-    int quick;
+    int quick, forms; /* the line's tags name this N */
 } bench_shape;
 
 /* The shapes of a file, one per N; NULL after a message where it cannot be read. Free with free().

@@ -44,10 +44,13 @@ void shim_context(const char *key, const char *value) {
 
 // Without UseRealTime(), whose only effects would be "/real_time" at the end of every name and an
 // iteration count from wall-clock instead of CPU time. Both times are in the results anyway.
-void shim_register(const char *name, shim_function function, void *arg) {
-    benchmark::RegisterBenchmark(name, [function, arg](benchmark::State &state) {
+void shim_register(const char *name, shim_function function, void *arg, int repetitions) {
+    auto *registered = benchmark::RegisterBenchmark(name, [function, arg](benchmark::State &state) {
         function(reinterpret_cast<shim_state *>(&state), arg);
-    })->Unit(benchmark::kMicrosecond);
+    });
+    registered->Unit(benchmark::kMicrosecond);
+    if (repetitions)
+        registered->Repetitions(repetitions);
 }
 
 size_t shim_run(int quiet) {

@@ -23,7 +23,8 @@ int shim_unrecognized(int argc, char **argv);
 const char *shim_filter(void);
 /* A line of the "context" of the JSON output. */
 void shim_context(const char *key, const char *value);
-void shim_register(const char *name, shim_function function, void *arg);
+/* repetitions 0 = as the flags say. */
+void shim_register(const char *name, shim_function function, void *arg, int repetitions);
 /* Runs what the filter selects; quiet: without Google Benchmark's own display (--benchmark_out is
  * written all the same). Returns the number of benchmarks selected. */
 size_t shim_run(int quiet);

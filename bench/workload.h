@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: MIT
  *
- * What is measured: an op on a dense f32 tensor, its inputs, and where its results go. */
+ * What is measured: an op on a tensor, dense and of floats unless its form says otherwise, its
+ * inputs, and where its results go. */
 #ifndef BNORM_BENCH_WORKLOAD_H
 #define BNORM_BENCH_WORKLOAD_H
 
 #include <stddef.h>
 
 #include "bnorm.h"
+#include "tensor.h"
 
 enum bench_op {
     BENCH_INFERENCE,      /* bnorm_apply, centred form */
@@ -32,12 +34,19 @@ typedef struct bench_op_info {
 extern const bench_op_info bench_ops[BENCH_ALL_OPS];
 extern const char *const bench_layouts[2]; /* by bnorm_layout */
 
+/* bnorm_isa_at() from memory: asking the CPU takes a virtual machine many microseconds. */
+const bnorm_isa *bench_isa_at(size_t i);
+
 typedef struct bench_problem {
     enum bench_op op;
     bnorm_layout layout;
     size_t n, c, hw;
+    bench_form form;
     double eps;
-    const float *x, *dy; /* dy is also what is added as residual */
+    const float *x, *dy;            /* dy is also what is added as residual */
+    const void *typed_x, *typed_dy; /* the same in the form's type, where that is not F32 */
+    const unsigned char *mask;      /* backward */
+    const float *passed;            /* the same as 1 and 0 in x's order, for the reference */
     const float *gamma, *beta;
     const float *mean, *invstd; /* inference, backward */
     const float *scale;         /* gamma*invstd; inference */
@@ -46,11 +55,13 @@ typedef struct bench_problem {
     size_t ws_size;
 } bench_problem;
 
-/* Arrays of c floats, but tensor. */
+/* Arrays of c floats, but tensor, which has the type of the form, dresidual and mask. */
 typedef struct bench_result {
     float *tensor;                                     /* y or dx */
     float *mean, *invstd, *running_mean, *running_var; /* training */
     float *dgamma, *dbeta;                             /* backward */
+    void *dresidual;                                   /* both: forms that want them */
+    unsigned char *mask;
 } bench_result;
 
 #define BENCH_RATE 0.1 /* weight of the batch in the running statistics, which start at 0 and 1 */
@@ -62,19 +73,31 @@ typedef struct bench_memory {
     void *ws;
     bench_result timed, expected; /* what is timed; the scalar set's results */
     size_t filled;                /* elements of the tensors that are initialised */
+    struct {
+        void *x, *dy;
+        size_t filled;
+    } typed[BENCH_DTYPES];
+    unsigned char *mask;
+    size_t mask_filled;
     unsigned random;
-    void *blocks[16];
+    void *blocks[32];
     size_t block_count;
 } bench_memory;
 
 /* Memory for problems of up to this size; 0 where there is not enough. */
 int bench_memory_create(bench_memory *memory, size_t elements, size_t channels, size_t ws_size);
+/* The same for problems with forms, with tensors of up to so many elements of each type, gaps
+ * included. */
+int bench_memory_add_forms(bench_memory *memory, const size_t elements[BENCH_DTYPES]);
 void bench_memory_destroy(bench_memory *memory);
 /* Bytes that bench_memory_create takes for tensors of this many elements. */
 size_t bench_memory_bytes(size_t elements);
 
 bench_problem bench_problem_make(bench_memory *memory, enum bench_op op, bnorm_layout layout,
                                  size_t n, size_t c, size_t hw);
+/* With a form. */
+bench_problem bench_problem_form(bench_memory *memory, enum bench_op op, bnorm_layout layout,
+                                 size_t n, size_t c, size_t hw, const bench_form *form);
 /* Bytes of workspace for this problem. */
 size_t bench_workspace(enum bench_op op, bnorm_layout layout, size_t n, size_t c, size_t hw);
 
@@ -85,9 +108,18 @@ void bench_result_reset(const bench_problem *problem, const bench_result *result
 bnorm_status bench_run(const bench_problem *problem, const bnorm_isa *isa, const bnorm_exec *exec,
                        const bench_result *result);
 
+/* What the op and the form say. */
+bnorm_act bench_act(const bench_problem *problem);
+int bench_has_residual(const bench_problem *problem);
+/* Bytes that must at least be read or written: every tensor, and the mask, once. */
+double bench_traffic(const bench_problem *problem);
+
 /* Compares the scalar set with the double reference, every other kernel set with the scalar set to
  * the bit, and the plain C loops with the reference. 0 after a message on stderr where one differs.
  */
 int bench_check(const bench_problem *problem, bench_memory *memory, const bnorm_exec *exec);
+/* The same for a problem with a form, and one kernel set. */
+int bench_check_form(const bench_problem *problem, const bnorm_isa *isa, bench_memory *memory,
+                     const bnorm_exec *exec);
 
 #endif

@@ -51,6 +51,12 @@ const bnorm_isa *bnorm_isa_best(void) {
     return isa;
 }
 
+/* SLEEF's scalar functions need fma. */
+int bnorm_isa_has_sleef(const bnorm_isa *isa) {
+    return BNORM_SLEEF &&
+           (!BNORM_HAVE_X86 || isa != &bnorm_isa_scalar || (bnorm_cpu_features() & BNORM_CPU_AVX2));
+}
+
 const char *bnorm_isa_name(const bnorm_isa *isa) {
     return (isa ? isa : bnorm_isa_best())->name;
 }

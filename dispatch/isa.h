@@ -6,14 +6,19 @@
  * Kernels are leaf functions: no checks, no allocation, no globals; they touch exactly the elements
  * named by their arguments. Strides are element counts between runs. Two families:
  *   rows   NHWC: a run is a row of c channels, per-channel parameters are indexed by the position
- *          in the run
+ *          in the run. A block of channels in NCHW is rows of c_block channels
  *   span   NCHW: a run is a plane of len pixels, per-channel parameters are indexed by the run
- */
+ * Elements are converted to float as they are loaded, and from float as they are stored. */
 #ifndef BNORM_DISPATCH_ISA_H
 #define BNORM_DISPATCH_ISA_H
 
 #include <stddef.h>
 #include "bnorm.h"
+
+/* 1 = link with SLEEF, for the activations from BNORM_ACT_SIGMOID on. */
+#ifndef BNORM_SLEEF
+#define BNORM_SLEEF 0
+#endif
 
 /* The bits depend on IEEE arithmetic, in these sources only: programs that use them may have any
  * flags. */
@@ -30,7 +35,8 @@ enum bnorm_pre {
     BNORM_PRE_NONE = 0, /* not needed: g = dy */
     BNORM_PRE_X,        /* v = fma(x - center, scale, shift) */
     BNORM_PRE_RESIDUAL, /* the same + extra */
-    BNORM_PRE_Y         /* v = extra: the forward's y stands in for v */
+    BNORM_PRE_Y,        /* v = extra: the forward's y stands in for v */
+    BNORM_PRE_MASK      /* v = 1 where the bit is set, else 0 */
 };
 
 /* What the elementwise kernels do about the caches; changes nothing but the time. NEON's ignore it. */
@@ -40,15 +46,28 @@ enum bnorm_hint {
     BNORM_BYPASS = 4     /* store whole lines past the caches; not for outputs that are inputs */
 };
 
+/* Bits of elements: that of element i of run r is at + r*stride + i, bit n of an array being
+ * (bits[n/8] >> n%8) & 1. Bits of other elements that share a byte may belong to other threads. */
+typedef struct bnorm_bits {
+    unsigned char *bits; /* NULL = none */
+    size_t at, stride;
+} bnorm_bits;
+
 /* y = act(fma(x - center, scale, shift) + residual) over `runs` runs of `len` elements. */
 typedef struct bnorm_apply_args {
     size_t runs, len;
-    const float *x, *residual; /* residual NULL = none */
-    float *y;
+    const void *x, *residual; /* residual NULL = none */
+    void *y;
     size_t x_stride, residual_stride, y_stride;
     const float *center, *scale, *shift; /* center NULL = no subtraction */
     bnorm_act act;
-    unsigned hints; /* sum of enum bnorm_hint */
+    unsigned hints;                               /* sum of enum bnorm_hint */
+    bnorm_dtype x_type, y_type;                   /* residual has x_type */
+    bnorm_quant x_quant, residual_quant, y_quant; /* S8 and U8; complete */
+    /* Rows only, len at most 32: the first `valid` elements of a run have parameters, y is 0 in
+     * those behind them. */
+    size_t valid;
+    bnorm_bits mask; /* written; for RELU, CLAMP and LEAKY_RELU */
 } bnorm_apply_args;
 
 /* With g = dy*act'(v):
@@ -58,17 +77,29 @@ typedef struct bnorm_apply_args {
  *            dx = g*scale where slope is NULL (frozen statistics) */
 typedef struct bnorm_grad_args {
     size_t runs, len;
-    const float *x, *dy, *extra;
+    const void *x, *dy, *extra;
     size_t x_stride, dy_stride, extra_stride;
     enum bnorm_pre pre;
     bnorm_act act;
     const float *center, *scale, *shift;
+    bnorm_dtype type; /* of all tensors */
+    size_t valid;     /* rows only: as above, but may be len; sums_rows: no more are wanted */
+    bnorm_bits mask;  /* read */
     /* dx_* only */
     const float *invstd, *slope, *offset;
-    float *dx, *dresidual; /* NULL = not wanted */
+    void *dx, *dresidual; /* NULL = not wanted */
     size_t dx_stride, dresidual_stride;
     unsigned hints; /* sum of enum bnorm_hint */
 } bnorm_grad_args;
+
+/* A block to reduce: rows of `len` elements, or planes of `len`, at most BNORM_BLOCK_SPAN unless of
+ * F32, `stride` apart. */
+typedef struct bnorm_block_args {
+    const void *x;
+    bnorm_dtype type;
+    size_t runs, len, stride;
+    size_t valid; /* rows only: results are wanted of the first `valid` elements of a row */
+} bnorm_block_args;
 
 /* Partial results of every block: two tables, in which block b of channel i is b*stride + i. */
 typedef struct bnorm_partials {
@@ -127,11 +158,9 @@ typedef struct bnorm_grad_coefficient_args {
  * two (see bnorm_chains in src/plan.h). */
 #define BNORM_KERNELS(X)                                                                           \
     /* One block of rows: per channel sum(x) and sum((x - sum/rows)^2). */                         \
-    X(moments_rows, (const float *x, size_t stride, size_t rows, size_t c, size_t chains,          \
-                     double *sum, double *m2))                                                     \
-    /* One block of each of `planes` planes: c = 1, 32 chains, squares about the mean. */          \
-    X(moments_span,                                                                                \
-      (const float *x, size_t stride, size_t planes, size_t len, double *sum, double *m2))         \
+    X(moments_rows, (const bnorm_block_args *a, size_t chains, double *sum, double *m2))           \
+    /* One block of each plane: c = 1, 32 chains, squares about the mean. */                       \
+    X(moments_span, (const bnorm_block_args *a, double *sum, double *m2))                          \
     /* Merge the sums and m2 of all blocks, in order; an m2 that is NaN makes the mean NaN. */     \
     X(merge, (const bnorm_partials *p, size_t first, size_t c, double *mean, double *m2))          \
     X(coefficients, (const bnorm_coefficient_args *a, size_t first, size_t c))                     \
@@ -159,5 +188,8 @@ extern const struct bnorm_isa bnorm_isa_scalar;
 extern const struct bnorm_isa bnorm_isa_avx2;
 extern const struct bnorm_isa bnorm_isa_avx512;
 extern const struct bnorm_isa bnorm_isa_neon;
+
+/* Whether the set has the activations from BNORM_ACT_SIGMOID on. */
+int bnorm_isa_has_sleef(const bnorm_isa *isa);
 
 #endif

@@ -33,7 +33,7 @@
  *   NaN          A NaN or infinity in x makes the statistics of its own channel NaN, and with them
  *                the channel's y and, unless statistics are frozen, dx; no other channel. In
  *                bnorm_apply it reaches only its own element. Every NaN that bnorm writes has all
- *                bits set (0xffffffff, a quiet NaN).
+ *                bits set (0xffffffff or 0xffff, a quiet NaN).
  *   FP mode      Computed in the caller's floating-point mode, but for BNORM_DENORMALS_FLUSH below;
  *                the promise of equal bits is for the default mode (round to nearest, no flush to
  *                zero; on Arm also FPCR.DN = 0).
@@ -71,7 +71,8 @@ typedef enum bnorm_status {
     BNORM_BAD_SHAPE,          /* a size that must not be 0 is, does not divide, or overflows */
     BNORM_BAD_STRIDE,         /* elements of one tensor could share an address; overflow */
     BNORM_BAD_OVERLAP,        /* an output breaks the rules on aliasing above */
-    BNORM_BAD_PARAMETER,      /* eps, var + eps, rate or an activation's a, b out of range */
+    BNORM_BAD_PARAMETER,      /* eps, var + eps, rate, a quantization or an activation's a, b is out
+                                 of range */
     BNORM_UNSUPPORTED,        /* valid, but not in this build or not for this combination */
     BNORM_WORKSPACE_TOO_SMALL /* ws_size is less than bnorm_workspace() says */
 } bnorm_status;
@@ -87,8 +88,15 @@ typedef enum bnorm_layout {
     BNORM_NCHW      /* channels first: (N, C, H, W) in PyTorch and ONNX */
 } bnorm_layout;
 
+/* Type of a tensor's elements. All arithmetic is in float, parameters and statistics are floats:
+ * results are those of the same call on floats, rounded once, to nearest even, when they are
+ * stored. What is too large for F16 becomes infinite; S8 and U8 saturate. */
 typedef enum bnorm_dtype {
-    BNORM_F32 = 0 /* IEEE 754 binary32 */
+    BNORM_F32 = 0, /* IEEE 754 binary32 */
+    BNORM_BF16,    /* bfloat16: the upper half of an F32 */
+    BNORM_F16,     /* IEEE 754 binary16 */
+    BNORM_S8,      /* quantized, see bnorm_quant: bnorm_apply only, else BNORM_UNSUPPORTED */
+    BNORM_U8
 } bnorm_dtype;
 
 typedef struct bnorm_shape {
@@ -97,15 +105,21 @@ typedef struct bnorm_shape {
     size_t n;       /* samples; may be 0 */
     size_t c;       /* channels; at least 1 */
     size_t hw;      /* positions per sample: H*W, D*H*W, L, or 1; may be 0 */
-    size_t c_block; /* 0; channel-blocked layouts are reserved: BNORM_UNSUPPORTED */
+    size_t c_block; /* 0 = plain; NCHW with 4, 8, 16 or 32: channel-blocked, see below */
 } bnorm_shape;
 
-/* A run is the contiguous axis: the C values of one pixel (NHWC) or the HW values of one plane
- * (NCHW).
- *   element (n, c, p):  NHWC  data[n*image_stride + p*run_stride + c]
- *                       NCHW  data[n*image_stride + c*run_stride + p]
- *   run_stride 0   = dense (C or HW)
- *   image_stride 0 = run_stride times the number of runs per image (HW or C)
+/* Channel-blocked tensors have the order (N, C/b, H, W, b) with b = c_block: nChw8c and nChw16c of
+ * oneDNN, elempack of ncnn, NC4HW4 of MNN. Where b does not divide C, the last block is padded:
+ * padding is written as zero and never influences a result. Other values of c_block, and NHWC with
+ * one, are BNORM_UNSUPPORTED. */
+
+/* A run is the contiguous axis: the C values of one pixel (NHWC), the HW values of one plane (NCHW)
+ * or the HW*b values of one block of channels (channel-blocked).
+ *   element (n, c, p):  NHWC     data[n*image_stride + p*run_stride + c]
+ *                       NCHW     data[n*image_stride + c*run_stride + p]
+ *                       blocked  data[n*image_stride + c/b*run_stride + p*b + c%b]
+ *   run_stride 0   = dense (C, HW or HW*b)
+ *   image_stride 0 = run_stride times the number of runs per image (HW, C or C/b rounded up)
  * With strides a channel slice of a wider buffer, as in a concatenation, is read or written where
  * it lies. Elements between runs are neither read nor written.
  *
@@ -133,7 +147,14 @@ typedef enum bnorm_act_kind {
     BNORM_ACT_RELU,         /* v <= 0 ? +0 : v */
     BNORM_ACT_CLAMP,        /* min(max(v, a), b), a < b, may be infinite; ReLU6 is a = 0, b = 6 */
     BNORM_ACT_LEAKY_RELU,   /* v > 0 ? v : a*v, a finite */
-    BNORM_ACT_HARD_SWISH    /* v*min(max(v + 3, 0), 6)/6; exactly 0 for v <= -3 and v for v >= 3 */
+    BNORM_ACT_HARD_SWISH,   /* v*min(max(v + 3, 0), 6)/6; exactly 0 for v <= -3 and v for v >= 3 */
+    BNORM_ACT_SIGMOID,      /* 1/(1 + exp(-v)) */
+    BNORM_ACT_SILU,         /* v/(1 + exp(-v)), also called swish */
+    BNORM_ACT_TANH,         /* tanh(v) */
+    BNORM_ACT_GELU,         /* v/2*(1 + erf(v/sqrt(2))) */
+    BNORM_ACT_ELU,          /* v > 0 ? v : a*(exp(v) - 1), a finite */
+    BNORM_ACT_SOFTPLUS,     /* log(1 + exp(v)) */
+    BNORM_ACT_MISH          /* v*tanh(log(1 + exp(v))) */
 } bnorm_act_kind;
 
 /* Fused activation; kinds that do not name a or b ignore them. BNORM_BAD_PARAMETER where a or b is
@@ -142,7 +163,12 @@ typedef enum bnorm_act_kind {
  *   CLAMP        1 where a < v < b strictly, else 0
  *   LEAKY_RELU   1 where v > 0, else a
  *   HARD_SWISH   0 for v <= -3, 1 for v >= 3 and (2v + 3)/6 between
- * Where RELU, CLAMP and HARD_SWISH have derivative 0, the gradient is 0 whatever dy is. */
+ *   others       the mathematical one; ELU's is a*exp(v) for v <= 0
+ * Where RELU, CLAMP and HARD_SWISH have derivative 0, the gradient is 0 whatever dy is.
+ *
+ * SIGMOID and those after it use SLEEF: their bits are the same on every kernel set for one version
+ * of SLEEF. They are BNORM_UNSUPPORTED in a build without it, and by the scalar set on an x86 CPU
+ * without FMA. docs/numerics.md has their errors, 1 to 4 ulp. */
 typedef struct bnorm_act {
     bnorm_act_kind kind;
     float a, b;
@@ -271,6 +297,26 @@ BNORM_API bnorm_status bnorm_fold_conv(const bnorm_conv *conv, const float *gamm
                                        double eps, const float *weights, const float *bias,
                                        float *out_weights, float *out_bias);
 
+/* Type of y where it is not that of x. */
+typedef enum bnorm_y_dtype {
+    BNORM_Y_SAME = 0, /* the dtype of the shape */
+    BNORM_Y_F32,
+    BNORM_Y_BF16,
+    BNORM_Y_F16,
+    BNORM_Y_S8,
+    BNORM_Y_U8
+} bnorm_y_dtype;
+
+/* What an element q of an S8 or U8 tensor means, as in ONNX's QuantizeLinear:
+ *   v = (q - zero_point)*scale
+ *   q = saturate(round_half_to_even(v/scale) + zero_point), NaN gives zero_point
+ * scale is positive and finite, 0 = 1; zero_point is a value of the type. Else
+ * BNORM_BAD_PARAMETER. */
+typedef struct bnorm_quant {
+    float scale;
+    int zero_point;
+} bnorm_quant;
+
 /* A per-channel affine map, and what follows it:
  *   y = act(fma(x - center, scale, shift) + residual)
  * Two ways to fill it for inference:
@@ -281,19 +327,48 @@ typedef struct bnorm_affine {
     const float *center; /* NULL = 0 */
     const float *scale;  /* NULL = 1 */
     const float *shift;  /* NULL = 0 */
-    bnorm_in residual;   /* data NULL = none */
+    bnorm_in residual;   /* data NULL = none; has the type of x */
     bnorm_act act;
+    bnorm_y_dtype y_dtype;
+    bnorm_quant x_quant, residual_quant, y_quant; /* only for tensors of S8 or U8 */
+    void *mask; /* NULL = not wanted; bnorm_mask_size() bytes, for a frozen bnorm_backward */
 } bnorm_affine;
 
-/* Inference, or any per-channel affine map. y may be x or the residual. affine NULL = copy, except
- * that -0 becomes +0 and every NaN the one of bnorm. Needs no workspace. */
+/* Inference, or any per-channel affine map. y may be x or the residual where its elements have
+ * their size. affine NULL = copy, except that -0 becomes +0 and every NaN the one of bnorm. Needs
+ * no workspace. */
 BNORM_API bnorm_status bnorm_apply(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
                                    const bnorm_affine *affine, const bnorm_exec *exec);
 
 /* ---------------------------------------------------------------------------------------------- */
+/* The mask of an activation */
+
+/* One bit per element, which forward writes and backward reads: where the derivative is that of
+ * the upper branch.
+ *   RELU, LEAKY_RELU   v > 0
+ *   CLAMP              a < v < b
+ * It spares keeping the residual, or y, until backward. Element e of the dense tensor of this
+ * shape, whatever the strides, is bit e%8 (1 << e%8) of byte e/8:
+ *   NHWC     e = (n*HW + p)*C + c
+ *   NCHW     e = (n*C + c)*HW + p
+ *   blocked  e = ((n*B + c/b)*HW + p)*b + c%b, where B is C/b rounded up; padding's bits are not
+ *            read
+ * All bits of a mask are written, those behind the last element as 0. IDENTITY needs no mask and
+ * ignores it; with other activations a mask is BNORM_UNSUPPORTED. A mask is an output array like
+ * others: it overlaps nothing.
+ *
+ * Its size in bytes: N*C*HW/8 rounded up; 0 for a bad shape or an empty batch. */
+BNORM_API size_t bnorm_mask_size(const bnorm_shape *shape);
+
+/* ---------------------------------------------------------------------------------------------- */
 /* Workspace */
 
-typedef enum bnorm_op { BNORM_OP_MOMENTS = 0, BNORM_OP_FORWARD_TRAIN, BNORM_OP_BACKWARD } bnorm_op;
+typedef enum bnorm_op {
+    BNORM_OP_MOMENTS = 0,
+    BNORM_OP_FORWARD_TRAIN,
+    BNORM_OP_BACKWARD,
+    BNORM_OP_APPLY /* needs no workspace */
+} bnorm_op;
 
 /* Bytes of scratch memory that an operation on this shape needs; depends on the shape alone, never
  * on threads, strides or kernel set. 0 for an empty batch and for an op or shape that the operation
@@ -364,6 +439,7 @@ typedef struct bnorm_train {
     float *save_mean_lo; /* NULL = not wanted; see below */
     bnorm_in residual;   /* data NULL = none */
     bnorm_act act;
+    void *mask; /* NULL = not wanted; bnorm_mask_size() bytes */
 } bnorm_train;
 
 /* Training forward pass: batch statistics, then
@@ -394,6 +470,7 @@ typedef struct bnorm_grad {
     bnorm_act act;             /* as in forward */
     bnorm_in residual;         /* forward's residual, for activations after a residual (any kind) */
     bnorm_in y;                /* instead of residual: forward's y; not for all kinds, see below */
+    const void *mask;          /* instead of both: forward's mask; RELU, CLAMP and LEAKY_RELU */
     bnorm_out dresidual;       /* data NULL = not wanted */
     float *dgamma;             /* NULL = not wanted */
     float *dbeta;              /* NULL = not wanted */
@@ -410,20 +487,57 @@ typedef struct bnorm_grad {
  * be the same tensor. The products of dgamma are in float: it is good to some ulp of itself or of
  * sqrt(sum(dy^2)), whichever is more.
  *
- * act IDENTITY needs nothing more and ignores residual and y. Otherwise the activation's argument v
- * is recovered in one of three ways:
- *   - no residual, no y given: v is recomputed from x, to the same bits as in forward (gamma, beta,
+ * act IDENTITY needs nothing more and ignores residual, y and mask. Otherwise the activation's
+ * argument v, or what of it matters, is recovered in one of four ways:
+ *   - nothing is given: v is recomputed from x, to the same bits as in forward (gamma, beta,
  *     save_mean, save_invstd and save_mean_lo as in forward; for bnorm_apply: center = mean,
  *     scale = gamma*invstd rounded once, shift = beta);
  *   - residual given (the tensor that forward added): the same with the residual added, for every
  *     activation; give save_mean_lo here, as forward with a residual always uses it;
  *   - y given (what forward wrote): v > 0 or a < v < b is read off y. Works after a residual and
  *     without one, for RELU, CLAMP and LEAKY_RELU with a > 0; other activations cannot be told from
- *     y: BNORM_UNSUPPORTED.
- * Giving both residual and y is BNORM_BAD_PARAMETER. dx may be residual or y, dresidual too. */
+ *     y: BNORM_UNSUPPORTED. y is what was stored: in BF16 and F16 a v next to 0, a or b may have
+ *     been rounded to it, and counts as that;
+ *   - mask given (what forward wrote, or any bits): for RELU, CLAMP and LEAKY_RELU, after a
+ *     residual or without one.
+ * Giving more than one of residual, y and mask is BNORM_BAD_PARAMETER. dx may be residual or y,
+ * dresidual too. */
 BNORM_API bnorm_status bnorm_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in dy,
                                       bnorm_out dx, const bnorm_grad *grad, void *ws,
                                       size_t ws_size, const bnorm_exec *exec);
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Many small batch norms */
+
+/* One call of bnorm_apply, bnorm_moments, bnorm_forward_train or bnorm_backward; members that the
+ * op does not name are ignored.
+ *   BNORM_OP_APPLY           x, out = y, affine
+ *   BNORM_OP_MOMENTS         x, mean, var, ws, ws_size
+ *   BNORM_OP_FORWARD_TRAIN   x, out = y, train, ws, ws_size
+ *   BNORM_OP_BACKWARD        x, dy, out = dx, grad, ws, ws_size */
+typedef struct bnorm_job {
+    bnorm_op op;
+    const bnorm_shape *shape;
+    bnorm_in x, dy;
+    bnorm_out out;
+    const bnorm_affine *affine;
+    const bnorm_train *train;
+    const bnorm_grad *grad;
+    float *mean, *var;
+    void *ws;
+    size_t ws_size;
+} bnorm_job;
+
+/* Runs count independent jobs, with the same results as one call each. Each runs on one thread, and
+ * exec->parallel is called once for all of them: for the many small tensors of a network, where
+ * sharing each one would cost more than it gains. (A job of megabytes is better a call of its own:
+ * nothing here splits it.) All jobs are checked before the first one runs: on any status but
+ * BNORM_OK none has, and *failed (NULL = not wanted) is the index of the first bad one.
+ * No output of a job may overlap any buffer of another job, workspaces included; that is not
+ * checked. Jobs with an empty batch are done as their functions say. jobs may be NULL where count
+ * is 0. */
+BNORM_API bnorm_status bnorm_run_jobs(const bnorm_job *jobs, size_t count, size_t *failed,
+                                      const bnorm_exec *exec);
 
 #ifdef __cplusplus
 }

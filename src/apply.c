@@ -1,10 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 #include "apply.h"
 
+#include <float.h>
+
 bnorm_view bnorm_elementwise_view(const bnorm_shape *shape, bnorm_walk *const *walks,
                                   size_t count) {
     bnorm_view view = bnorm_view_of(shape);
     int gaps = 0, dense = view.rows;
+    if (view.unit > 1)
+        return view;
     for (size_t i = 0; i < count; i++) {
         if (!walks[i]->data)
             continue;
@@ -13,11 +17,13 @@ bnorm_view bnorm_elementwise_view(const bnorm_shape *shape, bnorm_walk *const *w
     }
     if (gaps) {
         for (size_t i = 0; i < count; i++)
-            *walks[i] = (bnorm_walk){walks[i]->data, walks[i]->run_stride, walks[i]->step, 1};
-        return (bnorm_view){0, shape->n, shape->c, 1, shape->c};
+            *walks[i] = (bnorm_walk){walks[i]->data, walks[i]->run_stride, walks[i]->step, 1,
+                                     walks[i]->type};
+        return (bnorm_view){0, shape->n, shape->c, 1, shape->c, 1, 1};
     }
     if (dense) {
         view.runs *= view.images;
+        view.positions = view.runs;
         view.images = 1;
     }
     return view;
@@ -31,11 +37,19 @@ bnorm_view bnorm_elementwise_view(const bnorm_shape *shape, bnorm_walk *const *w
 unsigned bnorm_elementwise_hints(const bnorm_exec *exec, const bnorm_view *view,
                                  bnorm_walk *const *walks, size_t count) {
     const unsigned fetch = BNORM_FETCH_IN | BNORM_FETCH_OUT;
-    size_t present = 0, in_place = 0;
+    size_t tensors = 0, element_bytes = 0; /* of different tensors */
+    int in_place = 0;
     for (size_t i = 0; i < count; i++) {
-        present += walks[i]->data != NULL;
+        int again = 0;
+        if (!walks[i]->data)
+            continue;
         for (size_t k = 0; k < i; k++)
-            in_place += walks[i]->data && walks[i]->data == walks[k]->data;
+            again |= walks[i]->data == walks[k]->data;
+        in_place |= again;
+        if (again)
+            continue;
+        tensors++;
+        element_bytes += bnorm_size_of(walks[i]->type);
     }
     switch (exec ? exec->memory : BNORM_MEMORY_AUTO) {
     case BNORM_MEMORY_AUTO:
@@ -48,11 +62,9 @@ unsigned bnorm_elementwise_hints(const bnorm_exec *exec, const bnorm_view *view,
         return in_place ? fetch : BNORM_FETCH_IN | BNORM_BYPASS;
     }
     const size_t elements = view->images * view->runs * view->len;
-    if (!in_place && elements >= STREAMED_BYTES / sizeof(float))
+    if (!in_place && elements >= STREAMED_BYTES * tensors / element_bytes)
         return BNORM_FETCH_IN | BNORM_BYPASS;
-    return elements > CACHED_BYTES / sizeof(float) / (present > in_place ? present - in_place : 1)
-               ? fetch
-               : 0;
+    return elements > CACHED_BYTES / element_bytes ? fetch : 0;
 }
 
 /* Stand-ins for absent parameters, this many channels at a time. */
@@ -62,35 +74,68 @@ static const float ones[DEFAULTS] = {EIGHT(1), EIGHT(1), EIGHT(1), EIGHT(1),
                                      EIGHT(1), EIGHT(1), EIGHT(1), EIGHT(1)};
 static const float zeros[DEFAULTS] = {0};
 
+/* Runs [run, run + runs) of an image, elements [i, i + len) of each, whose parameters begin with
+ * those of `channel`. */
+static void run_piece(const bnorm_elementwise *pass, size_t image, size_t run, size_t i,
+                      size_t runs, size_t len, size_t valid, size_t channel, unsigned hints) {
+    const bnorm_view *view = &pass->view;
+    const bnorm_apply_args args = {
+        .runs = runs,
+        .len = len,
+        .x = bnorm_at(view, &pass->x, image, run, i),
+        .residual = bnorm_at(view, &pass->residual, image, run, i),
+        .y = bnorm_at(view, &pass->y, image, run, i),
+        .x_stride = bnorm_stride(view, &pass->x),
+        .residual_stride = bnorm_stride(view, &pass->residual),
+        .y_stride = bnorm_stride(view, &pass->y),
+        .center = pass->center ? pass->center + channel : NULL,
+        .scale = pass->scale ? pass->scale + channel : ones,
+        .shift = pass->shift ? pass->shift + channel : zeros,
+        .act = pass->act,
+        .hints = hints,
+        .x_type = pass->x.type,
+        .y_type = pass->y.type,
+        .x_quant = pass->x_quant,
+        .residual_quant = pass->residual_quant,
+        .y_quant = pass->y_quant,
+        .valid = valid,
+        .mask = bnorm_bits_at(view, &pass->mask, image, run, i),
+    };
+    if (view->rows || view->unit > 1)
+        pass->isa->apply_rows(&args);
+    else
+        pass->isa->apply_span(&args);
+}
+
 void bnorm_elementwise_piece(const bnorm_elementwise *pass, const bnorm_piece *piece,
                              unsigned hints) {
-    const int rows = pass->view.rows;
-    const size_t first = bnorm_piece_channel(&pass->view, piece),
+    const bnorm_view *view = &pass->view;
+    const int rows = view->rows;
+    const size_t first = bnorm_piece_channel(view, piece),
                  channels = rows ? piece->len : piece->runs;
+    if (view->unit > 1) {
+        for (size_t r = 0; r < piece->runs; r++) {
+            const size_t run = piece->run + r, channel = run * view->unit;
+            run_piece(pass, piece->image, run, piece->i, piece->len / view->unit, view->unit,
+                      bnorm_valid(view, channel), channel, hints);
+        }
+        return;
+    }
     const size_t step = pass->scale && pass->shift ? channels : DEFAULTS;
     for (size_t at = 0; at < channels; at += step) {
-        const size_t channel = first + at, count = bnorm_min(step, channels - at);
-        const size_t run = piece->run + (rows ? 0 : at), i = piece->i + (rows ? at : 0);
-        const bnorm_apply_args args = {
-            .runs = rows ? piece->runs : count,
-            .len = rows ? count : piece->len,
-            .x = bnorm_at(&pass->x, piece->image, run, i),
-            .residual = bnorm_at(&pass->residual, piece->image, run, i),
-            .y = bnorm_at(&pass->y, piece->image, run, i),
-            .x_stride = pass->x.run_stride,
-            .residual_stride = pass->residual.run_stride,
-            .y_stride = pass->y.run_stride,
-            .center = pass->center ? pass->center + channel : NULL,
-            .scale = pass->scale ? pass->scale + channel : ones,
-            .shift = pass->shift ? pass->shift + channel : zeros,
-            .act = pass->act,
-            .hints = hints,
-        };
+        const size_t count = bnorm_min(step, channels - at);
         if (rows)
-            pass->isa->apply_rows(&args);
+            run_piece(pass, piece->image, piece->run, piece->i + at, piece->runs, count, count,
+                      first + at, hints);
         else
-            pass->isa->apply_span(&args);
+            run_piece(pass, piece->image, piece->run + at, piece->i, count, piece->len, piece->len,
+                      first + at, hints);
     }
+}
+
+void bnorm_end_mask(const bnorm_shape *shape, unsigned char *mask) {
+    if (mask)
+        mask[bnorm_mask_size(shape) - 1] = 0;
 }
 
 static void piece_of(const void *self, const bnorm_piece *piece) {
@@ -132,19 +177,54 @@ void bnorm_elementwise_run(const bnorm_elementwise *pass, const bnorm_exec *exec
     bnorm_run(exec, task, &job, parts);
 }
 
-bnorm_status bnorm_apply(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
-                         const bnorm_affine *affine, const bnorm_exec *exec) {
+/* The type of y. */
+static bnorm_dtype y_type_of(const bnorm_shape *shape, const bnorm_affine *affine) {
+    return affine->y_dtype == BNORM_Y_SAME ? shape->dtype
+                                           : (bnorm_dtype)(affine->y_dtype - BNORM_Y_F32);
+}
+
+/* *quant with the default filled in, if the type is one that needs it. */
+static bnorm_status check_quant(bnorm_dtype type, bnorm_quant *quant) {
+    const int least = type == BNORM_S8 ? -128 : 0;
+    if (type <= BNORM_F16) {
+        *quant = (bnorm_quant){1, 0};
+        return BNORM_OK;
+    }
+    if (quant->scale == 0)
+        quant->scale = 1;
+    return quant->scale > 0 && quant->scale <= FLT_MAX && quant->zero_point >= least &&
+                   quant->zero_point <= least + 255
+               ? BNORM_OK
+               : BNORM_BAD_PARAMETER;
+}
+
+bnorm_status bnorm_plan_apply(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
+                              const bnorm_affine *affine, const bnorm_exec *exec,
+                              bnorm_elementwise *pass) {
     const bnorm_affine copy = {0};
     bnorm_tensor tx, ty, tr;
     bnorm_status status = bnorm_check_shape(shape);
 
+    pass->y.data = NULL;
     if (!affine)
         affine = &copy;
     if (!status)
         status = bnorm_check_exec(exec);
     if (!status)
-        status = bnorm_check_act(&affine->act);
-    if (status || bnorm_is_empty(shape))
+        status = bnorm_check_act(&affine->act, bnorm_exec_isa(exec));
+    if (bnorm_failed(status))
+        return status;
+    if ((unsigned)affine->y_dtype > BNORM_Y_U8)
+        return BNORM_BAD_ENUM;
+    const bnorm_dtype y_type = y_type_of(shape, affine);
+    bnorm_quant x_quant = affine->x_quant, residual_quant = affine->residual_quant,
+                y_quant = affine->y_quant;
+    unsigned char *mask = affine->mask;
+    if (bnorm_failed(status = check_quant(shape->dtype, &x_quant)) ||
+        bnorm_failed(status = check_quant(affine->residual.data ? shape->dtype : BNORM_F32,
+                                          &residual_quant)) ||
+        bnorm_failed(status = check_quant(y_type, &y_quant)) ||
+        bnorm_failed(status = bnorm_check_mask(&affine->act, &mask)) || bnorm_is_empty(shape))
         return status;
     if (!x.data || !y.data)
         return BNORM_NULL_POINTER;
@@ -152,36 +232,61 @@ bnorm_status bnorm_apply(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
         bnorm_failed(status = bnorm_check_out(shape, y, &ty)) ||
         bnorm_failed(status = bnorm_check_in(shape, affine->residual, &tr)))
         return status;
+    ty.type = y_type;
     const bnorm_buffer buffers[] = {
-        bnorm_tensor_buffer(&ty), /* the output */
+        /* outputs */
+        bnorm_tensor_buffer(&ty),
+        bnorm_memory_buffer(mask, mask ? bnorm_mask_size(shape) : 0),
+        /* inputs */
         bnorm_tensor_buffer(&tx),
         bnorm_tensor_buffer(&tr),
         bnorm_array_buffer(affine->center, shape->c),
         bnorm_array_buffer(affine->scale, shape->c),
         bnorm_array_buffer(affine->shift, shape->c),
     };
-    status = bnorm_check_overlap(shape, buffers, sizeof buffers / sizeof buffers[0], 1);
+    status = bnorm_check_overlap(shape, buffers, sizeof buffers / sizeof buffers[0], 2);
     if (bnorm_failed(status))
         return status;
 
     bnorm_walk wx = bnorm_walk_of(shape, &tx), wr = bnorm_walk_of(shape, &tr),
-               wy = bnorm_walk_of(shape, &ty);
-    bnorm_walk *const walks[] = {&wx, &wr, &wy};
-    const bnorm_view view = bnorm_elementwise_view(shape, walks, sizeof walks / sizeof walks[0]);
+               wy = bnorm_walk_of(shape, &ty), wmask = bnorm_mask_walk(shape, mask);
+    bnorm_walk *const walks[] = {&wx, &wr, &wy, &wmask};
+    const size_t count = sizeof walks / sizeof walks[0];
+    const bnorm_view view = bnorm_elementwise_view(shape, walks, count);
     /* Every member is named: compilers clear structs first otherwise, which takes as long as a
      * small tensor. */
-    const bnorm_elementwise pass = {
+    *pass = (bnorm_elementwise){
         .view = view,
         .x = wx,
         .residual = wr,
         .y = wy,
+        .mask = wmask,
         .center = affine->center,
         .scale = affine->scale,
         .shift = affine->shift,
         .act = affine->act,
+        .x_quant = x_quant,
+        .residual_quant = residual_quant,
+        .y_quant = y_quant,
         .isa = bnorm_exec_isa(exec),
-        .hints = bnorm_elementwise_hints(exec, &view, walks, sizeof walks / sizeof walks[0]),
+        .hints = bnorm_elementwise_hints(exec, &view, walks, count - 1),
     };
-    bnorm_elementwise_run(&pass, exec);
     return BNORM_OK;
+}
+
+bnorm_status bnorm_apply(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
+                         const bnorm_affine *affine, const bnorm_exec *exec) {
+    bnorm_elementwise pass;
+    const bnorm_status status = bnorm_plan_apply(shape, x, y, affine, exec, &pass);
+    if (!status && pass.y.data) {
+        bnorm_end_mask(shape, (unsigned char *)pass.mask.data);
+        bnorm_elementwise_run(&pass, exec);
+    }
+    return status;
+}
+
+size_t bnorm_mask_size(const bnorm_shape *shape) {
+    if (bnorm_check_shape(shape) || bnorm_is_empty(shape))
+        return 0;
+    return (shape->n * bnorm_runs(shape) * bnorm_run_length(shape) - 1) / 8 + 1;
 }

@@ -1,53 +1,41 @@
 /* SPDX-License-Identifier: MIT
  *
  * The training backward pass, for batch and for frozen statistics. */
-#include "apply.h"
-#include "reduce.h"
-
-struct backward {
-    bnorm_view view;       /* of the sums */
-    bnorm_view apply_view; /* of the elementwise pass */
-    bnorm_blocks blocks;
-    bnorm_walk x, dy, extra;                     /* as the sums see them */
-    bnorm_walk ax, ady, aextra, adx, adresidual; /* as the elementwise pass sees them */
-    double *block_g, *block_gx;                  /* blocks.count x c each */
-    bnorm_partials partials;                     /* the same, to be read */
-    double *sum_g, *sum_gx;                      /* c each */
-    bnorm_scale_args prepared;                   /* what the sums need already */
-    bnorm_grad_coefficient_args derived;         /* slope NULL = frozen, or dx not wanted */
-    enum bnorm_pre pre;
-    unsigned hints; /* of the elementwise pass */
-    const bnorm_grad *grad;
-    const bnorm_isa *isa;
-};
+#include "backward.h"
 
 static void reduce(const void *self, size_t b, size_t channel, size_t channels) {
-    const struct backward *s = self;
-    const bnorm_block block = bnorm_block_at(&s->view, &s->blocks, b);
-    const size_t entry = b * s->view.c + channel;
+    const bnorm_gradients *s = self;
+    const bnorm_view *view = &s->view;
+    const bnorm_block block = bnorm_block_at(view, &s->blocks, b);
+    const size_t entry = b * view->c + channel, unit = view->unit;
     double *sum_g = s->block_g + entry, *sum_gx = s->block_gx + entry;
+    const int planes = !view->rows && unit == 1;
     /* Rows whose channels are not next to each other come one channel at a time. */
-    const int gaps = s->x.step != 1 || s->dy.step != 1 || (s->extra.data && s->extra.step != 1);
-    const size_t at_once = s->view.rows && gaps ? 1 : channels;
+    const int gaps =
+        view->rows && (s->x.step != 1 || s->dy.step != 1 || (s->extra.data && s->extra.step != 1));
+    const size_t at_once = unit > 1 ? unit : gaps ? 1 : channels;
 
     for (size_t i = 0; i < channels; i += at_once) {
-        const size_t run = s->view.rows ? block.from : channel,
-                     element = s->view.rows ? channel + i : block.from;
+        const size_t run = view->rows ? block.from : (channel + i) / unit,
+                     element = view->rows ? channel + i : block.from * unit;
         /* Every member is named, as clearing costs more than setting. */
         const bnorm_grad_args args = {
-            .runs = s->view.rows ? block.len : channels,
-            .len = s->view.rows ? at_once : block.len,
-            .x = bnorm_at(&s->x, block.image, run, element),
-            .dy = bnorm_at(&s->dy, block.image, run, element),
-            .extra = bnorm_at(&s->extra, block.image, run, element),
-            .x_stride = s->x.run_stride,
-            .dy_stride = s->dy.run_stride,
-            .extra_stride = s->extra.run_stride,
+            .runs = planes ? channels : block.len,
+            .len = planes ? block.len : at_once,
+            .x = bnorm_at(view, &s->x, block.image, run, element),
+            .dy = bnorm_at(view, &s->dy, block.image, run, element),
+            .extra = bnorm_at(view, &s->extra, block.image, run, element),
+            .x_stride = bnorm_stride(view, &s->x),
+            .dy_stride = bnorm_stride(view, &s->dy),
+            .extra_stride = bnorm_stride(view, &s->extra),
             .pre = s->pre,
-            .act = s->grad->act,
-            .center = s->grad->save_mean + channel + i,
+            .act = s->act,
+            .center = s->save_mean + channel + i,
             .scale = s->prepared.scale + channel + i,
             .shift = s->prepared.shift + channel + i,
+            .type = s->x.type,
+            .valid = bnorm_min(at_once, channels - i),
+            .mask = bnorm_bits_at(view, &s->mask, block.image, run, element),
             .invstd = NULL,
             .slope = NULL,
             .offset = NULL,
@@ -57,65 +45,85 @@ static void reduce(const void *self, size_t b, size_t channel, size_t channels) 
             .dresidual_stride = 0,
             .hints = 0,
         };
-        if (s->view.rows)
-            s->isa->sums_rows(&args, s->blocks.chains, sum_g + i, sum_gx + i);
-        else
+        if (planes)
             s->isa->sums_span(&args, sum_g, sum_gx);
+        else
+            s->isa->sums_rows(&args, s->blocks.chains, sum_g + i, sum_gx + i);
     }
 }
 
 /* A task, so that it runs in exec's mode. */
 static void prepare(void *arg, size_t task) {
-    const struct backward *s = arg;
+    const bnorm_gradients *s = arg;
     (void)task;
     s->isa->scale_shift(&s->prepared, s->view.c);
 }
 
 static void finish(const void *self, size_t channel, size_t channels) {
-    const struct backward *s = self;
+    const bnorm_gradients *s = self;
     s->isa->add_blocks(&s->partials, channel, channels, s->sum_g, s->sum_gx);
     s->isa->grad_coefficients(&s->derived, channel, channels);
 }
 
-static void apply_hinted(const struct backward *s, const bnorm_piece *piece, unsigned hints) {
-    const size_t channel = bnorm_piece_channel(&s->apply_view, piece);
+/* Runs [run, run + runs) of an image, elements [i, i + len) of each, whose parameters begin with
+ * those of `channel`. */
+static void run_piece(const bnorm_gradients *s, size_t image, size_t run, size_t i, size_t runs,
+                      size_t len, size_t valid, size_t channel, unsigned hints) {
+    const bnorm_view *view = &s->apply_view;
     const int sloped = s->derived.slope != NULL;
     const bnorm_grad_args args = {
-        .runs = piece->runs,
-        .len = piece->len,
-        .x = bnorm_at(&s->ax, piece->image, piece->run, piece->i),
-        .dy = bnorm_at(&s->ady, piece->image, piece->run, piece->i),
-        .extra = bnorm_at(&s->aextra, piece->image, piece->run, piece->i),
-        .x_stride = s->ax.run_stride,
-        .dy_stride = s->ady.run_stride,
-        .extra_stride = s->aextra.run_stride,
+        .runs = runs,
+        .len = len,
+        .x = bnorm_at(view, &s->ax, image, run, i),
+        .dy = bnorm_at(view, &s->ady, image, run, i),
+        .extra = bnorm_at(view, &s->aextra, image, run, i),
+        .x_stride = bnorm_stride(view, &s->ax),
+        .dy_stride = bnorm_stride(view, &s->ady),
+        .extra_stride = bnorm_stride(view, &s->aextra),
         .pre = s->pre,
-        .act = s->grad->act,
-        .center = s->grad->save_mean + channel,
+        .act = s->act,
+        .center = s->save_mean + channel,
         .scale = s->prepared.scale + channel,
         .shift = s->prepared.shift + channel,
+        .type = s->ax.type,
+        .valid = valid,
+        .mask = bnorm_bits_at(view, &s->amask, image, run, i),
         .invstd = sloped ? s->derived.invstd + channel : NULL,
         .slope = sloped ? s->derived.slope + channel : NULL,
         .offset = sloped ? s->derived.offset + channel : NULL,
-        .dx = bnorm_at(&s->adx, piece->image, piece->run, piece->i),
-        .dresidual = bnorm_at(&s->adresidual, piece->image, piece->run, piece->i),
-        .dx_stride = s->adx.run_stride,
-        .dresidual_stride = s->adresidual.run_stride,
+        .dx = bnorm_at(view, &s->adx, image, run, i),
+        .dresidual = bnorm_at(view, &s->adresidual, image, run, i),
+        .dx_stride = bnorm_stride(view, &s->adx),
+        .dresidual_stride = bnorm_stride(view, &s->adresidual),
         .hints = hints,
     };
-    if (s->apply_view.rows)
+    if (view->rows || view->unit > 1)
         s->isa->dx_rows(&args);
     else
         s->isa->dx_span(&args);
 }
 
+static void apply_hinted(const bnorm_gradients *s, const bnorm_piece *piece, unsigned hints) {
+    const bnorm_view *view = &s->apply_view;
+    if (view->unit > 1) {
+        for (size_t r = 0; r < piece->runs; r++) {
+            const size_t run = piece->run + r, channel = run * view->unit;
+            run_piece(s, piece->image, run, piece->i, piece->len / view->unit, view->unit,
+                      bnorm_valid(view, channel), channel, hints);
+        }
+        return;
+    }
+    run_piece(s, piece->image, piece->run, piece->i, piece->runs, piece->len, piece->len,
+              bnorm_piece_channel(view, piece), hints);
+}
+
 static void apply(const void *self, const bnorm_piece *piece) {
-    const struct backward *s = self;
+    const bnorm_gradients *s = self;
     apply_hinted(s, piece, s->hints);
 }
 
 static void apply_near(const void *self, const bnorm_piece *piece) {
-    const struct backward *s = self;
+    const bnorm_gradients *s = self;
     apply_hinted(s, piece, s->hints & ~(unsigned)BNORM_FETCH_IN);
 }
 
@@ -125,13 +133,17 @@ static void zero(float *array, size_t c) {
 }
 
 /* How the activation's argument is recovered, or why it can't be. */
-static bnorm_status check_grad(const bnorm_grad *grad, enum bnorm_pre *pre) {
+static bnorm_status check_grad(const bnorm_grad *grad, const bnorm_exec *exec,
+                               enum bnorm_pre *pre) {
     const bnorm_act *act = &grad->act;
-    const bnorm_status status = bnorm_check_act(act);
+    unsigned char *mask = (unsigned char *)(uintptr_t)grad->mask;
+    bnorm_status status = bnorm_check_act(act, bnorm_exec_isa(exec));
     if (status)
         return status;
-    if (grad->residual.data && grad->y.data)
+    if ((grad->residual.data != NULL) + (grad->y.data != NULL) + (mask != NULL) > 1)
         return BNORM_BAD_PARAMETER;
+    if (bnorm_failed(status = bnorm_check_mask(act, &mask)))
+        return status;
     *pre = BNORM_PRE_X;
     if (act->kind == BNORM_ACT_IDENTITY)
         *pre = BNORM_PRE_NONE;
@@ -139,34 +151,42 @@ static bnorm_status check_grad(const bnorm_grad *grad, enum bnorm_pre *pre) {
         *pre = BNORM_PRE_RESIDUAL;
     else if (grad->y.data)
         *pre = BNORM_PRE_Y;
+    else if (mask)
+        *pre = BNORM_PRE_MASK;
     if (*pre == BNORM_PRE_Y &&
-        (act->kind == BNORM_ACT_HARD_SWISH || (act->kind == BNORM_ACT_LEAKY_RELU && !(act->a > 0))))
+        (act->kind >= BNORM_ACT_HARD_SWISH || (act->kind == BNORM_ACT_LEAKY_RELU && !(act->a > 0))))
         return BNORM_UNSUPPORTED;
     return BNORM_OK;
 }
 
-bnorm_status bnorm_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in dy, bnorm_out dx,
-                            const bnorm_grad *grad, void *ws, size_t ws_size,
-                            const bnorm_exec *exec) {
+/* What the kernels take for it: a mask's bits are 0 and 1 on either side of RELU's limit. */
+static bnorm_act act_of(const bnorm_grad *grad, enum bnorm_pre pre) {
+    bnorm_act act = grad->act;
+    if (pre == BNORM_PRE_MASK && act.kind == BNORM_ACT_CLAMP)
+        act.kind = BNORM_ACT_RELU;
+    return act;
+}
+
+bnorm_status bnorm_plan_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in dy, bnorm_out dx,
+                                 const bnorm_grad *grad, void *ws, size_t ws_size,
+                                 const bnorm_exec *exec, bnorm_gradients *s) {
     bnorm_tensor tx, tdy, tdx, tdresidual, textra;
     enum bnorm_pre pre;
-    bnorm_status status = bnorm_check_shape(shape);
+    bnorm_status status = bnorm_check_float_shape(shape);
+    s->x.data = NULL;
     if (bnorm_failed(status))
         return status;
     if (!grad)
         return BNORM_NULL_POINTER;
-    if (bnorm_failed(status = check_grad(grad, &pre)) ||
-        bnorm_failed(status = bnorm_check_exec(exec)))
+    if (bnorm_failed(status = check_grad(grad, exec, &pre)) ||
+        bnorm_failed(status = bnorm_check_exec(exec)) || bnorm_is_empty(shape))
         return status;
     const size_t c = shape->c;
-    if (bnorm_is_empty(shape)) {
-        zero(grad->dgamma, c);
-        zero(grad->dbeta, c);
-        return BNORM_OK;
-    }
     if (!x.data || !dy.data || !grad->save_mean || !grad->save_invstd || !ws)
         return BNORM_NULL_POINTER;
     const bnorm_in none = {0};
+    unsigned char *const mask =
+        pre == BNORM_PRE_MASK ? (unsigned char *)(uintptr_t)grad->mask : NULL;
     const bnorm_in extra = pre == BNORM_PRE_RESIDUAL ? grad->residual
                            : pre == BNORM_PRE_Y      ? grad->y
                                                      : none;
@@ -197,6 +217,7 @@ bnorm_status bnorm_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in dy, b
         bnorm_array_buffer(grad->save_mean, c),
         bnorm_array_buffer(grad->save_invstd, c),
         bnorm_array_buffer(grad->save_mean_lo, c),
+        bnorm_memory_buffer(mask, mask ? bnorm_mask_size(shape) : 0),
     };
     status = bnorm_check_overlap(shape, buffers, sizeof buffers / sizeof buffers[0], 5);
     if (bnorm_failed(status))
@@ -205,22 +226,24 @@ bnorm_status bnorm_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in dy, b
     const bnorm_tables tables = bnorm_tables_of(&view, &blocks, ws);
     float *const scale = tables.coefficients[0];
     const bnorm_walk wx = bnorm_walk_of(shape, &tx), wdy = bnorm_walk_of(shape, &tdy),
-                     wextra = bnorm_walk_of(shape, &textra);
-    bnorm_walk ax = wx, ady = wdy, aextra = wextra, adx = bnorm_walk_of(shape, &tdx),
+                     wextra = bnorm_walk_of(shape, &textra), wmask = bnorm_mask_walk(shape, mask);
+    bnorm_walk ax = wx, ady = wdy, aextra = wextra, amask = wmask, adx = bnorm_walk_of(shape, &tdx),
                adresidual = bnorm_walk_of(shape, &tdresidual);
-    bnorm_walk *const walks[] = {&ax, &ady, &aextra, &adx, &adresidual};
-    const bnorm_view apply_view =
-        bnorm_elementwise_view(shape, walks, sizeof walks / sizeof walks[0]);
-    struct backward s = {
+    bnorm_walk *const walks[] = {&ax, &ady, &aextra, &adx, &adresidual, &amask};
+    const size_t count = sizeof walks / sizeof walks[0];
+    const bnorm_view apply_view = bnorm_elementwise_view(shape, walks, count);
+    *s = (bnorm_gradients){
         .view = view,
         .apply_view = apply_view,
         .blocks = blocks,
         .x = wx,
         .dy = wdy,
         .extra = wextra,
+        .mask = wmask,
         .ax = ax,
         .ady = ady,
         .aextra = aextra,
+        .amask = amask,
         .adx = adx,
         .adresidual = adresidual,
         .block_g = tables.entries[0],
@@ -246,24 +269,43 @@ bnorm_status bnorm_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in dy, b
                     .slope = grad->frozen || !tdx.data ? NULL : tables.coefficients[2],
                     .offset = tables.coefficients[3]},
         .pre = pre,
-        .hints = bnorm_elementwise_hints(exec, &apply_view, walks, sizeof walks / sizeof walks[0]),
-        .grad = grad,
+        .hints = bnorm_elementwise_hints(exec, &apply_view, walks, count - 1),
+        .act = act_of(grad, pre),
+        .save_mean = grad->save_mean,
         .isa = bnorm_exec_isa(exec),
     };
-    bnorm_run(exec, prepare, &s, 1);
+    s->has_sums = s->derived.slope || grad->dgamma || grad->dbeta;
+    return BNORM_OK;
+}
 
-    const int sums_wanted = s.derived.slope || grad->dgamma || grad->dbeta;
+static void run(const bnorm_gradients *s, const bnorm_exec *exec) {
     const bnorm_reduction op = {
-        .self = &s,
-        .view = view,
-        .blocks = blocks,
-        .apply_view = s.apply_view,
+        .self = s,
+        .view = s->view,
+        .blocks = s->blocks,
+        .apply_view = s->apply_view,
         .tensors = 2,
-        .reduce = sums_wanted ? reduce : NULL,
-        .finish = sums_wanted ? finish : NULL,
-        .apply = tdx.data || tdresidual.data ? apply : NULL,
+        .reduce = s->has_sums ? reduce : NULL,
+        .finish = s->has_sums ? finish : NULL,
+        .apply = s->adx.data || s->adresidual.data ? apply : NULL,
         .apply_near = apply_near,
     };
+    bnorm_run(exec, prepare, (void *)(uintptr_t)s, 1);
     bnorm_reduction_run(&op, exec);
+}
+
+bnorm_status bnorm_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in dy, bnorm_out dx,
+                            const bnorm_grad *grad, void *ws, size_t ws_size,
+                            const bnorm_exec *exec) {
+    bnorm_gradients s;
+    const bnorm_status status = bnorm_plan_backward(shape, x, dy, dx, grad, ws, ws_size, exec, &s);
+    if (status)
+        return status;
+    if (s.x.data) {
+        run(&s, exec);
+    } else {
+        zero(grad->dgamma, shape->c);
+        zero(grad->dbeta, shape->c);
+    }
     return BNORM_OK;
 }

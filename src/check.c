@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 #include "check.h"
 
+#include "../dispatch/isa.h"
+
 #include <float.h>
 #include <stdint.h>
 
-/* No object is larger than this; pointer differences inside it are representable. */
+/* No object is larger than this, whatever its type; pointer differences inside it are
+ * representable. */
 #define MAX_ELEMENTS ((size_t)PTRDIFF_MAX / sizeof(float))
 
 /* *product = a*b; false where that exceeds MAX_ELEMENTS. */
@@ -13,26 +16,47 @@ static int multiply(size_t a, size_t b, size_t *product) {
 }
 
 bnorm_status bnorm_check_shape(const bnorm_shape *shape) {
-    size_t elements;
+    size_t elements, c;
     if (!shape)
         return BNORM_NULL_POINTER;
-    if ((unsigned)shape->layout > BNORM_NCHW || (unsigned)shape->dtype > BNORM_F32)
+    if ((unsigned)shape->layout > BNORM_NCHW || (unsigned)shape->dtype > BNORM_U8)
         return BNORM_BAD_ENUM;
-    if (shape->c == 0 || !multiply(shape->n, shape->c, &elements) ||
-        !multiply(elements, shape->hw, &elements) || !multiply(shape->c, shape->hw, &elements) ||
-        shape->c > MAX_ELEMENTS)
+    if (shape->c_block) {
+        const size_t b = shape->c_block;
+        if (shape->layout != BNORM_NCHW || (b != 4 && b != 8 && b != 16 && b != 32))
+            return BNORM_UNSUPPORTED;
+    }
+    c = shape->c_block ? shape->c_block : 1;
+    if (shape->c == 0 || !multiply(bnorm_channel_blocks(shape), c, &c) ||
+        !multiply(shape->n, c, &elements) || !multiply(elements, shape->hw, &elements) ||
+        !multiply(c, shape->hw, &elements))
         return BNORM_BAD_SHAPE;
-    return shape->c_block ? BNORM_UNSUPPORTED : BNORM_OK;
+    return BNORM_OK;
 }
 
-bnorm_status bnorm_check_act(const bnorm_act *act) {
-    if ((unsigned)act->kind > BNORM_ACT_HARD_SWISH)
+bnorm_status bnorm_check_float_shape(const bnorm_shape *shape) {
+    const bnorm_status status = bnorm_check_shape(shape);
+    return !status && shape->dtype > BNORM_F16 ? BNORM_UNSUPPORTED : status;
+}
+
+bnorm_status bnorm_check_act(const bnorm_act *act, const bnorm_isa *isa) {
+    const bnorm_act_kind kind = act->kind;
+    if ((unsigned)kind > BNORM_ACT_MISH)
         return BNORM_BAD_ENUM;
-    if (act->kind == BNORM_ACT_CLAMP && !(act->a < act->b))
+    if (kind == BNORM_ACT_CLAMP && !(act->a < act->b))
         return BNORM_BAD_PARAMETER;
-    if (act->kind == BNORM_ACT_LEAKY_RELU && !(act->a >= -FLT_MAX && act->a <= FLT_MAX))
+    if ((kind == BNORM_ACT_LEAKY_RELU || kind == BNORM_ACT_ELU) &&
+        !(act->a >= -FLT_MAX && act->a <= FLT_MAX))
         return BNORM_BAD_PARAMETER;
+    if (kind > BNORM_ACT_HARD_SWISH && !bnorm_isa_has_sleef(isa))
+        return BNORM_UNSUPPORTED;
     return BNORM_OK;
+}
+
+bnorm_status bnorm_check_mask(const bnorm_act *act, unsigned char **mask) {
+    if (act->kind == BNORM_ACT_IDENTITY)
+        *mask = NULL;
+    return *mask && act->kind > BNORM_ACT_LEAKY_RELU ? BNORM_UNSUPPORTED : BNORM_OK;
 }
 
 bnorm_status bnorm_check_eps(double eps) {
@@ -57,11 +81,10 @@ static int span(size_t count, size_t stride, size_t extent, size_t *total) {
 
 bnorm_status bnorm_check_tensor(const bnorm_shape *shape, const void *data, size_t run_stride,
                                 size_t image_stride, bnorm_tensor *tensor) {
-    const int nhwc = shape->layout == BNORM_NHWC;
-    const size_t run = nhwc ? shape->c : shape->hw, runs = nhwc ? shape->hw : shape->c;
+    const size_t run = bnorm_run_length(shape), runs = bnorm_runs(shape);
     size_t image, batch;
 
-    *tensor = (bnorm_tensor){.data = (float *)(uintptr_t)data};
+    *tensor = (bnorm_tensor){.data = (char *)(uintptr_t)data, .type = shape->dtype};
     if (!data)
         return BNORM_OK;
     if (!run_stride && !image_stride) { /* dense: bnorm_check_shape has seen to the sizes */
@@ -102,8 +125,7 @@ static int same_tensor(const bnorm_tensor *a, const bnorm_tensor *b) {
  * Tensors do not overlap themselves, so at each level only the two multiples of the stride around
  * the distance can. */
 static int elements_meet(const bnorm_shape *shape, const bnorm_tensor *a, size_t distance) {
-    const int nhwc = shape->layout == BNORM_NHWC;
-    const size_t run = nhwc ? shape->c : shape->hw, runs = nhwc ? shape->hw : shape->c;
+    const size_t run = bnorm_run_length(shape), runs = bnorm_runs(shape);
     const int images_outer = a->image_stride >= a->run_stride;
     const size_t outer_stride = images_outer ? a->image_stride : a->run_stride;
     const size_t inner_stride = images_outer ? a->run_stride : a->image_stride;
@@ -132,8 +154,9 @@ static int elements_meet(const bnorm_shape *shape, const bnorm_tensor *a, size_t
 static int clash(const bnorm_shape *shape, const bnorm_buffer *one, const bnorm_buffer *two,
                  int may_be_same) {
     const bnorm_tensor *a = one->tensor, *b = two->tensor;
-    if (!a || !b)
+    if (!a || !b || bnorm_size_of(a->type) != bnorm_size_of(b->type))
         return 1;
+    const size_t size = bnorm_size_of(a->type);
     if (same_tensor(a, b))
         return !may_be_same;
     /* Different strides inside one range are not followed up: refuse. */
@@ -141,8 +164,7 @@ static int clash(const bnorm_shape *shape, const bnorm_buffer *one, const bnorm_
         return 1;
     const uintptr_t lower = (uintptr_t)(a->data < b->data ? a->data : b->data);
     const uintptr_t upper = (uintptr_t)(a->data < b->data ? b->data : a->data);
-    return (upper - lower) % sizeof(float) ||
-           elements_meet(shape, a, (upper - lower) / sizeof(float));
+    return (upper - lower) % size || elements_meet(shape, a, (upper - lower) / size);
 }
 
 bnorm_status bnorm_check_overlap(const bnorm_shape *shape, const bnorm_buffer *buffers,

@@ -10,10 +10,31 @@
 
 /* A tensor as the caller gave it, with the strides filled in. A stride that is never used is 0. */
 typedef struct bnorm_tensor {
-    float *data; /* inputs too; never written through for those */
+    char *data; /* inputs too; never written through for those */
     size_t run_stride, image_stride;
     size_t extent; /* elements from the first to one past the last; 0 = absent */
+    bnorm_dtype type;
 } bnorm_tensor;
+
+/* Bytes of an element. */
+static inline size_t bnorm_size_of(bnorm_dtype type) {
+    return type == BNORM_F32 ? 4 : type == BNORM_BF16 || type == BNORM_F16 ? 2 : 1;
+}
+
+/* Blocks of channels; c where there are none. */
+static inline size_t bnorm_channel_blocks(const bnorm_shape *shape) {
+    return shape->c_block ? (shape->c - 1) / shape->c_block + 1 : shape->c;
+}
+
+/* Runs of an image, and elements of a run, padding included. */
+static inline size_t bnorm_runs(const bnorm_shape *shape) {
+    return shape->layout == BNORM_NHWC ? shape->hw : bnorm_channel_blocks(shape);
+}
+static inline size_t bnorm_run_length(const bnorm_shape *shape) {
+    if (shape->layout == BNORM_NHWC)
+        return shape->c;
+    return shape->c_block ? shape->hw * shape->c_block : shape->hw;
+}
 
 /* Memory [begin, end) that a call reads or writes; both 0 = absent, which meets nothing. */
 typedef struct bnorm_buffer {
@@ -22,11 +43,15 @@ typedef struct bnorm_buffer {
 } bnorm_buffer;
 
 bnorm_status bnorm_check_shape(const bnorm_shape *shape);
-bnorm_status bnorm_check_act(const bnorm_act *act);
+/* The shape of an operation with statistics: not for quantized tensors. */
+bnorm_status bnorm_check_float_shape(const bnorm_shape *shape);
+bnorm_status bnorm_check_act(const bnorm_act *act, const bnorm_isa *isa);
+/* A mask goes with these kinds only; where none is needed, *mask becomes NULL. */
+bnorm_status bnorm_check_mask(const bnorm_act *act, unsigned char **mask);
 bnorm_status bnorm_check_eps(double eps);
 bnorm_status bnorm_check_workspace(size_t need, size_t ws_size); /* need 0: the size overflows */
 
-/* Fills *tensor; a NULL data pointer is an absent tensor. The shape has been checked and is not
+/* Fills *tensor, with the type of the shape; a NULL data pointer is an absent tensor. The shape has been checked and is not
  * empty. */
 bnorm_status bnorm_check_tensor(const bnorm_shape *shape, const void *data, size_t run_stride,
                                 size_t image_stride, bnorm_tensor *tensor);
@@ -68,7 +93,8 @@ static inline bnorm_buffer bnorm_array_buffer(const float *array, size_t c) {
 }
 
 static inline bnorm_buffer bnorm_tensor_buffer(const bnorm_tensor *tensor) {
-    bnorm_buffer buffer = bnorm_array_buffer(tensor->data, tensor->extent);
+    bnorm_buffer buffer =
+        bnorm_memory_buffer(tensor->data, tensor->extent * bnorm_size_of(tensor->type));
     buffer.tensor = tensor;
     return buffer;
 }

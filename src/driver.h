@@ -13,22 +13,28 @@
 #include <stdint.h>
 
 /* How the kernels walk a tensor. Per image there are `runs` runs of `len` elements.
- *   rows  runs are pixels, len = c; a run's element i belongs to channel i
- *   span  runs are planes, run r belongs to channel r
+ *   rows     runs are pixels, len = c; a run's element i belongs to channel i
+ *   planes   run r belongs to channel r; unit = 1
+ *   blocked  a run is `len/unit` rows of `unit` channels, unit = c_block; row element k of run r
+ *            belongs to channel r*unit + k, or is padding
  * NCHW with HW = 1 is (N, C) data and walks as rows, whatever the strides. (N, C) data is one
  * image of N rows. */
 typedef struct bnorm_view {
     int rows;
     size_t images, runs, len;
-    size_t c;
+    size_t c, unit;
+    size_t positions; /* of a channel in an image */
 } bnorm_view;
 
 /* One tensor seen through a view: element (image, run, i) is at
- *   image*image_stride + run*run_stride + i*step
- * step is 1 except for NCHW with HW = 1 and padded planes. An absent tensor has data NULL. */
+ *   image*image_stride + run*run_stride + i*step            rows and planes
+ *   image*image_stride + run*run_stride + i/unit*step       blocked, i a multiple of unit
+ * step is 1 for rows and planes, except for NCHW with HW = 1 and padded planes. An absent tensor
+ * has data NULL. */
 typedef struct bnorm_walk {
-    float *data;
+    char *data;
     size_t image_stride, run_stride, step;
+    bnorm_dtype type;
 } bnorm_walk;
 
 static inline size_t bnorm_min(size_t a, size_t b) {
@@ -40,27 +46,74 @@ static inline size_t bnorm_ceil_div(size_t a, size_t b) {
 }
 
 static inline bnorm_view bnorm_view_of(const bnorm_shape *shape) {
-    if (shape->hw == 1)
-        return (bnorm_view){1, 1, shape->n, shape->c, shape->c};
+    const size_t n = shape->n, c = shape->c, hw = shape->hw, b = shape->c_block;
+    const size_t blocks = bnorm_channel_blocks(shape);
+    if (b && hw == 1)
+        return (bnorm_view){0, 1, blocks, n * b, c, b, n};
+    if (b)
+        return (bnorm_view){0, n, blocks, hw * b, c, b, hw};
+    if (hw == 1)
+        return (bnorm_view){1, 1, n, c, c, 1, n};
     if (shape->layout == BNORM_NHWC)
-        return (bnorm_view){1, shape->n, shape->hw, shape->c, shape->c};
-    return (bnorm_view){0, shape->n, shape->c, shape->hw, shape->c};
+        return (bnorm_view){1, n, hw, c, c, 1, hw};
+    return (bnorm_view){0, n, c, hw, c, 1, hw};
 }
 
 static inline bnorm_walk bnorm_walk_of(const bnorm_shape *shape, const bnorm_tensor *tensor) {
+    char *const data = tensor->data;
+    const size_t run_stride = tensor->run_stride, image_stride = tensor->image_stride;
+    const bnorm_dtype type = tensor->type;
+    if (shape->c_block && shape->hw == 1)
+        return (bnorm_walk){data, 0, run_stride, image_stride, type};
+    if (shape->c_block)
+        return (bnorm_walk){data, image_stride, run_stride, shape->c_block, type};
     if (shape->hw == 1 && shape->layout == BNORM_NHWC)
-        return (bnorm_walk){tensor->data, 0, tensor->image_stride, 1};
+        return (bnorm_walk){data, 0, image_stride, 1, type};
     if (shape->hw == 1)
-        return (bnorm_walk){tensor->data, 0, tensor->image_stride,
-                            shape->c > 1 ? tensor->run_stride : 1};
-    return (bnorm_walk){tensor->data, tensor->image_stride, tensor->run_stride, 1};
+        return (bnorm_walk){data, 0, image_stride, shape->c > 1 ? run_stride : 1, type};
+    return (bnorm_walk){data, image_stride, run_stride, 1, type};
 }
 
-/* Address of (image, run, i); NULL stays NULL. */
-static inline float *bnorm_at(const bnorm_walk *walk, size_t image, size_t run, size_t i) {
-    return walk->data
-               ? walk->data + image * walk->image_stride + run * walk->run_stride + i * walk->step
-               : NULL;
+/* Where (image, run, i) is, in elements. */
+static inline size_t bnorm_offset(const bnorm_view *view, const bnorm_walk *walk, size_t image,
+                                  size_t run, size_t i) {
+    if (view->unit > 1)
+        i /= view->unit;
+    return image * walk->image_stride + run * walk->run_stride + i * walk->step;
+}
+
+/* Its address; NULL stays NULL. */
+static inline void *bnorm_at(const bnorm_view *view, const bnorm_walk *walk, size_t image,
+                             size_t run, size_t i) {
+    if (!walk->data)
+        return NULL;
+    return walk->data + bnorm_offset(view, walk, image, run, i) * bnorm_size_of(walk->type);
+}
+
+/* Elements from one row or run to the next, as kernels take them. */
+static inline size_t bnorm_stride(const bnorm_view *view, const bnorm_walk *walk) {
+    return view->unit > 1 ? walk->step : walk->run_stride;
+}
+
+/* Channels of the block that begins with this one, up to its padding. */
+static inline size_t bnorm_valid(const bnorm_view *view, size_t channel) {
+    return view->unit < view->c - channel ? view->unit : view->c - channel;
+}
+
+/* The bits of a mask: those of the dense tensor. */
+static inline bnorm_walk bnorm_mask_walk(const bnorm_shape *shape, unsigned char *mask) {
+    bnorm_tensor dense = {(char *)mask, 0, 0, 0, BNORM_F32};
+    dense.run_stride = bnorm_run_length(shape);
+    dense.image_stride = bnorm_runs(shape) * dense.run_stride;
+    return bnorm_walk_of(shape, &dense);
+}
+
+static inline bnorm_bits bnorm_bits_at(const bnorm_view *view, const bnorm_walk *mask, size_t image,
+                                       size_t run, size_t i) {
+    if (!mask->data)
+        return (bnorm_bits){NULL, 0, 0};
+    return (bnorm_bits){(unsigned char *)mask->data, bnorm_offset(view, mask, image, run, i),
+                        bnorm_stride(view, mask)};
 }
 
 /* A piece of work: runs [run, run + runs) of one image, elements [i, i + len) of each. */
@@ -116,7 +169,7 @@ static inline void bnorm_cut_run(const bnorm_cut *cut, size_t i, bnorm_piece_fun
 
 /* The first channel of a piece, for its per-channel parameters. */
 static inline size_t bnorm_piece_channel(const bnorm_view *view, const bnorm_piece *piece) {
-    return view->rows ? piece->i : piece->run;
+    return view->rows ? piece->i : piece->run * view->unit;
 }
 
 static inline int bnorm_is_parallel(const bnorm_exec *exec) {
@@ -196,13 +249,13 @@ typedef struct bnorm_blocks {
 } bnorm_blocks;
 
 static inline bnorm_blocks bnorm_blocks_of(const bnorm_view *view) {
-    const size_t positions = view->rows ? view->runs : view->len;
     bnorm_blocks blocks = {BNORM_BLOCK_SPAN, 0, 0, BNORM_SPAN_LANES};
-    if (view->rows) {
-        blocks.size = bnorm_block_rows(view->c, positions);
-        blocks.chains = bnorm_chains(view->c);
+    if (view->rows || view->unit > 1) {
+        const size_t lanes = view->rows ? view->c : view->unit;
+        blocks.size = bnorm_block_rows(lanes, view->positions);
+        blocks.chains = bnorm_chains(lanes);
     }
-    blocks.per_image = bnorm_ceil_div(positions, blocks.size);
+    blocks.per_image = bnorm_ceil_div(view->positions, blocks.size);
     blocks.count = blocks.per_image * view->images;
     return blocks;
 }
@@ -215,12 +268,11 @@ typedef struct bnorm_block {
 /* Block b, counted through all images. */
 static inline bnorm_block bnorm_block_at(const bnorm_view *view, const bnorm_blocks *blocks,
                                          size_t b) {
-    const size_t positions = view->rows ? view->runs : view->len;
-    bnorm_block block = {b, 0, positions};
+    bnorm_block block = {b, 0, view->positions};
     if (blocks->per_image > 1) {
         block.image = b / blocks->per_image;
         block.from = b % blocks->per_image * blocks->size;
-        block.len = bnorm_min(blocks->size, positions - block.from);
+        block.len = bnorm_min(blocks->size, view->positions - block.from);
     }
     return block;
 }

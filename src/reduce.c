@@ -45,7 +45,7 @@ bnorm_partials bnorm_partials_of(const bnorm_view *view, const bnorm_blocks *blo
 }
 
 size_t bnorm_workspace(bnorm_op op, const bnorm_shape *shape) {
-    if ((unsigned)op > BNORM_OP_BACKWARD || bnorm_check_shape(shape) || bnorm_is_empty(shape))
+    if ((unsigned)op > BNORM_OP_BACKWARD || bnorm_check_float_shape(shape) || bnorm_is_empty(shape))
         return 0;
     const bnorm_view view = bnorm_view_of(shape);
     const bnorm_blocks blocks = bnorm_blocks_of(&view);
@@ -67,11 +67,13 @@ struct job {
 
 /* The last image, reduced last, is normalised first. */
 static void run_group(const bnorm_reduction *op, size_t channel, size_t channels) {
+    const size_t unit = op->view.unit;
     for (size_t b = 0; b < op->blocks.count; b++)
         op->reduce(op->self, b, channel, channels);
     op->finish(op->self, channel, channels);
     for (size_t image = op->view.images; op->apply && image-- > 0;) {
-        const bnorm_piece piece = {image, channel, channels, 0, op->view.len};
+        const bnorm_piece piece = {image, channel / unit, bnorm_ceil_div(channels, unit), 0,
+                                   op->view.len};
         op->apply_near(op->self, &piece);
     }
 }
@@ -111,14 +113,15 @@ static void apply_task(void *arg, size_t i) {
  * the same number. threads 0 = not shared. */
 static void cut_groups(struct job *job, size_t threads, int known) {
     const bnorm_reduction *op = job->op;
-    const size_t c = op->view.c, per_channel = op->view.images * op->view.len * op->tensors;
+    const size_t c = op->view.c, unit = op->view.unit;
+    const size_t per_channel = op->view.images * op->view.positions * op->tensors;
     size_t group = per_channel < GROUP_ELEMENTS ? GROUP_ELEMENTS / per_channel : 1;
     if (threads) {
         const size_t fair = c / (4 * threads),
                      least = bnorm_ceil_div(BNORM_TASK_ELEMENTS, per_channel);
         group = bnorm_min(group, fair > least ? fair : least);
     }
-    job->group = bnorm_min(group, c);
+    job->group = bnorm_min(bnorm_ceil_div(group, unit) * unit, c);
     job->groups = bnorm_ceil_div(c, job->group);
     if (threads && job->groups < threads)
         job->groups = 0;
@@ -131,8 +134,8 @@ static void cut_groups(struct job *job, size_t threads, int known) {
 static void cut_units(struct job *job, size_t threads) {
     const bnorm_reduction *op = job->op;
     const bnorm_view *view = &op->view;
-    const size_t c = view->c - job->first, positions = view->rows ? view->runs : view->len;
-    const size_t block = bnorm_min(op->blocks.size, positions);
+    const size_t c = view->c - job->first;
+    const size_t block = bnorm_min(op->blocks.size, view->positions);
     size_t least = 1; /* channels per slice */
     if (!threads || (view->rows && op->blocks.chains > 1))
         least = c;
@@ -144,8 +147,8 @@ static void cut_units(struct job *job, size_t threads) {
     job->slice = wanted > 1 ? bnorm_ceil_div(c, wanted) : c;
     if (job->slice < least)
         job->slice = least;
-    if (view->rows)
-        job->slice = (job->slice + 15) / 16 * 16;
+    const size_t whole = view->rows ? 16 : view->unit;
+    job->slice = bnorm_ceil_div(job->slice, whole) * whole;
     job->slice = bnorm_min(job->slice, c);
     job->slices = bnorm_ceil_div(c, job->slice);
     job->units = op->blocks.count * job->slices;
@@ -182,7 +185,7 @@ void bnorm_reduction_run(const bnorm_reduction *op, const bnorm_exec *exec) {
         size_t parts = shared ? bnorm_parts(exec, elements) : elements / GROUP_ELEMENTS;
         if (parts < threads) /* what is left of a large tensor */
             parts = bnorm_min(threads, elements / BNORM_LEAST_ELEMENTS);
-        job.cut = bnorm_cut_of(&op->apply_view, job.first, parts ? parts : 1);
+        job.cut = bnorm_cut_of(&op->apply_view, job.first / view->unit, parts ? parts : 1);
         job.turn = job.cut.parts;
         if (shared) /* not known: each part on its own */
             job.turn = exec->threads ? bnorm_ceil_div(job.cut.parts, threads) : 1;

@@ -127,8 +127,8 @@ const char *layout_name(bnorm_layout layout) {
 }
 
 const char *shape_text(const bnorm_shape *shape, char text[96]) {
-    snprintf(text, 96, "%s n=%zu c=%zu hw=%zu", layout_name(shape->layout), shape->n, shape->c,
-             shape->hw);
+    snprintf(text, 96, "%s %s n=%zu c=%zu hw=%zu block=%zu", layout_name(shape->layout),
+             dtype_name(shape->dtype), shape->n, shape->c, shape->hw, shape->c_block);
     return text;
 }
 
@@ -329,12 +329,16 @@ float *fixture_output(struct fixture *f, const char *name, const float *values, 
     return tensor->data;
 }
 
-void *fixture_workspace(struct fixture *f, size_t bytes) {
+unsigned char *fixture_bytes(struct fixture *f, const char *name, size_t bytes) {
     const bnorm_shape empty = {.n = 0, .c = 1, .hw = 1};
-    struct item *item = item_new(f, "workspace", &empty);
+    struct item *item = item_new(f, name, &empty);
     item->tensor.span = 0;
     buffer_new(&item->tensor.buffer, bytes, f->side, rng_below(&f->t->rng, 64));
     return item->tensor.buffer.data;
+}
+
+void *fixture_workspace(struct fixture *f, size_t bytes) {
+    return fixture_bytes(f, "workspace", bytes);
 }
 
 void fixture_writes(struct fixture *f, const struct tensor *tensor) {
@@ -347,12 +351,14 @@ void fixture_check(struct fixture *f) {
     for (size_t i = 0; i < f->count; i++) {
         const struct item *item = &f->items[i];
         tensor_check_gaps(f->t, &item->tensor, &item->shape, item->name);
-        const size_t len = shape_len(&item->shape), runs = shape_runs(&item->shape);
-        for (size_t run = 0; item->unchanged && run < item->shape.n * runs; run++)
-            check_bits(f->t, item->name,
-                       item->tensor.data + run / runs * item->tensor.image_stride +
-                           run % runs * item->tensor.run_stride,
-                       item->unchanged + run * len, len);
+        if (!item->unchanged)
+            continue;
+        const size_t count = shape_count(&item->shape);
+        float *got = test_floats(f->t, 2 * count), *want = got + count;
+        tensor_get(&item->tensor, &item->shape, got);
+        for (size_t k = 0; k < count; k++)
+            want[k] = element_round(item->tensor.dtype, item->unchanged[k]);
+        check_bits(f->t, item->name, got, want, count);
     }
 }
 

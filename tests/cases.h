@@ -83,6 +83,8 @@ struct tensor *fixture_tensor(struct fixture *f, const char *name, const bnorm_s
  * `values` (NULL: canaries). */
 const float *fixture_input(struct fixture *f, const char *name, const float *values, size_t count);
 float *fixture_output(struct fixture *f, const char *name, const float *values, size_t count);
+/* Bytes at a random alignment, that the call may write. */
+unsigned char *fixture_bytes(struct fixture *f, const char *name, size_t bytes);
 /* Workspace of the given size at a random alignment. */
 void *fixture_workspace(struct fixture *f, size_t bytes);
 /* The tensor will be written. */

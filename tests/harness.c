@@ -157,6 +157,14 @@ void buffer_new(struct buffer *b, size_t bytes, enum side side, size_t shift) {
     memset(b->data + i, CANARY_BYTE, bytes - i);
 }
 
+/* What buffer_new() made byte i. */
+static unsigned char canary_at(const struct buffer *b, size_t i) {
+    const uint32_t canary = CANARY_BITS;
+    unsigned char bytes[4];
+    memcpy(bytes, &canary, 4);
+    return i < b->bytes / 4 * 4 ? bytes[i % 4] : CANARY_BYTE;
+}
+
 static void check_canaries(struct test *t, const unsigned char *p, size_t bytes, const char *what,
                            const char *where) {
     for (size_t i = 0; i < bytes; i++)
@@ -211,21 +219,126 @@ void test_release(struct test *t) {
 }
 
 /* ---------------------------------------------------------------------------------------------- */
+/* Elements of any type                                                                           */
+
+size_t dtype_size(bnorm_dtype dtype) {
+    static const size_t sizes[] = {4, 2, 2, 1, 1};
+    return sizes[dtype];
+}
+
+const char *dtype_name(bnorm_dtype dtype) {
+    static const char *const names[] = {"f32", "bf16", "f16", "s8", "u8"};
+    return names[dtype];
+}
+
+/* With so many bits after the leading one, and no exponent below the least: by arithmetic in
+ * double, not by shifting bits as the library does. */
+static float round_to(float value, int bits, int least) {
+    if (!isfinite(value) || value == 0)
+        return value;
+    const int own = ilogb((double)value), e = own < least ? least : own;
+    return (float)scalbn(nearbyint(scalbn((double)value, bits - e)), e - bits);
+}
+
+/* Of a number that is a binary16; a NaN becomes quiet. */
+static uint16_t encode_f16(float value) {
+    const unsigned sign = float_bits(value) >> 31 << 15;
+    const double v = fabs((double)value);
+    unsigned code = 0x7c00;
+    if (isnan(v))
+        code = 0x7e00 | (float_bits(value) >> 13 & 0x1ff);
+    else if (v < 0x1p-14)
+        code = (unsigned)(v * 0x1p24);
+    else if (v < 0x1p16)
+        code = (unsigned)(ilogb(v) + 14) * 1024 + (unsigned)scalbn(v, 10 - ilogb(v));
+    return (uint16_t)(sign | code);
+}
+
+static float decode_f16(unsigned code) {
+    const unsigned exponent = code >> 10 & 31, mantissa = code & 1023;
+    if (exponent == 31)
+        return bits_float(code >> 15 << 31 | 0x7f800000u | mantissa << 13);
+    const float v =
+        exponent ? (float)scalbn(1024 + mantissa, (int)exponent - 25) : (float)mantissa * 0x1p-24f;
+    return code >> 15 ? -v : v;
+}
+
+float element_get(bnorm_dtype dtype, const void *data, size_t i) {
+    const unsigned char *p = (const unsigned char *)data + i * dtype_size(dtype);
+    uint16_t half;
+    float value;
+    switch (dtype) {
+    case BNORM_BF16:
+        memcpy(&half, p, sizeof half);
+        return bits_float((uint32_t)half << 16);
+    case BNORM_F16:
+        memcpy(&half, p, sizeof half);
+        return decode_f16(half);
+    case BNORM_S8:
+        return (float)(*p < 128 ? *p : *p - 256);
+    case BNORM_U8:
+        return (float)*p;
+    case BNORM_F32:
+        break;
+    }
+    memcpy(&value, p, sizeof value);
+    return value;
+}
+
+void element_set(bnorm_dtype dtype, void *data, size_t i, float value) {
+    unsigned char *p = (unsigned char *)data + i * dtype_size(dtype);
+    uint16_t half;
+    switch (dtype) {
+    case BNORM_BF16:
+        half = (uint16_t)(float_bits(round_to(value, 7, -126)) >> 16);
+        if (isnan(value))
+            half |= 0x40;
+        memcpy(p, &half, sizeof half);
+        break;
+    case BNORM_F16:
+        half = encode_f16(round_to(value, 10, -14));
+        memcpy(p, &half, sizeof half);
+        break;
+    case BNORM_S8:
+        *p = (unsigned char)(int)fmin(fmax(nearbyint((double)value), -128), 127);
+        break;
+    case BNORM_U8:
+        *p = (unsigned char)fmin(fmax(nearbyint((double)value), 0), 255);
+        break;
+    case BNORM_F32:
+        memcpy(p, &value, sizeof value);
+        break;
+    }
+}
+
+float element_round(bnorm_dtype dtype, float value) {
+    float element;
+    element_set(dtype, &element, 0, value);
+    return element_get(dtype, &element, 0);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
 /* Strided tensors                                                                                */
 
 size_t shape_runs(const bnorm_shape *shape) {
+    if (shape->c_block)
+        return (shape->c + shape->c_block - 1) / shape->c_block;
     return shape->layout == BNORM_NHWC ? shape->hw : shape->c;
 }
 
 size_t shape_len(const bnorm_shape *shape) {
+    if (shape->c_block)
+        return shape->hw * shape->c_block;
     return shape->layout == BNORM_NHWC ? shape->c : shape->hw;
 }
 
 size_t shape_count(const bnorm_shape *shape) {
-    return shape->n * shape->c * shape->hw;
+    return shape->n * shape_runs(shape) * shape_len(shape);
 }
 
 size_t shape_channel(const bnorm_shape *shape, size_t i) {
+    if (shape->c_block)
+        return i / shape_len(shape) % shape_runs(shape) * shape->c_block + i % shape->c_block;
     return shape->layout == BNORM_NHWC ? i % shape->c : i / shape->hw % shape->c;
 }
 
@@ -238,25 +351,40 @@ void tensor_new(struct tensor *t, const bnorm_shape *shape, const struct placeme
     t->span = shape_count(shape)
                   ? (shape->n - 1) * t->image_stride + (runs - 1) * t->run_stride + len
                   : 0;
-    buffer_new(&t->buffer, t->span * sizeof(float), p->side, p->shift * sizeof(float));
-    t->data = (float *)(void *)t->buffer.data;
+    t->dtype = shape->dtype;
+    const size_t size = dtype_size(t->dtype);
+    buffer_new(&t->buffer, t->span * size, p->side, p->shift * size);
+    t->data = t->buffer.data;
 }
 
-static float *run_at(const struct tensor *t, const bnorm_shape *shape, size_t run) {
+static unsigned char *run_at(const struct tensor *t, const bnorm_shape *shape, size_t run) {
     const size_t runs = shape_runs(shape);
-    return t->data + run / runs * t->image_stride + run % runs * t->run_stride;
+    const size_t at = run / runs * t->image_stride + run % runs * t->run_stride;
+    return (unsigned char *)t->data + at * dtype_size(t->dtype);
 }
 
 void tensor_put(struct tensor *t, const bnorm_shape *shape, const float *dense) {
     const size_t len = shape_len(shape), runs = shape->n * shape_runs(shape);
-    for (size_t run = 0; len && run < runs; run++)
-        memcpy(run_at(t, shape, run), dense + run * len, len * sizeof(float));
+    for (size_t run = 0; len && run < runs; run++) {
+        unsigned char *to = run_at(t, shape, run);
+        if (t->dtype == BNORM_F32)
+            memcpy(to, dense + run * len, len * sizeof(float));
+        else
+            for (size_t i = 0; i < len; i++)
+                element_set(t->dtype, to, i, dense[run * len + i]);
+    }
 }
 
 void tensor_get(const struct tensor *t, const bnorm_shape *shape, float *dense) {
     const size_t len = shape_len(shape), runs = shape->n * shape_runs(shape);
-    for (size_t run = 0; len && run < runs; run++)
-        memcpy(dense + run * len, run_at(t, shape, run), len * sizeof(float));
+    for (size_t run = 0; len && run < runs; run++) {
+        const unsigned char *from = run_at(t, shape, run);
+        if (t->dtype == BNORM_F32)
+            memcpy(dense + run * len, from, len * sizeof(float));
+        else
+            for (size_t i = 0; i < len; i++)
+                dense[run * len + i] = element_get(t->dtype, from, i);
+    }
 }
 
 void tensor_check_gaps(struct test *t, const struct tensor *x, const bnorm_shape *shape,
@@ -265,19 +393,20 @@ void tensor_check_gaps(struct test *t, const struct tensor *x, const bnorm_shape
     const size_t count = shape_count(shape);
     if (x->span == count)
         return; /* dense: no gaps */
+    const size_t size = dtype_size(x->dtype), bytes = x->buffer.bytes;
     const size_t len = shape_len(shape), runs = shape->n * shape_runs(shape);
-    unsigned char *element = calloc(x->span, 1);
+    unsigned char *element = calloc(bytes, 1);
     if (!element)
         die("calloc");
     for (size_t run = 0; run < runs; run++)
-        memset(element + (run_at(x, shape, run) - x->data), 1, len);
+        memset(element + (run_at(x, shape, run) - x->buffer.data), 1, len * size);
     size_t i = 0;
-    while (i < x->span && (element[i] || float_bits(x->data[i]) == CANARY_BITS))
+    while (i < bytes && (element[i] || x->buffer.data[i] == canary_at(&x->buffer, i)))
         i++;
     free(element);
-    if (i < x->span)
-        test_fail(t, "%s: the gap between runs was overwritten at float %zu with 0x%08" PRIx32,
-                  what, i, float_bits(x->data[i]));
+    if (i < bytes)
+        test_fail(t, "%s: the gap between runs was overwritten at element %zu, byte 0x%02x", what,
+                  i / size, x->buffer.data[i]);
 }
 
 bnorm_in tensor_in(const struct tensor *t) {

@@ -77,6 +77,13 @@ void add_properties(struct suite *s);
 void add_errors(struct suite *s);
 void add_fold(struct suite *s);
 void add_kernels(struct suite *s);
+void add_blocked(struct suite *s);
+void add_mask(struct suite *s);
+void add_jobs(struct suite *s);
+void add_smooth(struct suite *s);
+void add_types(struct suite *s);
+void add_types_train(struct suite *s);
+void add_quantized(struct suite *s);
 void add_onnx(struct suite *s);
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -105,30 +112,43 @@ void buffer_free(struct buffer *b);
 #define CANARY_BITS 0xffa5c3a5u
 
 /* ---------------------------------------------------------------------------------------------- */
-/* Strided tensors of floats                                                                      */
+/* Elements of any type, as floats                                                                */
+
+size_t dtype_size(bnorm_dtype dtype);
+const char *dtype_name(bnorm_dtype dtype); /* "f32" */
+/* The element nearest to the value, ties to even, as a float. For S8 and U8: of the integer. */
+float element_round(bnorm_dtype dtype, float value);
+float element_get(bnorm_dtype dtype, const void *data, size_t i);
+void element_set(bnorm_dtype dtype, void *data, size_t i, float value); /* rounds */
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Strided tensors                                                                                */
 
 struct tensor {
     struct buffer buffer;
-    float *data;
+    bnorm_dtype dtype;
+    void *data;
     size_t run_stride, image_stride;             /* resolved: 0 is replaced by what it means */
     size_t given_run_stride, given_image_stride; /* as in the placement */
-    size_t span; /* floats from the first to past the last element */
+    size_t span;                                 /* elements from the first to past the last */
 };
 
-/* How a tensor lies: strides as in bnorm_in (0 = dense), guard page, misalignment in floats. */
+/* How a tensor lies: strides as in bnorm_in (0 = dense), guard page, misalignment in elements. */
 struct placement {
     size_t run_stride, image_stride;
     enum side side;
     size_t shift;
 };
 
+/* Elements of a blocked tensor include its padding, whose channel is c or more. */
 size_t shape_runs(const bnorm_shape *shape);              /* per image */
 size_t shape_len(const bnorm_shape *shape);               /* elements of a run */
 size_t shape_count(const bnorm_shape *shape);             /* elements */
 size_t shape_channel(const bnorm_shape *shape, size_t i); /* of dense element i */
 
-/* All floats are canaries at first, elements and gaps. */
+/* All bytes are canaries at first, elements and gaps. */
 void tensor_new(struct tensor *t, const bnorm_shape *shape, const struct placement *p);
+/* Dense elements are floats, whatever the tensor's type; put rounds them. */
 void tensor_put(struct tensor *t, const bnorm_shape *shape, const float *dense);
 void tensor_get(const struct tensor *t, const bnorm_shape *shape, float *dense);
 /* Fails the case if a canary around the tensor or in a gap between its runs has changed. */

@@ -3,13 +3,15 @@
 #
 # What bnorm promises to those who embed it, read off the header and the built libraries: one line
 # per check, exit status 1 if any fails. `make test` runs it from the top of the tree with
-# STATIC_LIB, SHARED_LIB, CC, CXX, NM and OBJDUMP in the environment; by hand:
+# STATIC_LIB, SHARED_LIB, CC, CXX, NM, OBJDUMP and SLEEF (1: they were built with it, 0: without) in
+# the environment; by hand:
 #
-#   STATIC_LIB=build/libbnorm.a SHARED_LIB=build/libbnorm.so.0.1.0 tests/hygiene.sh
+#   STATIC_LIB=build/libbnorm.a SHARED_LIB=build/libbnorm.so.0.1.0 SLEEF=1 tests/hygiene.sh
 set -u
 export LC_ALL=C
 
 CC=${CC:-cc} CXX=${CXX:-c++} NM=${NM:-nm} OBJDUMP=${OBJDUMP:-objdump}
+SLEEF=${SLEEF:-0}
 : "${STATIC_LIB:?names the static library: run make test, or set it}"
 : "${SHARED_LIB:?names the shared library: run make test, or set it}"
 if [ ! -f include/bnorm.h ]; then
@@ -27,6 +29,8 @@ scratch=$(mktemp -d) || exit 2
 trap 'rm -rf "$scratch"' EXIT
 trap 'exit 2' HUP INT TERM
 failures=0
+libs=-lm
+if [ "$SLEEF" = 1 ]; then libs='-lsleef -lm'; fi
 
 pass() {
     printf 'PASS  hygiene: %s\n' "$1"
@@ -75,7 +79,7 @@ echo '#include "bnorm.h"
 int main() { return bnorm_version() && bnorm_isa_best() ? 0 : 1; }' >"$scratch/link.cc"
 # shellcheck disable=SC2086
 expect_nothing "a C++ program links with the static library" \
-    "$($CXX -std=c++11 -Iinclude "$scratch/link.cc" "$STATIC_LIB" -lm -o "$scratch/link" 2>&1)"
+    "$($CXX -std=c++11 -Iinclude "$scratch/link.cc" "$STATIC_LIB" $libs -o "$scratch/link" 2>&1)"
 
 # ---------------------------------------------------------------------------------------------------
 # Symbols
@@ -96,17 +100,28 @@ expect_equal "the shared library exports the functions of bnorm.h and nothing el
 soname=$($OBJDUMP -p "$SHARED_LIB" | awk '$1 == "SONAME" { print $2 }')
 version=$(awk '$2 == "BNORM_VERSION_MAJOR" { print $3 }' include/bnorm.h)
 expect_equal "the shared library's name carries the major version" "$soname" "libbnorm.so.$version"
-expect_nothing "the shared library needs libc and libm only" \
-    "$($OBJDUMP -p "$SHARED_LIB" | awk '$1 == "NEEDED" && $2 !~ /^(libc|libm|ld-linux.*)\.so/ { print $2 }')"
+needed=$($OBJDUMP -p "$SHARED_LIB" | awk '$1 == "NEEDED" { sub(/\.so.*/, "", $2); print $2 }')
+needs='libc and libm'
+if [ "$SLEEF" = 1 ]; then needs='libc, libm and libsleef'; fi
+expect_nothing "the shared library needs $needs only" \
+    "$(echo "$needed" | grep -vxE "libc|libm|ld-linux.*$(if [ "$SLEEF" = 1 ]; then echo '|libsleef'; fi)")"
 
 # Memory, text, environment, and arithmetic that the compiler may leave to libm; no allocation,
-# streams, threads or abort. __stack_chk_fail is the compiler's own.
+# streams, threads or abort. __stack_chk_fail is the compiler's own. Of SLEEF: the functions whose bits
+# are the same on every kernel set, and with their set in the name, so that nothing chooses another.
 allowed='memcpy memset memmove memcmp strcmp getenv sqrt fma fmaf _GLOBAL_OFFSET_TABLE_ __stack_chk_fail __stack_chk_guard'
-expect_nothing "the library calls nothing but $allowed" "$(awk -v allowed="$allowed" '
+sleef='^$'
+if [ "$SLEEF" = 1 ]; then
+    sleef='^Sleef_finz_[a-z0-9]+_u[0-9]+(purecfma|avx2|avx512f|advsimd)$'
+    allowed="$allowed Sleef_finz_*"
+    expect_nothing "the library calls SLEEF" \
+        "$(grep -q '^Sleef_' "$scratch/symbols" || echo 'no symbol of it: -DBNORM_SLEEF=1 is missing')"
+fi
+expect_nothing "the library calls nothing but $allowed" "$(awk -v allowed="$allowed" -v sleef="$sleef" '
     BEGIN { split(allowed, names, " "); for (i in names) known[names[i]] = 1 }
     $2 == "U" { used[$1] = 1; next }
     { known[$1] = 1 }
-    END { for (name in used) if (!(name in known)) print name }' "$scratch/symbols")"
+    END { for (name in used) if (!(name in known) && name !~ sleef) print name }' "$scratch/symbols")"
 
 # ---------------------------------------------------------------------------------------------------
 # Sections: "member section size" per line
@@ -177,7 +192,7 @@ if $OBJDUMP -f "$STATIC_LIB" | grep -q 'elf64-x86-64'; then
     kernels=$(grep -c '^ *X(' dispatch/isa.h)
     for isa in avx2 avx512; do
         # shellcheck disable=SC2086
-        $CC -std=c11 -Os -Iinclude -c "src/$isa/$isa.c" -o "$scratch/small.o"
+        $CC -std=c11 -Os -DBNORM_SLEEF="$SLEEF" -Iinclude -c "src/$isa/$isa.c" -o "$scratch/small.o"
         count=$(disassemble "$scratch/small.o" | grep -c ' vzeroupper')
         if [ "$count" -ge "$kernels" ]; then
             pass "$isa leaves no dirty upper halves of registers at -Os"
@@ -204,9 +219,22 @@ fi
 mkdir "$scratch/build"
 cp -r include src dispatch "$scratch/build"
 cd "$scratch/build" || exit 2
-line='-std=c11 -O2 -c -Iinclude src/*.c src/*/*.c dispatch/*.c'
-# shellcheck disable=SC2086
-expect_nothing "$CC $line" "$($CC -std=c11 -O2 -c -Iinclude src/*.c src/*/*.c dispatch/*.c 2>&1)"
+
+# Compiles as that line does, with the options that are given in front.
+one_line() {
+    # shellcheck disable=SC2086
+    expect_nothing "$CC $* -c -Iinclude src/*.c src/*/*.c dispatch/*.c" \
+        "$($CC "$@" -c -Iinclude src/*.c src/*/*.c dispatch/*.c 2>&1)"
+}
+
+echo 'int main(void) { return 0; }' >empty.c
+if [ "$SLEEF" = 1 ]; then
+    one_line -std=c11 -O0 -DBNORM_SLEEF=1
+    # shellcheck disable=SC2086
+    expect_nothing "those objects link with $libs" "$($CC empty.c ./*.o $libs -o empty 2>&1)"
+    rm ./*.o
+fi
+one_line -std=c11 -O2
 expect_equal "every source has an object of its own name" \
     "$(find . -name '*.o' | wc -l)" "$(find src dispatch -name '*.c' | wc -l)"
 

@@ -250,7 +250,14 @@ int main(int argc, char **argv) {
     add_apply(&suite);
     add_train(&suite);
     add_backward(&suite);
+    add_blocked(&suite);
+    add_mask(&suite);
+    add_smooth(&suite);
     add_threads(&suite);
+    add_jobs(&suite);
+    add_types(&suite);
+    add_types_train(&suite);
+    add_quantized(&suite);
     add_properties(&suite);
     add_fold(&suite);
     add_errors(&suite);

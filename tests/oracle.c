@@ -26,7 +26,8 @@
  *
  *   Activations. IDENTITY, RELU and CLAMP do not enlarge an error of v. LEAKY_RELU multiplies it by
  *   max(1, |a|) and rounds once. HARD_SWISH has slopes up to 1.5 and rounds v + 3, two products and
- *   the constant 1/6: 4u|y|.
+ *   the constant 1/6: 4u|y|. For those made of exponentials the errors are not derived but what the
+ *   library promises at least: see ORACLE_SMOOTH_ULP.
  *
  *   Backward. g = dy*act'(v): LEAKY_RELU rounds once, u|g|. HARD_SWISH's slope v/3 + 1/2 is off by
  *   e_v/3 + u|v|/3 (the constant 1/3) + u|slope|, and the product rounds: u|g|. Where act'(v)
@@ -92,6 +93,14 @@ static double sum_total(const struct sum *s) {
 /* ---------------------------------------------------------------------------------------------- */
 /* Activations                                                                                    */
 
+static double sigmoid(double v) {
+    return 1 / (1 + exp(-v));
+}
+
+static double softplus(double v) {
+    return fmax(v, 0) + log1p(exp(-fabs(v)));
+}
+
 double oracle_act(bnorm_act act, double v) {
     if (isnan(v))
         return v;
@@ -106,8 +115,27 @@ double oracle_act(bnorm_act act, double v) {
         return v > 0 ? v : (double)act.a * v;
     case BNORM_ACT_HARD_SWISH:
         return v <= -3 ? 0 : v >= 3 ? v : v * (v + 3) / 6;
+    case BNORM_ACT_SIGMOID:
+        return sigmoid(v);
+    case BNORM_ACT_SILU:
+        return v == -INFINITY ? 0 : v * sigmoid(v);
+    case BNORM_ACT_TANH:
+        return tanh(v);
+    case BNORM_ACT_GELU:
+        return v == -INFINITY ? 0 : v / 2 * erfc(-v / sqrt(2));
+    case BNORM_ACT_ELU:
+        return v > 0 ? v : (double)act.a * expm1(v);
+    case BNORM_ACT_SOFTPLUS:
+        return softplus(v);
+    case BNORM_ACT_MISH:
+        return v == -INFINITY ? 0 : v * tanh(softplus(v));
     }
     return NAN;
+}
+
+/* v*slope, where the slope vanishes faster than v grows. */
+static double times(double v, double slope) {
+    return slope == 0 ? 0 : v * slope;
 }
 
 double oracle_act_derivative(bnorm_act act, double v) {
@@ -122,23 +150,50 @@ double oracle_act_derivative(bnorm_act act, double v) {
         return v > 0 ? 1 : (double)act.a;
     case BNORM_ACT_HARD_SWISH:
         return v <= -3 ? 0 : v >= 3 ? 1 : (2 * v + 3) / 6;
+    case BNORM_ACT_SIGMOID:
+        return sigmoid(v) * sigmoid(-v);
+    case BNORM_ACT_SILU:
+        return sigmoid(v) + times(v, sigmoid(v) * sigmoid(-v));
+    case BNORM_ACT_TANH:
+        return 4 * sigmoid(2 * v) * sigmoid(-2 * v);
+    case BNORM_ACT_GELU:
+        return erfc(-v / sqrt(2)) / 2 + times(v, exp(-v * v / 2) / sqrt(8 * atan(1)));
+    case BNORM_ACT_ELU:
+        return v > 0 ? 1 : (double)act.a * exp(v);
+    case BNORM_ACT_SOFTPLUS:
+        return sigmoid(v);
+    case BNORM_ACT_MISH: {
+        const double s = softplus(v), e = exp(-s); /* 1 - tanh(s)^2 = 1/cosh(s)^2 */
+        const double sech = 2 * e / (1 + e * e);
+        return tanh(s) + times(v, sech * sech * sigmoid(v));
+    }
     }
     return NAN;
 }
 
 double oracle_kink_distance(bnorm_act act, double v) {
     switch (act.kind) {
-    case BNORM_ACT_IDENTITY:
-        break;
     case BNORM_ACT_RELU:
     case BNORM_ACT_LEAKY_RELU:
+    case BNORM_ACT_ELU:
         return fabs(v);
     case BNORM_ACT_CLAMP:
         return fmin(fabs(v - (double)act.a), fabs(v - (double)act.b));
     case BNORM_ACT_HARD_SWISH:
         return fmin(fabs(v + 3), fabs(v - 3));
+    default: /* differentiable */
+        return INFINITY;
     }
-    return INFINITY;
+}
+
+/* Of the activations made of exponentials; those of SILU, GELU and MISH reach 1.1 to 1.13. */
+static double largest_slope(bnorm_act act) {
+    return act.kind == BNORM_ACT_ELU ? fmax(1, fabs((double)act.a)) : 1.13;
+}
+
+/* An exponential below the normal range is off by eta, and is multiplied by v. */
+double oracle_smooth_bound(double v, double y) {
+    return 2 * ORACLE_SMOOTH_ULP * U * fabs(y) + 2 * (2 + fabs(v)) * ETA;
 }
 
 /* Bound of the activation's value where its argument is off by v_bound. */
@@ -153,8 +208,9 @@ static double act_bound(bnorm_act act, double v, double v_bound) {
         return v_bound * fmax(1, fabs((double)act.a)) + U * y + ETA;
     case BNORM_ACT_HARD_SWISH:
         return 1.5 * v_bound + 4 * U * y + ETA;
+    default:
+        return largest_slope(act) * v_bound + oracle_smooth_bound(v, y);
     }
-    return NAN;
 }
 
 /* Bound of dy*act'(v), away from jumps. */
@@ -170,8 +226,9 @@ static double gradient_bound(bnorm_act act, double v, double v_bound, double dy)
     case BNORM_ACT_HARD_SWISH:
         return fabs(v) >= 3 ? 0
                             : fabs(dy) * (v_bound / 3 + U * fabs(v) / 3 + U * slope) + U * g + ETA;
+    default: /* no second derivative of these is larger */
+        return fabs(dy) * largest_slope(act) * (v_bound + ORACLE_SMOOTH_SLOPE) + U * g + ETA;
     }
-    return NAN;
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -200,7 +257,8 @@ void oracle_moments(const bnorm_shape *shape, const double *x, const struct orac
         const double shift = sum_total(&rest) / n;
         double var = sum_total(&squares) / n - shift * shift;
         double delta = sum_roundings(shape) * W * max * SLACK;
-        const double k = shape->layout == BNORM_NCHW && shape->hw > 1 ? 1 : 2;
+        const int planes = shape->layout == BNORM_NCHW && shape->hw > 1 && !shape->c_block;
+        const double k = planes ? 1 : 2;
         double var_bound =
             8 * U * (k * var + U * max * U * max) + 2 * sqrt(fabs(var)) * delta + delta * delta;
         if (min_x == max_x && isfinite(mean)) /* a constant channel has to be exact */

@@ -10,6 +10,11 @@
 
 double oracle_act(bnorm_act act, double v);
 double oracle_act_derivative(bnorm_act act, double v);
+/* Errors allowed of the activations made of exponentials, SIGMOID and those after it: of the value
+ * in ulp, of the derivative as it is. */
+#define ORACLE_SMOOTH_ULP   8
+#define ORACLE_SMOOTH_SLOPE 0x1p-20
+double oracle_smooth_bound(double v, double y); /* of the value y at v, which is exact */
 /* Distance from v to the nearest point where the derivative jumps. */
 double oracle_kink_distance(bnorm_act act, double v);
 

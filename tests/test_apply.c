@@ -49,7 +49,12 @@ static void problem_new(struct test *t, struct problem *p, const bnorm_shape *sh
 static void problem_solve(struct test *t, struct problem *p) {
     say_problem(t, p, "scalar, dense");
     const bnorm_affine affine = {
-        p->center, p->scale, p->shift, {p->residual, 0, 0}, p->options.act};
+        .center = p->center,
+        .scale = p->scale,
+        .shift = p->shift,
+        .residual = {p->residual, 0, 0},
+        .act = p->options.act,
+    };
     const bnorm_exec exec = {.isa = scalar_isa()};
     const bnorm_in x = {p->x, 0, 0};
     const bnorm_out y = {p->want, 0, 0};
@@ -222,7 +227,8 @@ static void test_slices(struct test *t) {
         struct tensor slices[3];
         for (size_t k = 0; k < 3; k++) {
             slices[k] = *all;
-            slices[k].data +=
+            slices[k].data =
+                (float *)all->data +
                 k * (p.shape.layout == BNORM_NHWC ? p.shape.c : p.shape.c * p.shape.hw);
             slices[k].given_run_stride = all->run_stride;
             slices[k].given_image_stride = all->image_stride;
@@ -230,8 +236,11 @@ static void test_slices(struct test *t) {
         tensor_put(&slices[0], &p.shape, p.x);
         tensor_put(&slices[2], &p.shape, p.residual);
         say_problem(t, &p, "slices of one buffer");
-        const bnorm_affine affine = {p.center, p.scale, p.shift, tensor_in(&slices[2]),
-                                     p.options.act};
+        const bnorm_affine affine = {.center = p.center,
+                                     .scale = p.scale,
+                                     .shift = p.shift,
+                                     .residual = tensor_in(&slices[2]),
+                                     .act = p.options.act};
         const bnorm_exec exec = {.isa = t->isa};
         check_status(
             t, "bnorm_apply",

@@ -55,7 +55,11 @@ static void forward(struct test *t, struct problem *p) {
             p->invstd[i] = (float)rng_uniform(&t->rng, .3, 2);
             scale[i] = (p->gamma ? p->gamma[i] : 1) * p->invstd[i];
         }
-        const bnorm_affine affine = {p->mean, scale, p->beta, {p->residual, 0, 0}, p->options.act};
+        const bnorm_affine affine = {.center = p->mean,
+                                     .scale = scale,
+                                     .shift = p->beta,
+                                     .residual = {p->residual, 0, 0},
+                                     .act = p->options.act};
         check_status(t, "bnorm_apply", bnorm_apply(&p->shape, x, y, &affine, &exec), BNORM_OK);
         return;
     }

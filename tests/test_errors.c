@@ -7,7 +7,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
-#include "harness.h"
+#include "types.h"
 
 enum { N = 2, C = 6, HW = 3, COUNT = N * C * HW, ROOM = 512, PARAM_ROOM = 32, WS_ROOM = 1 << 16 };
 
@@ -76,6 +76,8 @@ struct call {
     double eps, rate;
     bnorm_variance variance;
     bnorm_conv conv;
+    bnorm_y_dtype y_dtype;
+    bnorm_quant x_quant, residual_quant, y_quant;
     void *ws;
     size_t ws_size;
 };
@@ -99,8 +101,15 @@ static const bnorm_exec *exec_of(const struct call *k) {
 }
 
 static bnorm_status invoke_apply(const struct call *k) {
-    const bnorm_affine affine = {k->param[CENTER], k->param[SCALE], k->param[SHIFT],
-                                 in(k, RESIDUAL), k->act};
+    const bnorm_affine affine = {.center = k->param[CENTER],
+                                 .scale = k->param[SCALE],
+                                 .shift = k->param[SHIFT],
+                                 .residual = in(k, RESIDUAL),
+                                 .act = k->act,
+                                 .y_dtype = k->y_dtype,
+                                 .x_quant = k->x_quant,
+                                 .residual_quant = k->residual_quant,
+                                 .y_quant = k->y_quant};
     return bnorm_apply(shape_of(k), in(k, X), out(k, Y), k->no_options ? NULL : &affine,
                        exec_of(k));
 }
@@ -252,6 +261,8 @@ static void fresh(struct call *k, bnorm_layout layout) {
     k->eps = 1e-5;
     k->rate = 0.1;
     k->variance = BNORM_VARIANCE_SAMPLE;
+    k->y_dtype = BNORM_Y_SAME;
+    k->x_quant = k->residual_quant = k->y_quant = (bnorm_quant){0};
     k->conv = (bnorm_conv){BNORM_OIHW, .out_channels = C, .in_channels = 4, .kernel = HW, 2};
     k->ws = NULL;
     k->ws_size = 0;
@@ -357,10 +368,23 @@ static void test_shape(struct test *t) {
     FOR_EACH_LAYOUT {
         EXPECT(BNORM_BAD_ENUM, k->shape.layout = (bnorm_layout)2);
         EXPECT(BNORM_BAD_ENUM, k->shape.layout = (bnorm_layout)-1);
-        EXPECT(BNORM_BAD_ENUM, k->shape.dtype = (bnorm_dtype)1);
+        EXPECT(BNORM_BAD_ENUM, k->shape.dtype = (bnorm_dtype)5);
         EXPECT(BNORM_BAD_ENUM, k->shape.dtype = (bnorm_dtype)-1);
-        EXPECT(BNORM_UNSUPPORTED, k->shape.c_block = 8);
-        EXPECT(BNORM_UNSUPPORTED, k->shape.c_block = 1);
+        EXPECT(BNORM_OK, k->shape.dtype = BNORM_BF16);
+        EXPECT(BNORM_OK, k->shape.dtype = BNORM_F16);
+        const bnorm_status quantized = k->function == &apply ? BNORM_OK : BNORM_UNSUPPORTED;
+        EXPECT(quantized, k->shape.dtype = BNORM_S8);
+        EXPECT(quantized, k->shape.dtype = BNORM_U8);
+        for (size_t block = 1; block <= 64; block++) {
+            const int good = block == 4 || block == 8 || block == 16 || block == 32;
+            fresh(k, layout);
+            k->shape.c_block = block;
+            if (k->function->op >= 0 && good && layout == BNORM_NCHW)
+                k->ws_size = bnorm_workspace((bnorm_op)k->function->op, &k->shape);
+            attempt_named(k, good && layout == BNORM_NCHW ? BNORM_OK : BNORM_UNSUPPORTED,
+                          "c_block = %zu", block);
+        }
+        EXPECT(BNORM_UNSUPPORTED, k->shape.c_block = max);
         EXPECT(BNORM_BAD_SHAPE, k->shape.c = 0);
         EXPECT(BNORM_BAD_SHAPE, k->shape.n = max);
         EXPECT(BNORM_BAD_SHAPE, k->shape.c = max);
@@ -371,6 +395,81 @@ static void test_shape(struct test *t) {
         EXPECT(BNORM_BAD_SHAPE, k->shape.n = max / sizeof(float) / (C * HW) + 1); /* bytes */
         EXPECT(BNORM_BAD_SHAPE, k->shape.c = max / sizeof(float) / (N * HW) + 1);
         EXPECT(BNORM_BAD_SHAPE, k->shape.hw = max / sizeof(float) / (N * C) + 1);
+    }
+}
+
+/* Blocks of channels, with the padding of the last one. */
+static void test_blocked_shape(struct test *t) {
+    struct call call = new_call(t), *k = &call;
+    const bnorm_layout layout = BNORM_NCHW;
+    const size_t max = SIZE_MAX, most = (size_t)PTRDIFF_MAX / sizeof(float);
+#define BLOCKED k->shape.c_block = 32
+    EXPECT(BNORM_BAD_SHAPE, (BLOCKED, k->shape.c = 0));
+    EXPECT(BNORM_BAD_SHAPE, (BLOCKED, k->shape.n = max));
+    EXPECT(BNORM_BAD_SHAPE, (BLOCKED, k->shape.c = max));
+    EXPECT(BNORM_BAD_SHAPE, (BLOCKED, k->shape.c = max - 31));
+    EXPECT(BNORM_BAD_SHAPE, (BLOCKED, k->shape.hw = max));
+    EXPECT(BNORM_BAD_SHAPE, (BLOCKED, k->shape.hw = max / 32 + 1));
+    EXPECT(BNORM_BAD_SHAPE, (BLOCKED, k->shape.n = most / (32 * HW) + 1)); /* with padding only */
+    EXPECT(BNORM_BAD_SHAPE, (BLOCKED, k->shape.hw = most / (32 * N) + 1));
+    EXPECT(BNORM_BAD_SHAPE, (BLOCKED, k->shape.n = k->shape.hw = 1, k->shape.c = most - 2));
+    EXPECT(BNORM_BAD_ENUM, (BLOCKED, k->shape.layout = (bnorm_layout)2));
+    EXPECT(BNORM_BAD_ENUM, (BLOCKED, k->shape.dtype = (bnorm_dtype)5));
+#undef BLOCKED
+    /* Two blocks of 4 channels: runs of 12 elements. */
+    enum { RUN = HW * 4, IMAGE = 2 * RUN };
+    const struct {
+        size_t run_stride, image_stride;
+        bnorm_status status;
+    } strides[] = {
+        {RUN, 0, BNORM_OK},
+        {0, IMAGE, BNORM_OK},
+        {RUN + 5, 0, BNORM_OK},
+        {0, IMAGE + 3, BNORM_OK},
+        {N * RUN, RUN, BNORM_OK}, /* images inside runs */
+        {1, 0, BNORM_BAD_STRIDE},
+        {HW, 0, BNORM_BAD_STRIDE}, /* as without blocks */
+        {RUN - 1, 0, BNORM_BAD_STRIDE},
+        {0, IMAGE - 1, BNORM_BAD_STRIDE},
+        {RUN + 1, IMAGE, BNORM_BAD_STRIDE},
+        {N * RUN - 1, RUN, BNORM_BAD_STRIDE},
+        {N * RUN, RUN - 1, BNORM_BAD_STRIDE},
+        {max, 0, BNORM_BAD_STRIDE},
+        {max / 4, 0, BNORM_BAD_STRIDE},
+        {0, max - IMAGE + 1, BNORM_BAD_STRIDE},
+    };
+    for (size_t v = 0; v < VIEWS; v++)
+        for (size_t i = 0; views_of(k) & BIT(v) && i < sizeof strides / sizeof strides[0]; i++) {
+            fresh(k, layout);
+            k->shape.c_block = 4;
+            if (k->function->op >= 0)
+                k->ws_size = bnorm_workspace((bnorm_op)k->function->op, &k->shape);
+            k->view[v].run_stride = strides[i].run_stride;
+            k->view[v].image_stride = strides[i].image_stride;
+            attempt_named(k, strides[i].status, "c_block = 4, strides of %s = %zu, %zu",
+                          view_names[v], strides[i].run_stride, strides[i].image_stride);
+        }
+}
+
+/* Elements of other sizes than four bytes: no alignment but their own, other limits. */
+static void test_small_elements(struct test *t) {
+    struct call call = new_call(t), *k = &call;
+    const size_t max = SIZE_MAX;
+    FOR_EACH_LAYOUT {
+        EXPECT(BNORM_BAD_SHAPE, (k->shape.dtype = BNORM_BF16, k->shape.n = max / 2 / (C * HW) + 1));
+        EXPECT(BNORM_BAD_SHAPE, (k->shape.dtype = BNORM_F16, k->shape.hw = max / (N * C) + 1));
+        for (size_t v = 0; v < VIEWS; v++) {
+            if (!(views_of(k) & BIT(v)))
+                continue;
+            fresh(k, layout);
+            k->shape.dtype = BNORM_F16;
+            k->view[v].data = (void *)((unsigned char *)k->view[v].data + 2);
+            attempt_named(k, BNORM_OK, "F16, %s moved by two bytes", view_names[v]);
+            fresh(k, layout);
+            k->shape.dtype = BNORM_BF16;
+            k->view[v].image_stride = max / 2;
+            attempt_named(k, BNORM_BAD_STRIDE, "BF16, %s spans too many bytes", view_names[v]);
+        }
     }
 }
 
@@ -565,6 +664,90 @@ static void test_options_of_apply(struct test *t) {
     }
 }
 
+/* Another type of y. In place only where the elements have one size. */
+static void test_y_dtype(struct test *t) {
+    struct call call = new_call(t), *k = &call;
+    FOR_EACH_LAYOUT {
+        EXPECT(BNORM_BAD_ENUM, k->y_dtype = (bnorm_y_dtype)6);
+        EXPECT(BNORM_BAD_ENUM, k->y_dtype = (bnorm_y_dtype)-1);
+        EXPECT(BNORM_BAD_ENUM, (k->y_dtype = (bnorm_y_dtype)6, k->shape.n = 0));
+        for (int from = BNORM_F32; from <= BNORM_U8; from++)
+            for (int to = BNORM_Y_SAME; to <= BNORM_Y_U8; to++) {
+                const bnorm_dtype x = (bnorm_dtype)from, y = to ? (bnorm_dtype)(to - 1) : x;
+                const size_t x_size = dtype_size(x), y_size = dtype_size(y);
+                const enum view_id views[] = {X, RESIDUAL};
+                fresh(k, layout);
+                k->shape.dtype = x;
+                k->y_dtype = (bnorm_y_dtype)to;
+                attempt_named(k, BNORM_OK, "%s to y_dtype %d", dtype_name(x), to);
+                for (size_t v = 0; v < 2; v++) {
+                    fresh(k, layout);
+                    k->shape.dtype = x;
+                    k->y_dtype = (bnorm_y_dtype)to;
+                    k->view[Y].data = k->view[views[v]].data;
+                    attempt_named(k, x_size == y_size ? BNORM_OK : BNORM_BAD_OVERLAP,
+                                  "%s to y_dtype %d onto %s", dtype_name(x), to,
+                                  view_names[views[v]]);
+                    unsigned char *data = (unsigned char *)k->view[views[v]].data;
+                    fresh(k, layout);
+                    k->shape.dtype = x;
+                    k->y_dtype = (bnorm_y_dtype)to;
+                    k->view[Y].data = (void *)(data + COUNT * x_size - y_size);
+                    attempt_named(k, BNORM_BAD_OVERLAP, "%s to y_dtype %d, begins in %s",
+                                  dtype_name(x), to, view_names[views[v]]);
+                    fresh(k, layout);
+                    k->shape.dtype = x;
+                    k->y_dtype = (bnorm_y_dtype)to;
+                    k->view[Y].data = (void *)(data + COUNT * x_size);
+                    attempt_named(k, BNORM_OK, "%s to y_dtype %d, just past %s", dtype_name(x), to,
+                                  view_names[views[v]]);
+                }
+            }
+    }
+}
+
+/* scale positive and finite or 0, zero_point a value of the type; only where it matters. */
+static void test_quant(struct test *t) {
+    struct call call = new_call(t), *k = &call;
+    static const struct {
+        bnorm_quant quant;
+        bnorm_status s8, u8;
+    } quants[] = {
+        {{0, 0}, BNORM_OK, BNORM_OK},
+        {{.5f, 127}, BNORM_OK, BNORM_OK},
+        {{1e-30f, 0}, BNORM_OK, BNORM_OK},
+        {{.5f, -128}, BNORM_OK, BNORM_BAD_PARAMETER},
+        {{.5f, -1}, BNORM_OK, BNORM_BAD_PARAMETER},
+        {{.5f, 128}, BNORM_BAD_PARAMETER, BNORM_OK},
+        {{0, 255}, BNORM_BAD_PARAMETER, BNORM_OK},
+        {{.5f, 256}, BNORM_BAD_PARAMETER, BNORM_BAD_PARAMETER},
+        {{.5f, -129}, BNORM_BAD_PARAMETER, BNORM_BAD_PARAMETER},
+        {{.5f, INT_MIN}, BNORM_BAD_PARAMETER, BNORM_BAD_PARAMETER},
+        {{-.5f, 0}, BNORM_BAD_PARAMETER, BNORM_BAD_PARAMETER},
+        {{NAN, 0}, BNORM_BAD_PARAMETER, BNORM_BAD_PARAMETER},
+        {{INFINITY, 0}, BNORM_BAD_PARAMETER, BNORM_BAD_PARAMETER},
+    };
+    FOR_EACH_LAYOUT {
+        for (size_t i = 0; i < sizeof quants / sizeof quants[0]; i++)
+            for (int u8 = 0; u8 < 2; u8++)
+                for (int which = 0; which < 6; which++) {
+                    const bnorm_status bad = u8 ? quants[i].u8 : quants[i].s8;
+                    fresh(k, layout);
+                    *(which % 3 == 0   ? &k->x_quant
+                      : which % 3 == 1 ? &k->residual_quant
+                                       : &k->y_quant) = quants[i].quant;
+                    /* Quantized are all three, or y alone. */
+                    if (which < 3)
+                        k->shape.dtype = u8 ? BNORM_U8 : BNORM_S8;
+                    else
+                        k->y_dtype = u8 ? BNORM_Y_U8 : BNORM_Y_S8;
+                    attempt_named(k, which < 3 || which == 5 ? bad : BNORM_OK,
+                                  "%s: scale %g, zero point %d of tensor %d", u8 ? "u8" : "s8",
+                                  (double)quants[i].quant.scale, quants[i].quant.zero_point, which);
+                }
+    }
+}
+
 /* ---------------------------------------------------------------------------------------------- */
 /* Workspace                                                                                      */
 
@@ -625,7 +808,7 @@ static void test_empty(struct test *t) {
         EXPECT(BNORM_BAD_SHAPE, (k->shape.n = 0, k->shape.c = 0));
         EXPECT(BNORM_BAD_ENUM, (k->shape.n = 0, k->shape.layout = (bnorm_layout)7));
         if (k->function->views_out)
-            EXPECT(BNORM_BAD_ENUM, (k->shape.hw = 0, k->act.kind = (bnorm_act_kind)9));
+            EXPECT(BNORM_BAD_ENUM, (k->shape.hw = 0, k->act.kind = (bnorm_act_kind)12));
     }
 }
 
@@ -634,12 +817,12 @@ static void test_workspace_size(struct test *t) {
     for (int op = BNORM_OP_MOMENTS; op <= BNORM_OP_BACKWARD; op++) {
         for (int layout = BNORM_NHWC; layout <= BNORM_NCHW; layout++) {
             const bnorm_shape good = {.layout = (bnorm_layout)layout, .n = N, .c = C, .hw = HW};
-            bnorm_shape bad[14];
+            bnorm_shape bad[18];
             for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
                 bad[i] = good;
             bad[0].layout = (bnorm_layout)2;
-            bad[1].dtype = (bnorm_dtype)1;
-            bad[2].c_block = 8;
+            bad[1].dtype = (bnorm_dtype)5;
+            bad[2].c_block = 7;
             bad[3].c = 0;
             bad[4].n = 0;
             bad[5].hw = 0;
@@ -651,12 +834,21 @@ static void test_workspace_size(struct test *t) {
             bad[11].hw = max / sizeof(float) / (N * C) + 1;
             bad[12].layout = (bnorm_layout)-1;
             bad[13].dtype = (bnorm_dtype)-1;
+            bad[14].dtype = BNORM_S8;
+            bad[15].dtype = BNORM_U8;
+            bad[16].layout = BNORM_NHWC;
+            bad[16].c_block = 8;
+            bad[17].layout = BNORM_NCHW;
+            bad[17].c_block = 32;
+            bad[17].c = max - 30;
             test_context(t, "op %d, layout %d", op, layout);
             if (bnorm_workspace((bnorm_op)op, &good) == 0)
                 test_fail(t, "no workspace for a valid shape");
             if (bnorm_workspace((bnorm_op)op, NULL) != 0)
                 test_fail(t, "a workspace for no shape");
-            if (bnorm_workspace((bnorm_op)3, &good) != 0 ||
+            if (bnorm_workspace(BNORM_OP_APPLY, &good) != 0)
+                test_fail(t, "a workspace for bnorm_apply");
+            if (bnorm_workspace((bnorm_op)4, &good) != 0 ||
                 bnorm_workspace((bnorm_op)-1, &good) != 0)
                 test_fail(t, "a workspace for an op that does not exist");
             for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
@@ -748,7 +940,11 @@ static void test_workspace_memory(struct test *t) {
 static void test_act(struct test *t) {
     struct call call = new_call(t), *k = &call;
     FOR_EACH_LAYOUT {
-        EXPECT(BNORM_BAD_ENUM, k->act.kind = (bnorm_act_kind)5);
+        EXPECT(BNORM_BAD_ENUM, k->act.kind = (bnorm_act_kind)12);
+        if (act_usable(NULL, BNORM_ACT_ELU)) {
+            EXPECT(BNORM_BAD_PARAMETER, k->act = (bnorm_act){BNORM_ACT_ELU, NAN, 0});
+            EXPECT(BNORM_BAD_PARAMETER, k->act = (bnorm_act){BNORM_ACT_ELU, INFINITY, 0});
+        }
         EXPECT(BNORM_BAD_ENUM, k->act.kind = (bnorm_act_kind)-1);
         EXPECT(BNORM_BAD_PARAMETER, k->act = (bnorm_act){BNORM_ACT_CLAMP, 0, 0});
         EXPECT(BNORM_BAD_PARAMETER, k->act = (bnorm_act){BNORM_ACT_CLAMP, 2, 1});
@@ -927,6 +1123,8 @@ void add_errors(struct suite *s) {
         suite_add(s, NULL, test_null_structs, f, "errors/%s/null-structs", f->name);
         suite_add(s, NULL, test_shape, f, "errors/%s/shape", f->name);
         suite_add(s, NULL, test_stride, f, "errors/%s/stride", f->name);
+        suite_add(s, NULL, test_blocked_shape, f, "errors/%s/blocked", f->name);
+        suite_add(s, NULL, test_small_elements, f, "errors/%s/small-elements", f->name);
         suite_add(s, NULL, test_empty, f, "errors/%s/empty", f->name);
         if (f->views_out) {
             suite_add(s, NULL, test_view_overlap, f, "errors/%s/tensor-overlap", f->name);
@@ -939,6 +1137,8 @@ void add_errors(struct suite *s) {
             suite_add(s, NULL, test_workspace_refusals, f, "errors/%s/workspace", f->name);
     }
     suite_add(s, NULL, test_options_of_apply, &apply, "errors/apply/center-alias");
+    suite_add(s, NULL, test_y_dtype, &apply, "errors/apply/y-dtype");
+    suite_add(s, NULL, test_quant, &apply, "errors/apply/quant");
     suite_add(s, NULL, test_eps, &train, "errors/forward_train/eps");
     suite_add(s, NULL, test_running, &train, "errors/forward_train/running");
     for (size_t i = 0; i < sizeof folds / sizeof folds[0]; i++) {

@@ -3,7 +3,8 @@
  * Each kernel of each set against the scalar kernel, called directly: random arguments, lengths
  * around every vector and tile edge, buffers between guard pages, outputs compared as bytes. The
  * list of kernels is BNORM_KERNELS: one that is added there fails to compile until it has a
- * check_<kernel>() here. */
+ * check_<kernel>() here. Kernels that take types are called with all of them, with padded rows, with
+ * masks, and with the activations that SLEEF computes; see `kinds` at the end. */
 #include <float.h>
 #include <math.h>
 #include <stdio.h>
@@ -23,12 +24,31 @@ struct operand {
     const char *name;
     void *data[VERSIONS];
     struct buffer buffer;
-    size_t bytes;
+    size_t bytes, size; /* size: of one element */
 };
+
+/* What a case is about, beside its kernel: the param of the test. */
+enum {
+    MIXED = 1,       /* types that differ, S8 and U8 among them */
+    PADDED = 2,      /* rows with padding, of all types */
+    MASKED = 4,      /* masks, with all types */
+    EXPONENTIAL = 8, /* activations that need SLEEF, with types of floats */
+    ALL_TYPES = MIXED | PADDED | MASKED | EXPONENTIAL
+};
+
+struct kind {
+    const char *name;
+    bnorm_dtype type; /* of all tensors, unless `with` has ALL_TYPES */
+    unsigned with;
+};
+
+static const struct kind f32 = {"f32", BNORM_F32, 0};
 
 struct trial {
     struct test *t;
     struct rng *rng;
+    const struct kind *kind;
+    size_t block; /* length of rows with padding; 0 = rows have none */
     const struct bnorm_isa *isa[VERSIONS];
     struct operand operands[MAX_OPERANDS];
     size_t count;
@@ -42,6 +62,7 @@ struct trial {
 static struct trial new_trial(struct test *t) {
     return (struct trial){.t = t,
                           .rng = &t->rng,
+                          .kind = t->param,
                           .isa = {&bnorm_isa_scalar, t->isa},
                           .pool = test_alloc(t, POOL_BYTES)};
 }
@@ -57,6 +78,11 @@ static void begin(struct trial *r) {
     r->values = (int)rng_below(r->rng, 6);
     r->exponent = (int)rng_below(r->rng, 24) + (one_in(r, 3) ? 50 : -60);
     r->dense = (int)rng_below(r->rng, 2);
+}
+
+/* Elements between runs. */
+static size_t gap(struct trial *r) {
+    return r->dense || one_in(r, 2) ? 0 : rng_below(r->rng, 20);
 }
 
 static float special(struct rng *rng) {
@@ -91,15 +117,16 @@ static float draw(struct trial *r) {
     }
 }
 
-/* Flush against a guard page, or up to 15 elements of `align` bytes away from it. */
-static struct operand *add_operand(struct trial *r, const char *name, size_t bytes, size_t align) {
+/* Flush against a guard page, or up to 15 elements of `size` bytes away from it. */
+static struct operand *add_operand(struct trial *r, const char *name, size_t bytes, size_t size) {
     if (r->count == MAX_OPERANDS || r->used + bytes > POOL_BYTES)
         test_fail(r->t, "raise MAX_OPERANDS or POOL_BYTES");
     struct operand *o = &r->operands[r->count++];
     const enum side side = one_in(r, 2) ? SIDE_START : SIDE_END;
-    buffer_new(&o->buffer, bytes, side, one_in(r, 2) ? 0 : align * rng_below(r->rng, 16));
+    buffer_new(&o->buffer, bytes, side, one_in(r, 2) ? 0 : size * rng_below(r->rng, 16));
     o->name = name;
     o->bytes = bytes;
+    o->size = size;
     o->data[SCALAR] = r->pool + r->used;
     o->data[TESTED] = o->buffer.data;
     r->used += (bytes + 63) / 64 * 64;
@@ -161,14 +188,141 @@ static void canonical(struct operand *o) {
     memcpy(o->data[TESTED], p, o->bytes);
 }
 
+/* ---------------------------------------------------------------------------------------------- */
+/* Tensors of all types                                                                           */
+
+static int is_float(bnorm_dtype type) {
+    return type <= BNORM_F16;
+}
+
+/* What draw() is to floats, in numbers that an F16 can hold. */
+static float draw_small(struct trial *r) {
+    if (r->values == 1)
+        return (float)(1e3 + rng_normal(r->rng));
+    if (r->values == 5)
+        return (float)ldexp(rng_normal(r->rng), r->exponent % 12);
+    return draw(r);
+}
+
+/* Any element of 16 bits, now and then; S8 and U8 always are. */
+static void draw_element(struct trial *r, bnorm_dtype type, unsigned char *p) {
+    const uint64_t bits = rng_u64(r->rng);
+    const int any = r->values == 2 || (r->values == 4 && one_in(r, 2));
+    if (!is_float(type) || (type != BNORM_F32 && any))
+        memcpy(p, &bits, dtype_size(type));
+    else
+        element_set(type, p, 0, type == BNORM_F16 ? draw_small(r) : draw(r));
+}
+
+/* Where the elements of a tensor are; those of a run from `valid` on are padding. */
+struct area {
+    size_t runs, len, valid, stride;
+};
+
+static size_t span(size_t runs, size_t stride, size_t len) {
+    return (runs - 1) * stride + len;
+}
+
+static unsigned char *element(const struct operand *o, const struct area *a, size_t run, size_t i) {
+    return (unsigned char *)o->data[SCALAR] + (run * a->stride + i) * o->size;
+}
+
+/* A tensor of random values; the padding is NaN, or any bytes where the type has none. */
+static struct operand *tensor(struct trial *r, const char *name, bnorm_dtype type,
+                              const struct area *a) {
+    const size_t size = dtype_size(type), count = span(a->runs, a->stride, a->len);
+    struct operand *o = add_operand(r, name, count * size, size);
+    for (size_t i = 0; i < count; i++)
+        draw_element(r, type, (unsigned char *)o->data[SCALAR] + i * size);
+    for (size_t run = 0; run < a->runs && is_float(type); run++)
+        if (a->valid < a->len)
+            memset(element(o, a, run, a->valid), 0xff, (a->len - a->valid) * size);
+    memcpy(o->data[TESTED], o->data[SCALAR], o->bytes);
+    return o;
+}
+
+/* Padding that was written is +0. S8 and U8 mean it by the byte that their quantization gives, in
+ * which the sets agree. */
+static void check_padding(struct trial *r, const struct operand *o, bnorm_dtype type,
+                          const struct area *a) {
+    for (size_t run = 0; o && run < a->runs && is_float(type); run++)
+        for (size_t i = a->valid; i < a->len; i++) {
+            const unsigned char zero[4] = {0};
+            if (memcmp(element(o, a, run, i), zero, o->size))
+                test_fail(r->t, "%s: padding element %zu of run %zu is not +0", o->name, i, run);
+        }
+}
+
+/* The bits of a mask, among bits of other elements. */
+struct mask {
+    struct operand *operand; /* NULL = none */
+    const unsigned char *before;
+    size_t at, stride;
+};
+
+static struct mask new_mask(struct trial *r, size_t runs, size_t len) {
+    struct mask m = {.at = one_in(r, 3) ? 0 : rng_below(r->rng, 70), .stride = len + gap(r)};
+    const size_t bytes = (m.at + span(runs, m.stride, len) + 7) / 8;
+    m.operand = add_operand(r, "mask", bytes, 1);
+    unsigned char *p = m.operand->data[SCALAR], *before = test_alloc(r->t, bytes);
+    for (size_t i = 0; i < bytes; i++)
+        before[i] = p[i] = (unsigned char)rng_u64(r->rng);
+    memcpy(m.operand->data[TESTED], p, bytes);
+    m.before = before;
+    return m;
+}
+
+static bnorm_bits bits_of(const struct mask *m, enum version v) {
+    return (bnorm_bits){m->operand ? m->operand->data[v] : NULL, m->at, m->stride};
+}
+
+/* Bits that are of no element are as they were. */
+static void check_other_bits(struct trial *r, const struct mask *m, size_t runs, size_t len) {
+    for (size_t bit = 0; m->operand && bit < 8 * m->operand->bytes; bit++) {
+        const size_t i = bit - m->at;
+        const unsigned char *after = m->operand->data[SCALAR];
+        if (bit >= m->at && i % m->stride < len && i / m->stride < runs)
+            continue;
+        if ((after[bit / 8] ^ m->before[bit / 8]) >> bit % 8 & 1)
+            test_fail(r->t, "mask: bit %zu, which is of no element, was changed", bit);
+    }
+}
+
+static int takes_mask(const bnorm_act *act) {
+    return act->kind == BNORM_ACT_RELU || act->kind == BNORM_ACT_CLAMP ||
+           act->kind == BNORM_ACT_LEAKY_RELU;
+}
+
+/* The type of a tensor: the case's, or any of the first `types`. */
+static bnorm_dtype some_type(struct trial *r, size_t types) {
+    return r->kind->with & ALL_TYPES ? (bnorm_dtype)rng_below(r->rng, types) : r->kind->type;
+}
+enum { FLOAT_TYPES = BNORM_F16 + 1, TYPES = BNORM_U8 + 1 };
+
+static bnorm_quant some_quant(struct trial *r, bnorm_dtype type) {
+    static const float scales[] = {0.05f, 1, 0.0117f, 3e-30f, 1e30f, 1e-40f};
+    if (is_float(type))
+        return (bnorm_quant){1, 0};
+    const int zero_point = one_in(r, 3) ? 0 : (int)rng_below(r->rng, 256);
+    return (bnorm_quant){scales[one_in(r, 4) ? rng_below(r->rng, 6) : 0],
+                         type == BNORM_S8 && zero_point > 127 ? zero_point - 256 : zero_point};
+}
+
+/* Length of a run of c channels. */
+static size_t run_len(const struct trial *r, size_t c) {
+    return r->block ? r->block : c;
+}
+
 static void *at(const struct operand *o, enum version v) {
     return o ? o->data[v] : NULL;
 }
 
 /* After both calls: every array, inputs too, has the same bytes in both versions. */
 static void compare(struct trial *r) {
-    for (size_t i = 0; i < r->count; i++) {
-        const struct operand *o = &r->operands[i];
+    const uint16_t one = 1;
+    const int little = *(const unsigned char *)&one;
+    for (size_t n = 0; n < r->count; n++) {
+        const struct operand *o = &r->operands[n];
         buffer_check(r->t, &o->buffer, o->name);
         if (memcmp(o->data[SCALAR], o->data[TESTED], o->bytes) == 0)
             continue;
@@ -176,32 +330,50 @@ static void compare(struct trial *r) {
         size_t k = 0;
         while (want[k] == got[k])
             k++;
-        k = k / 4 * 4; /* in words, as for floats; doubles are two of them */
-        uint32_t a, b;
-        memcpy(&a, want + k, 4);
-        memcpy(&b, got + k, 4);
-        test_fail(r->t, "%s: 32-bit word %zu of %zu is %08x, the scalar kernel's %08x", o->name,
-                  k / 4, o->bytes / 4, b, a);
+        k = k / o->size * o->size;
+        char text[VERSIONS][2 * sizeof(double) + 1];
+        for (size_t i = 0; i < o->size; i++) {
+            snprintf(text[SCALAR] + 2 * i, 3, "%02x", want[k + (little ? o->size - 1 - i : i)]);
+            snprintf(text[TESTED] + 2 * i, 3, "%02x", got[k + (little ? o->size - 1 - i : i)]);
+        }
+        test_fail(r->t, "%s: element %zu of %zu is 0x%s, the scalar kernel's 0x%s", o->name,
+                  k / o->size, o->bytes / o->size, text[TESTED], text[SCALAR]);
     }
 }
 
 /* ---------------------------------------------------------------------------------------------- */
 /* Sizes                                                                                          */
 
-/* Calls trial(r, length) for each length 1..130 `rounds` times, and for some longer ones. */
+/* Other kinds than f32 have fewer rounds, and take at random what depends on them. */
+static size_t round_of(struct trial *r, size_t k) {
+    return r->kind == &f32 ? k : rng_below(r->rng, 1000);
+}
+
+/* Calls trial(r, length) for each length 1..130 `rounds` times, and for some longer ones; or for
+ * each number of channels in a block. */
 static void for_lengths(struct test *t, size_t rounds, const size_t *more, size_t more_count,
                         void (*trial)(struct trial *r, size_t length, size_t round)) {
     struct trial r = new_trial(t);
     if (test_quick())
         rounds = (rounds + 3) / 4;
-    for (size_t round = 0; round < rounds; round++) {
+    if (r.kind != &f32 && !(r.kind->with & PADDED))
+        rounds = (rounds + 3) / 4;
+    for (size_t k = 0; k < rounds; k++) {
+        if (r.kind->with & PADDED) {
+            for (r.block = 4; r.block <= 32; r.block *= 2)
+                for (size_t valid = 1; valid <= r.block; valid++) {
+                    begin(&r);
+                    trial(&r, valid, round_of(&r, k));
+                }
+            continue;
+        }
         for (size_t length = 1; length <= 130; length++) {
             begin(&r);
-            trial(&r, length, round);
+            trial(&r, length, round_of(&r, k));
         }
         for (size_t i = 0; i < more_count; i++) {
             begin(&r);
-            trial(&r, more[i], round);
+            trial(&r, more[i], round_of(&r, k));
         }
     }
     begin(&r);
@@ -214,17 +386,11 @@ static const size_t long_planes[] = {191, 192,  193,  255,  256,  257,  511,  51
                                      960, 1023, 1024, 1025, 2051, 3136, 4033, 4095, 4096};
 #define LONG_PLANES (sizeof long_planes / sizeof long_planes[0])
 
-static size_t gap(struct trial *r) {
-    return r->dense || one_in(r, 2) ? 0 : rng_below(r->rng, 20);
-}
-
-static size_t span(size_t runs, size_t stride, size_t len) {
-    return (runs - 1) * stride + len;
-}
-
 /* Mostly few runs, sometimes enough for every unrolled loop, and in the rows family for rows of few
  * channels that share vectors. */
 static size_t some_runs(struct trial *r, int rows, size_t len) {
+    if (r->block && one_in(r, 8))
+        return 1 + rng_below(r->rng, 6000 / r->block);
     if (!one_in(r, 4))
         return 1 + rng_below(r->rng, 9);
     return 1 + rng_below(r->rng, 70 + (rows ? 2 * bnorm_chains(len) : 0));
@@ -262,26 +428,40 @@ static size_t some_rows(struct trial *r, size_t c, size_t chains) {
 }
 
 /* Sometimes all values of the block are the same: the variance is exactly 0. */
-static void maybe_constant(struct trial *r, struct operand *x) {
+static void maybe_constant(struct trial *r, struct operand *x, const struct area *a) {
     if (!one_in(r, 12))
         return;
-    const float value = draw(r);
-    float *p = x->data[SCALAR];
-    for (size_t i = 0; i < x->bytes / sizeof(float); i++)
-        p[i] = value;
-    memcpy(x->data[TESTED], p, x->bytes);
+    for (size_t run = 0; run < a->runs; run++)
+        for (size_t i = 0; i < a->valid; i++)
+            memmove(element(x, a, run, i), x->data[SCALAR], x->size);
+    memcpy(x->data[TESTED], x->data[SCALAR], x->bytes);
+}
+
+static bnorm_block_args block_args(const struct operand *x, bnorm_dtype type, const struct area *a,
+                                   enum version v) {
+    return (bnorm_block_args){.x = at(x, v),
+                              .type = type,
+                              .runs = a->runs,
+                              .len = a->len,
+                              .stride = a->stride,
+                              .valid = a->valid};
 }
 
 static void trial_moments_rows(struct trial *r, size_t c, size_t round) {
     (void)round;
-    const size_t chains = some_chains(r, c), rows = some_rows(r, c, chains), stride = c + gap(r);
-    test_context(r->t, "c = %zu, rows = %zu, chains = %zu, stride = %zu, values %d", c, rows,
-                 chains, stride, r->values);
-    struct operand *x = floats(r, "x", span(rows, stride, c));
-    maybe_constant(r, x);
+    const size_t len = run_len(r, c), chains = some_chains(r, len),
+                 rows = some_rows(r, len, chains);
+    const struct area a = {rows, len, c, len + gap(r)};
+    const bnorm_dtype type = some_type(r, FLOAT_TYPES);
+    test_context(r->t, "c = %zu of %zu, rows = %zu, chains = %zu, stride = %zu, type %d, values %d",
+                 c, len, rows, chains, a.stride, (int)type, r->values);
+    struct operand *x = tensor(r, "x", type, &a);
+    maybe_constant(r, x, &a);
     struct operand *sum = doubles(r, "sum", c), *m2 = doubles(r, "m2", c);
-    for (enum version v = SCALAR; v < VERSIONS; v++)
-        r->isa[v]->moments_rows(at(x, v), stride, rows, c, chains, at(sum, v), at(m2, v));
+    for (enum version v = SCALAR; v < VERSIONS; v++) {
+        const bnorm_block_args args = block_args(x, type, &a, v);
+        r->isa[v]->moments_rows(&args, chains, at(sum, v), at(m2, v));
+    }
     compare(r);
 }
 
@@ -291,14 +471,18 @@ static void check_moments_rows(struct test *t) {
 
 static void trial_moments_span(struct trial *r, size_t len, size_t round) {
     (void)round;
-    const size_t planes = 1 + rng_below(r->rng, 9), stride = len + gap(r);
-    test_context(r->t, "len = %zu, planes = %zu, stride = %zu, values %d", len, planes, stride,
-                 r->values);
-    struct operand *x = floats(r, "x", span(planes, stride, len));
-    maybe_constant(r, x);
+    const size_t planes = 1 + rng_below(r->rng, 9);
+    const struct area a = {planes, len, len, len + gap(r)};
+    const bnorm_dtype type = some_type(r, FLOAT_TYPES);
+    test_context(r->t, "len = %zu, planes = %zu, stride = %zu, type %d, values %d", len, planes,
+                 a.stride, (int)type, r->values);
+    struct operand *x = tensor(r, "x", type, &a);
+    maybe_constant(r, x, &a);
     struct operand *sum = doubles(r, "sum", planes), *m2 = doubles(r, "m2", planes);
-    for (enum version v = SCALAR; v < VERSIONS; v++)
-        r->isa[v]->moments_span(at(x, v), stride, planes, len, at(sum, v), at(m2, v));
+    for (enum version v = SCALAR; v < VERSIONS; v++) {
+        const bnorm_block_args args = block_args(x, type, &a, v);
+        r->isa[v]->moments_span(&args, at(sum, v), at(m2, v));
+    }
     compare(r);
 }
 
@@ -517,12 +701,25 @@ static void check_grad_coefficients(struct test *t) {
 /* ---------------------------------------------------------------------------------------------- */
 /* Elementwise                                                                                    */
 
-enum { ACTS = BNORM_ACT_HARD_SWISH + 1, PRES = BNORM_PRE_Y + 1 };
+enum {
+    ACTS = BNORM_ACT_HARD_SWISH + 1, /* without SLEEF */
+    SLEEF_ACTS = BNORM_ACT_MISH + 1 - ACTS,
+    PRES = BNORM_PRE_Y + 1 /* without a mask */
+};
+
+static bnorm_act_kind some_act_kind(const struct trial *r, size_t round) {
+    static const bnorm_act_kind masked[] = {BNORM_ACT_RELU, BNORM_ACT_CLAMP, BNORM_ACT_LEAKY_RELU};
+    if (r->kind->with & EXPONENTIAL)
+        return (bnorm_act_kind)(ACTS + round % SLEEF_ACTS);
+    if (r->kind->with & MASKED)
+        return masked[round % 3];
+    return (bnorm_act_kind)(round % ACTS);
+}
 
 static bnorm_act some_act(struct trial *r, size_t round) {
-    const bnorm_act_kind kind = (bnorm_act_kind)(round % ACTS);
+    const bnorm_act_kind kind = some_act_kind(r, round);
     const float slopes[] = {0.25f, 0.01f, 0.0f, -0.0f, -0.5f, 1, FLT_MAX, 1e-45f};
-    if (kind == BNORM_ACT_LEAKY_RELU)
+    if (kind == BNORM_ACT_LEAKY_RELU || kind == BNORM_ACT_ELU)
         return (bnorm_act){kind, slopes[rng_below(r->rng, 8)], 0};
     if (kind == BNORM_ACT_CLAMP) {
         const bnorm_act clamps[] = {{kind, 0, 6},    {kind, -0.0f, 6},           {kind, -1, 1},
@@ -541,29 +738,43 @@ static unsigned some_hints(struct trial *r) {
 /* Where apply writes. */
 enum place { APART, IN_X, IN_RESIDUAL };
 
-static void trial_apply(struct trial *r, int rows, size_t len, size_t round) {
-    const size_t runs = some_runs(r, rows, len), channels = rows ? len : runs;
-    const size_t x_stride = len + gap(r), residual_stride = len + gap(r);
-    const enum place place = (enum place)rng_below(r->rng, 3);
+static const char *place_text(enum place place) {
+    return place == APART ? "apart" : place == IN_X ? "in x" : "in residual";
+}
+
+static void trial_apply(struct trial *r, int rows, size_t c, size_t round) {
+    const size_t len = run_len(r, c), runs = some_runs(r, rows, len), channels = rows ? c : runs;
+    const struct area x_area = {runs, len, c, len + gap(r)},
+                      residual_area = {runs, len, c, len + gap(r)},
+                      own_area = {runs, len, c, len + gap(r)};
+    /* Without MIXED most outputs have the type of x. */
+    const bnorm_dtype x_type = some_type(r, r->kind->with & EXPONENTIAL ? FLOAT_TYPES : TYPES);
+    const bnorm_dtype any_type = some_type(r, TYPES);
+    const bnorm_dtype y_type = r->kind->with & MIXED || one_in(r, 4) ? any_type : x_type;
+    const int fits = dtype_size(x_type) == dtype_size(y_type);
+    const enum place place = fits ? (enum place)rng_below(r->rng, 3) : APART;
     const int with_residual = place == IN_RESIDUAL || one_in(r, 2), with_center = one_in(r, 2);
-    const size_t y_stride = place == APART  ? len + gap(r)
-                            : place == IN_X ? x_stride
-                                            : residual_stride;
+    const struct area y_area = place == APART ? own_area : place == IN_X ? x_area : residual_area;
     const bnorm_act act = some_act(r, round);
     const unsigned hints = some_hints(r);
+    const bnorm_quant x_quant = some_quant(r, x_type), residual_quant = some_quant(r, x_type),
+                      y_quant = some_quant(r, y_type);
+    struct mask mask = {.operand = NULL};
+    if (r->kind->with & MASKED || (r->kind->with & PADDED && takes_mask(&act) && one_in(r, 2)))
+        mask = new_mask(r, runs, len);
     test_context(
         r->t,
-        "len = %zu, runs = %zu, hints %u, act %d (%g, %g), center %d, residual %d, y %s, strides "
-        "%zu %zu %zu, values %d",
-        len, runs, hints, (int)act.kind, (double)act.a, (double)act.b, with_center, with_residual,
-        place == APART  ? "apart"
-        : place == IN_X ? "in x"
-                        : "in residual",
-        x_stride, residual_stride, y_stride, r->values);
-    struct operand *x = floats(r, "x", span(runs, x_stride, len));
-    struct operand *residual =
-        with_residual ? floats(r, "residual", span(runs, residual_stride, len)) : NULL;
-    struct operand *y = place == APART  ? floats(r, "y", span(runs, y_stride, len))
+        "len = %zu, valid = %zu, runs = %zu, hints %u, act %d (%g, %g), center %d, residual %d, "
+        "y %s, strides %zu %zu %zu, types %d %d, x (%g, %d), residual (%g, %d), y (%g, %d), "
+        "mask %d at %zu, stride %zu, values %d",
+        len, c, runs, hints, (int)act.kind, (double)act.a, (double)act.b, with_center,
+        with_residual, place_text(place), x_area.stride, residual_area.stride, y_area.stride,
+        (int)x_type, (int)y_type, (double)x_quant.scale, x_quant.zero_point,
+        (double)residual_quant.scale, residual_quant.zero_point, (double)y_quant.scale,
+        y_quant.zero_point, mask.operand != NULL, mask.at, mask.stride, r->values);
+    struct operand *x = tensor(r, "x", x_type, &x_area);
+    struct operand *residual = with_residual ? tensor(r, "residual", x_type, &residual_area) : NULL;
+    struct operand *y = place == APART  ? tensor(r, "y", y_type, &y_area)
                         : place == IN_X ? x
                                         : residual;
     struct operand *center = with_center ? parameters(r, "center", channels, 0) : NULL;
@@ -576,14 +787,21 @@ static void trial_apply(struct trial *r, int rows, size_t len, size_t round) {
             .x = at(x, v),
             .residual = at(residual, v),
             .y = at(y, v),
-            .x_stride = x_stride,
-            .residual_stride = residual_stride,
-            .y_stride = y_stride,
+            .x_stride = x_area.stride,
+            .residual_stride = residual_area.stride,
+            .y_stride = y_area.stride,
             .center = at(center, v),
             .scale = at(scale, v),
             .shift = at(shift, v),
             .act = act,
             .hints = hints,
+            .x_type = x_type,
+            .y_type = y_type,
+            .x_quant = x_quant,
+            .residual_quant = residual_quant,
+            .y_quant = y_quant,
+            .valid = c,
+            .mask = bits_of(&mask, v),
         };
         if (rows)
             r->isa[v]->apply_rows(&args);
@@ -591,6 +809,8 @@ static void trial_apply(struct trial *r, int rows, size_t len, size_t round) {
             r->isa[v]->apply_span(&args);
     }
     compare(r);
+    check_padding(r, y, y_type, &y_area);
+    check_other_bits(r, &mask, runs, len);
 }
 
 static void trial_apply_rows(struct trial *r, size_t len, size_t round) {
@@ -614,34 +834,59 @@ static void check_apply_span(struct test *t) {
 
 /* What sums_* and dx_* share. */
 struct grad {
-    bnorm_grad_args sizes; /* with pre and act, without pointers */
+    bnorm_grad_args sizes; /* with all but pointers */
+    size_t channels;
+    struct area x_area, dy_area, extra_area;
     struct operand *x, *dy, *extra, *center, *scale, *shift;
+    struct mask mask;
 };
 
-static struct grad new_grad(struct trial *r, int rows, size_t runs, size_t len, size_t round) {
+static enum bnorm_pre some_pre(struct trial *r, const bnorm_act *act, size_t round) {
+    if (r->kind->with & EXPONENTIAL)
+        return round / SLEEF_ACTS % 2 ? BNORM_PRE_RESIDUAL : BNORM_PRE_X;
+    if (r->kind->with & MASKED || (r->kind->with & PADDED && takes_mask(act) && one_in(r, 3)))
+        return BNORM_PRE_MASK;
+    return (enum bnorm_pre)(round / ACTS % PRES);
+}
+
+static struct grad new_grad(struct trial *r, int rows, size_t runs, size_t c, size_t round) {
+    const size_t len = run_len(r, c);
+    const bnorm_act act = some_act(r, round);
+    const bnorm_dtype type = some_type(r, FLOAT_TYPES);
     struct grad g = {
-        .sizes = {.runs = runs,
-                  .len = len,
-                  .x_stride = len + gap(r),
-                  .dy_stride = len + gap(r),
-                  .extra_stride = len + gap(r),
-                  .pre = (enum bnorm_pre)(round / ACTS % PRES),
-                  .act = some_act(r, round),
-                  .hints = some_hints(r)},
+        .channels = rows ? c : runs,
+        .x_area = {runs, len, c, len + gap(r)},
+        .dy_area = {runs, len, c, len + gap(r)},
+        .extra_area = {runs, len, c, len + gap(r)},
+    };
+    g.sizes = (bnorm_grad_args){
+        .runs = runs,
+        .len = len,
+        .x_stride = g.x_area.stride,
+        .dy_stride = g.dy_area.stride,
+        .extra_stride = g.extra_area.stride,
+        .pre = some_pre(r, &act, round),
+        .act = act,
+        .type = type,
+        .valid = c,
+        .hints = some_hints(r),
     };
     const bnorm_grad_args *s = &g.sizes;
-    const size_t channels = rows ? len : runs;
-    const int has_extra = s->pre == BNORM_PRE_RESIDUAL || s->pre == BNORM_PRE_Y;
+    if (s->pre == BNORM_PRE_MASK)
+        g.mask = new_mask(r, runs, len);
     test_context(r->t,
-                 "len = %zu, runs = %zu, pre %d, act %d (%g, %g), strides %zu %zu %zu, values %d",
-                 len, runs, (int)s->pre, (int)s->act.kind, (double)s->act.a, (double)s->act.b,
-                 s->x_stride, s->dy_stride, s->extra_stride, r->values);
-    g.x = floats(r, "x", span(runs, s->x_stride, len));
-    g.dy = floats(r, "dy", span(runs, s->dy_stride, len));
-    g.extra = has_extra ? floats(r, "extra", span(runs, s->extra_stride, len)) : NULL;
-    g.center = parameters(r, "center", channels, 0);
-    g.scale = parameters(r, "scale", channels, 1);
-    g.shift = parameters(r, "shift", channels, -0.0f);
+                 "len = %zu, valid = %zu, runs = %zu, type %d, pre %d, act %d (%g, %g), strides "
+                 "%zu %zu %zu, mask at %zu, stride %zu, values %d",
+                 len, c, runs, (int)type, (int)s->pre, (int)act.kind, (double)act.a, (double)act.b,
+                 s->x_stride, s->dy_stride, s->extra_stride, g.mask.at, g.mask.stride, r->values);
+    g.x = tensor(r, "x", type, &g.x_area);
+    g.dy = tensor(r, "dy", type, &g.dy_area);
+    g.extra = s->pre == BNORM_PRE_RESIDUAL || s->pre == BNORM_PRE_Y
+                  ? tensor(r, "extra", type, &g.extra_area)
+                  : NULL;
+    g.center = parameters(r, "center", g.channels, 0);
+    g.scale = parameters(r, "scale", g.channels, 1);
+    g.shift = parameters(r, "shift", g.channels, -0.0f);
     return g;
 }
 
@@ -653,11 +898,13 @@ static bnorm_grad_args grad_args(const struct grad *g, enum version v) {
     args.center = at(g->center, v);
     args.scale = at(g->scale, v);
     args.shift = at(g->shift, v);
+    args.mask = bits_of(&g->mask, v);
     return args;
 }
 
 static void trial_sums_rows(struct trial *r, size_t c, size_t round) {
-    const size_t chains = some_chains(r, c), rows = some_rows(r, c, chains);
+    const size_t len = run_len(r, c), chains = some_chains(r, len),
+                 rows = some_rows(r, len, chains);
     const struct grad g = new_grad(r, 1, rows, c, round);
     struct operand *sum_g = doubles(r, "sum_g", c), *sum_gx = doubles(r, "sum_gx", c);
     for (enum version v = SCALAR; v < VERSIONS; v++) {
@@ -668,11 +915,13 @@ static void trial_sums_rows(struct trial *r, size_t c, size_t round) {
 }
 
 static void check_sums_rows(struct test *t) {
-    for_lengths(t, 1 * ACTS * PRES, long_runs, LONG_RUNS, trial_sums_rows);
+    for_lengths(t, ACTS * PRES, long_runs, LONG_RUNS, trial_sums_rows);
 }
 
 static void trial_sums_span(struct trial *r, size_t len, size_t round) {
     const size_t planes = 1 + rng_below(r->rng, 6);
+    if (r->kind != &f32 && len > BNORM_BLOCK_SPAN)
+        return;
     const struct grad g = new_grad(r, 0, planes, len, round);
     struct operand *sum_g = doubles(r, "sum_g", planes), *sum_gx = doubles(r, "sum_gx", planes);
     for (enum version v = SCALAR; v < VERSIONS; v++) {
@@ -683,31 +932,31 @@ static void trial_sums_span(struct trial *r, size_t len, size_t round) {
 }
 
 static void check_sums_span(struct test *t) {
-    for_lengths(t, 1 * ACTS * PRES, long_planes, LONG_PLANES, trial_sums_span);
+    for_lengths(t, ACTS * PRES, long_planes, LONG_PLANES, trial_sums_span);
 }
 
 /* An output of dx_*: absent, apart, or in one of two inputs. */
 struct out_operand {
     struct operand *operand;
-    size_t stride;
+    struct area area;
 };
 
 static struct out_operand some_output(struct trial *r, const char *name, const struct grad *g,
                                       int may_be_x, const struct operand *taken) {
-    const bnorm_grad_args *s = &g->sizes;
     const struct out_operand candidates[] = {
-        {g->dy, s->dy_stride}, {g->extra, s->extra_stride}, {may_be_x ? g->x : NULL, s->x_stride}};
+        {g->dy, g->dy_area}, {g->extra, g->extra_area}, {may_be_x ? g->x : NULL, g->x_area}};
     const struct out_operand *in = &candidates[rng_below(r->rng, 3)];
     if (one_in(r, 2) && in->operand && in->operand != taken)
         return *in;
-    const size_t stride = s->len + gap(r);
-    return (struct out_operand){floats(r, name, span(s->runs, stride, s->len)), stride};
+    struct area own = g->x_area;
+    own.stride = own.len + gap(r);
+    return (struct out_operand){tensor(r, name, g->sizes.type, &own), own};
 }
 
-static void trial_dx(struct trial *r, int rows, size_t len, size_t round) {
-    const struct grad g = new_grad(r, rows, some_runs(r, rows, len), len, round);
-    const size_t channels = rows ? len : g.sizes.runs, wanted = rng_below(r->rng, 4);
-    const struct out_operand none = {NULL, 0};
+static void trial_dx(struct trial *r, int rows, size_t c, size_t round) {
+    const struct grad g = new_grad(r, rows, some_runs(r, rows, run_len(r, c)), c, round);
+    const size_t channels = g.channels, wanted = rng_below(r->rng, 4);
+    const struct out_operand none = {NULL, {0, 0, 0, 0}};
     const struct out_operand dx = wanted == 0 ? none : some_output(r, "dx", &g, 1, NULL);
     const struct out_operand dresidual =
         wanted == 1 ? none : some_output(r, "dresidual", &g, 0, dx.operand);
@@ -718,23 +967,25 @@ static void trial_dx(struct trial *r, int rows, size_t len, size_t round) {
     char context[sizeof r->t->context];
     snprintf(context, sizeof context, "%s", r->t->context);
     test_context(r->t, "%.300s, frozen %d, dx %s, stride %zu, dresidual %s, stride %zu", context,
-                 frozen, dx.operand ? dx.operand->name : "absent", dx.stride,
-                 dresidual.operand ? dresidual.operand->name : "absent", dresidual.stride);
+                 frozen, dx.operand ? dx.operand->name : "absent", dx.area.stride,
+                 dresidual.operand ? dresidual.operand->name : "absent", dresidual.area.stride);
     for (enum version v = SCALAR; v < VERSIONS; v++) {
         bnorm_grad_args args = grad_args(&g, v);
         args.invstd = at(invstd, v);
         args.slope = at(slope, v);
         args.offset = at(offset, v);
         args.dx = at(dx.operand, v);
-        args.dx_stride = dx.stride;
+        args.dx_stride = dx.area.stride;
         args.dresidual = at(dresidual.operand, v);
-        args.dresidual_stride = dresidual.stride;
+        args.dresidual_stride = dresidual.area.stride;
         if (rows)
             r->isa[v]->dx_rows(&args);
         else
             r->isa[v]->dx_span(&args);
     }
     compare(r);
+    check_padding(r, dx.operand, g.sizes.type, &dx.area);
+    check_padding(r, dresidual.operand, g.sizes.type, &dresidual.area);
 }
 
 static void trial_dx_rows(struct trial *r, size_t len, size_t round) {
@@ -754,9 +1005,46 @@ static void check_dx_span(struct test *t) {
 }
 
 /* ---------------------------------------------------------------------------------------------- */
+/* Cases                                                                                          */
+
+static const struct kind kinds[] = {
+    {"bf16", BNORM_BF16, 0},        {"f16", BNORM_F16, 0},       {"types", BNORM_F32, MIXED},
+    {"padding", BNORM_F32, PADDED}, {"mask", BNORM_F32, MASKED}, {"sleef", BNORM_F32, EXPONENTIAL},
+};
+
+/* Is there SLEEF, and can the scalar set, which is compared with, use it on this CPU? */
+static int have_sleef(void) {
+    float v = 1;
+    const bnorm_shape shape = {.layout = BNORM_NCHW, .n = 1, .c = 1, .hw = 1};
+    const bnorm_affine affine = {.act = {BNORM_ACT_SIGMOID, 0, 0}};
+    const bnorm_exec exec = {.isa = &bnorm_isa_scalar};
+    const bnorm_status status =
+        bnorm_apply(&shape, (bnorm_in){&v, 0, 0}, (bnorm_out){&v, 0, 0}, &affine, &exec);
+    return status != BNORM_UNSUPPORTED;
+}
+
+/* A kernel with the kinds that it can have, beside other types. */
+static void add_kinds(struct suite *s, test_fn run, const char *kernel, unsigned with) {
+    for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++) {
+        char name[64];
+        if (kinds[i].with & ~with)
+            continue;
+        snprintf(name, sizeof name, "kernel/%s/%s/%%s", kernel, kinds[i].name);
+        suite_add_per_isa(s, run, &kinds[i], name);
+    }
+}
 
 void add_kernels(struct suite *s) {
-#define X(kernel, args) suite_add_per_isa(s, check_##kernel, NULL, "kernel/" #kernel "/f32/%s");
+    const unsigned sleef = have_sleef() ? EXPONENTIAL : 0;
+#define X(kernel, args) suite_add_per_isa(s, check_##kernel, &f32, "kernel/" #kernel "/f32/%s");
     BNORM_KERNELS(X)
 #undef X
+    add_kinds(s, check_moments_rows, "moments_rows", PADDED);
+    add_kinds(s, check_moments_span, "moments_span", 0);
+    add_kinds(s, check_apply_rows, "apply_rows", MIXED | PADDED | MASKED | sleef);
+    add_kinds(s, check_apply_span, "apply_span", MIXED | MASKED | sleef);
+    add_kinds(s, check_sums_rows, "sums_rows", PADDED | MASKED | sleef);
+    add_kinds(s, check_sums_span, "sums_span", MASKED | sleef);
+    add_kinds(s, check_dx_rows, "dx_rows", PADDED | MASKED | sleef);
+    add_kinds(s, check_dx_span, "dx_span", MASKED | sleef);
 }

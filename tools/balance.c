@@ -49,16 +49,14 @@ static void add_work(enum kernel kernel, size_t elements) {
 /* A double is two elements. */
 enum { DOUBLES = 2 };
 
-static void count_moments_rows(const float *x, size_t stride, size_t rows, size_t c, size_t chains,
-                               double *sum, double *m2) {
-    (void)x, (void)stride, (void)chains, (void)sum, (void)m2;
-    add_work(KERNEL_moments_rows, rows * c);
+static void count_moments_rows(const bnorm_block_args *a, size_t chains, double *sum, double *m2) {
+    (void)chains, (void)sum, (void)m2;
+    add_work(KERNEL_moments_rows, a->runs * a->len);
 }
 
-static void count_moments_span(const float *x, size_t stride, size_t planes, size_t len,
-                               double *sum, double *m2) {
-    (void)x, (void)stride, (void)sum, (void)m2;
-    add_work(KERNEL_moments_span, planes * len);
+static void count_moments_span(const bnorm_block_args *a, double *sum, double *m2) {
+    (void)sum, (void)m2;
+    add_work(KERNEL_moments_span, a->runs * a->len);
 }
 
 /* Two tables read, two results written. */

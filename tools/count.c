@@ -9,6 +9,7 @@
  * static and with the memory functions below, so that the same instructions run on every CPU. */
 #define _POSIX_C_SOURCE 200809L /* sigaction */
 #include <signal.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 #include "bnorm.h"
@@ -29,6 +30,9 @@ enum {
 
 static ALIGNED float x[ELEMENTS], dy[ELEMENTS], residual[ELEMENTS], y[ELEMENTS],
     dresidual[ELEMENTS];
+enum { KERNEL_ELEMENTS = 16 * 256 }; /* of the largest case of a kernel alone */
+static ALIGNED uint16_t x_bf16[KERNEL_ELEMENTS], dy_bf16[KERNEL_ELEMENTS];
+static ALIGNED unsigned char mask[KERNEL_ELEMENTS / 8];
 static ALIGNED float center[CHANNELS], scale[CHANNELS], shift[CHANNELS], invstd[CHANNELS];
 static ALIGNED float slope[CHANNELS], offset[CHANNELS], results[4][CHANNELS];
 static ALIGNED double sums[4][CHANNELS];
@@ -140,16 +144,16 @@ static NOINLINE void end(const char *name, const char *variant, const char *size
 /* Kernels: one that is added to the list fails to compile until it has its count_ function here  */
 
 /* Rows of few, odd, and many channels, so many as make whole groups of each set's loops; planes as
- * in the networks' last stages, and a larger one. */
+ * in the networks' last stages, and a larger one; a block of channels, of which 5 exist. */
 static const struct size {
     int rows; /* the family */
-    size_t runs, len;
+    size_t runs, len, valid;
     const char *name;
 } sizes[] = {
-    {1, 256, 3, "256 rows of 3"},        {1, 128, 17, "128 rows of 17"},
-    {1, 32, 64, "32 rows of 64"},        {1, 16, 256, "16 rows of 256"},
-    {0, 16, 7 * 7, "16 planes of 7x7"},  {0, 4, 14 * 14, "4 planes of 14x14"},
-    {0, 1, 56 * 56, "1 plane of 56x56"},
+    {1, 256, 3, 3, "256 rows of 3"},        {1, 128, 17, 17, "128 rows of 17"},
+    {1, 32, 64, 64, "32 rows of 64"},       {1, 16, 256, 256, "16 rows of 256"},
+    {0, 16, 7 * 7, 0, "16 planes of 7x7"},  {0, 4, 14 * 14, 0, "4 planes of 14x14"},
+    {0, 1, 56 * 56, 0, "1 plane of 56x56"}, {1, 196, 8, 5, "196 rows of 8, 5 valid"},
 };
 enum { SIZES = sizeof sizes / sizeof sizes[0] };
 
@@ -159,37 +163,60 @@ static const struct variant {
     bnorm_act act;
     enum bnorm_pre pre;
     int has_residual, frozen;
+    bnorm_dtype type;
 } variants[] = {
-    {"plain", {BNORM_ACT_IDENTITY, 0, 0}, BNORM_PRE_NONE, 0, 0},
-    {"relu", {BNORM_ACT_RELU, 0, 0}, BNORM_PRE_X, 0, 0},
-    {"residual relu", {BNORM_ACT_RELU, 0, 0}, BNORM_PRE_RESIDUAL, 1, 0},
-    {"relu frozen", {BNORM_ACT_RELU, 0, 0}, BNORM_PRE_X, 0, 1},
+    {"plain", {BNORM_ACT_IDENTITY, 0, 0}, BNORM_PRE_NONE, 0, 0, BNORM_F32},
+    {"relu", {BNORM_ACT_RELU, 0, 0}, BNORM_PRE_X, 0, 0, BNORM_F32},
+    {"residual relu", {BNORM_ACT_RELU, 0, 0}, BNORM_PRE_RESIDUAL, 1, 0, BNORM_F32},
+    {"relu frozen", {BNORM_ACT_RELU, 0, 0}, BNORM_PRE_X, 0, 1, BNORM_F32},
+    {"relu mask", {BNORM_ACT_RELU, 0, 0}, BNORM_PRE_MASK, 0, 0, BNORM_F32},
+    {"relu bf16", {BNORM_ACT_RELU, 0, 0}, BNORM_PRE_X, 0, 0, BNORM_BF16},
 };
 
 static size_t variant_count(void) {
     return is_scalar() ? 1 : sizeof variants / sizeof variants[0];
 }
 
+static const void *x_of(bnorm_dtype type) {
+    return type == BNORM_BF16 ? (const void *)x_bf16 : x;
+}
+
+static bnorm_bits mask_of(const struct size *s, const struct variant *v) {
+    return (bnorm_bits){v->pre == BNORM_PRE_MASK ? mask : NULL, 0, s->len};
+}
+
+static const struct {
+    const char *name;
+    bnorm_dtype type;
+} moments_variants[] = {{"plain", BNORM_F32}, {"bf16", BNORM_BF16}};
+
+static void count_moments(int rows) {
+    for (size_t v = 0; v < (is_scalar() ? 1 : 2); v++)
+        for (size_t i = 0; i < SIZES; i++) {
+            const struct size s = sizes[i];
+            const bnorm_block_args args = {.x = x_of(moments_variants[v].type),
+                                           .type = moments_variants[v].type,
+                                           .runs = s.runs,
+                                           .len = s.len,
+                                           .stride = s.len,
+                                           .valid = s.valid};
+            if (s.rows != rows)
+                continue;
+            begin();
+            if (rows)
+                isa->moments_rows(&args, bnorm_chains(s.len), sums[0], sums[1]);
+            else
+                isa->moments_span(&args, sums[0], sums[1]);
+            end(rows ? "moments_rows" : "moments_span", moments_variants[v].name, s.name);
+        }
+}
+
 static void count_moments_rows(void) {
-    for (size_t i = 0; i < SIZES; i++) {
-        const struct size s = sizes[i];
-        if (!s.rows)
-            continue;
-        begin();
-        isa->moments_rows(x, s.len, s.runs, s.len, bnorm_chains(s.len), sums[0], sums[1]);
-        end("moments_rows", "plain", s.name);
-    }
+    count_moments(1);
 }
 
 static void count_moments_span(void) {
-    for (size_t i = 0; i < SIZES; i++) {
-        const struct size s = sizes[i];
-        if (s.rows)
-            continue;
-        begin();
-        isa->moments_span(x, s.len, s.runs, s.len, sums[0], sums[1]);
-        end("moments_span", "plain", s.name);
-    }
+    count_moments(0);
 }
 
 static const struct {
@@ -299,7 +326,7 @@ static void count_apply(int rows, void (*kernel)(const bnorm_apply_args *), cons
             const bnorm_apply_args args = {
                 .runs = s.runs,
                 .len = s.len,
-                .x = x,
+                .x = x_of(variants[v].type),
                 .residual = variants[v].has_residual ? residual : NULL,
                 .y = y,
                 .x_stride = s.len,
@@ -309,6 +336,13 @@ static void count_apply(int rows, void (*kernel)(const bnorm_apply_args *), cons
                 .scale = scale,
                 .shift = shift,
                 .act = variants[v].act,
+                .x_type = variants[v].type,
+                .y_type = variants[v].type,
+                .x_quant = {1, 0},
+                .residual_quant = {1, 0},
+                .y_quant = {1, 0},
+                .valid = s.valid,
+                .mask = mask_of(&s, &variants[v]),
             };
             begin();
             kernel(&args);
@@ -328,8 +362,8 @@ static bnorm_grad_args grad_args(const struct size *s, const struct variant *v) 
     return (bnorm_grad_args){
         .runs = s->runs,
         .len = s->len,
-        .x = x,
-        .dy = dy,
+        .x = x_of(v->type),
+        .dy = v->type == BNORM_BF16 ? (const void *)dy_bf16 : dy,
         .extra = v->has_residual ? residual : NULL,
         .x_stride = s->len,
         .dy_stride = s->len,
@@ -339,6 +373,9 @@ static bnorm_grad_args grad_args(const struct size *s, const struct variant *v) 
         .center = center,
         .scale = scale,
         .shift = shift,
+        .type = v->type,
+        .valid = s->valid,
+        .mask = mask_of(s, v),
     };
 }
 
@@ -441,6 +478,13 @@ static void count_calls(size_t c, size_t hw, const char *size) {
     }
 }
 
+/* A bfloat16, rounded towards zero. */
+static uint16_t upper_half(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return (uint16_t)(bits >> 16);
+}
+
 static void fill(void) {
     unsigned state = 1;
     for (size_t i = 0; i < ELEMENTS; i++) {
@@ -448,6 +492,10 @@ static void fill(void) {
         x[i] = (float)(state >> 8) * 0x1p-23f - 1;
         dy[i] = x[i] * x[i] - 0.5f;
         residual[i] = 0.25f - x[i];
+    }
+    for (size_t i = 0; i < KERNEL_ELEMENTS; i++) {
+        x_bf16[i] = upper_half(x[i]);
+        dy_bf16[i] = upper_half(dy[i]);
     }
     for (size_t i = 0; i < CHANNELS; i++) {
         center[i] = shift[i] = slope[i] = offset[i] = x[i] / 4;

@@ -44,16 +44,42 @@ static const struct {
 enum {
     SHAPES = sizeof shapes / sizeof shapes[0],
     SMALL_SHAPES = 11,
+    SOME_SHAPES = 14,
+    SOME_SMALL_SHAPES = 8,
     MAX_C = 1024,
+    MAX_JOB_C = 40,
     CAPACITY = 1 << 17, /* elements of a tensor, gaps included */
     GUARD = 16,         /* elements behind it that must stay as they are */
-    PLACES = 16         /* different alignments, in elements */
+    PLACES = 16,        /* different alignments, in elements */
+    JOBS = 12,          /* that share the memory */
+    JOB_ROOM = CAPACITY / JOBS,
+    JOB_CAPACITY = JOB_ROOM - GUARD - PLACES
 };
 
 /* ---------------------------------------------------------------------------------------------- */
 /* Groups of cases */
 
-enum op { OP_FOLD, OP_FOLD_CONV, OP_RUNNING, OP_MOMENTS, OP_APPLY, OP_FORWARD, OP_BACKWARD };
+enum op {
+    OP_FOLD,
+    OP_FOLD_CONV,
+    OP_RUNNING,
+    OP_JOBS,
+    OP_MOMENTS,
+    OP_APPLY,
+    OP_FORWARD,
+    OP_BACKWARD
+};
+
+/* Layouts that a group runs in, each under a name of its own. */
+static const struct layout {
+    const char *name;
+    bnorm_layout layout;
+    size_t c_block;
+} layouts[] = {{"nhwc", BNORM_NHWC, 0},   {"nchw", BNORM_NCHW, 0},     {"nchw4c", BNORM_NCHW, 4},
+               {"nchw8c", BNORM_NCHW, 8}, {"nchw16c", BNORM_NCHW, 16}, {"nchw32c", BNORM_NCHW, 32}};
+enum { LAYOUTS = sizeof layouts / sizeof layouts[0], PLAIN_LAYOUTS = 2 };
+
+enum where { ONCE, PLAIN, BLOCKED };
 
 /* CANCELLING data has large pairs that cancel in a sum, so that the rounding of partial sums in
  * double, which floats can't show otherwise, is seen; under SYMMETRIC x it cancels in sum(g*x) too.
@@ -66,76 +92,180 @@ enum {
     WITH_RESIDUAL = 4,
     FROM_Y = 8,
     FROZEN = 16,
-    ANY_ACT = 32,     /* each case has another activation */
-    ANY_RECOVERY = 64 /* ... and another way to recover its argument in backward */
+    ANY_ACT = 32,      /* each case has another activation */
+    ANY_RECOVERY = 64, /* ... and another way to recover its argument in backward */
+    ANY_PLACE = 128,   /* in place or not */
+    ANY_TYPE = 256,    /* F32, BF16 or F16 */
+    ANY_Y = 512,       /* y has any type, S8 and U8 too */
+    ANY_X = 1024,      /* and x */
+    MASKED = 2048,     /* an activation with a mask */
+    SLEEF = 4096,      /* activations that need it; `which` = 0: each case another */
+    SOME = 8192        /* not the larger shapes */
 };
 
 /* `which` is an activation, a weight layout or a preset, as the op has it. */
 struct group {
     enum op op;
-    int both_layouts;
+    enum where where;
     const char *label;
     unsigned which;
     enum data data;
     unsigned flags;
+    bnorm_dtype type;
 };
 
 enum preset { KERAS, TENSORFLOW, PYTORCH, PYTORCH_CUMULATIVE, ONNX, CAFFE };
 
 static const struct group groups[] = {
-    {OP_FOLD, 0, "normal", 0, NORMAL, 0},
-    {OP_FOLD, 0, "special", 0, SPECIAL, 0},
-    {OP_FOLD_CONV, 0, "oihw", BNORM_OIHW, NORMAL, 0},
-    {OP_FOLD_CONV, 0, "ohwi", BNORM_OHWI, NORMAL, 0},
-    {OP_FOLD_CONV, 0, "hwio", BNORM_HWIO, NORMAL, 0},
-    {OP_FOLD_CONV, 0, "iohw", BNORM_IOHW, NORMAL, 0},
-    {OP_FOLD_CONV, 0, "hwoi", BNORM_HWOI, NORMAL, 0},
-    {OP_RUNNING, 0, "keras", KERAS, NORMAL, 0},
-    {OP_RUNNING, 0, "tensorflow", TENSORFLOW, NORMAL, 0},
-    {OP_RUNNING, 0, "pytorch", PYTORCH, NORMAL, 0},
-    {OP_RUNNING, 0, "pytorch_cumulative", PYTORCH_CUMULATIVE, NORMAL, 0},
-    {OP_RUNNING, 0, "onnx", ONNX, NORMAL, 0},
-    {OP_RUNNING, 0, "caffe", CAFFE, NORMAL, 0},
-    {OP_MOMENTS, 1, "normal", 0, NORMAL, 0},
-    {OP_MOMENTS, 1, "cancelling", 0, CANCELLING, 0},
-    {OP_MOMENTS, 1, "offset", 0, OFFSET, 0},
-    {OP_MOMENTS, 1, "outlier", 0, OUTLIER, 0},
-    {OP_MOMENTS, 1, "constant", 0, CONSTANT, 0},
-    {OP_MOMENTS, 1, "extreme", 0, EXTREME, 0},
-    {OP_MOMENTS, 1, "special", 0, SPECIAL, 0},
-    {OP_MOMENTS, 1, "strided", 0, CANCELLING, STRIDED},
-    {OP_APPLY, 1, "identity", BNORM_ACT_IDENTITY, NORMAL, 0},
-    {OP_APPLY, 1, "relu", BNORM_ACT_RELU, NORMAL, 0},
-    {OP_APPLY, 1, "clamp", BNORM_ACT_CLAMP, NORMAL, 0},
-    {OP_APPLY, 1, "leaky_relu", BNORM_ACT_LEAKY_RELU, NORMAL, 0},
-    {OP_APPLY, 1, "hard_swish", BNORM_ACT_HARD_SWISH, NORMAL, 0},
-    {OP_APPLY, 1, "special", 0, SPECIAL, ANY_ACT},
-    {OP_APPLY, 1, "strided", 0, NORMAL, ANY_ACT | STRIDED},
-    {OP_APPLY, 1, "in_place", 0, NORMAL, ANY_ACT | IN_PLACE},
-    {OP_FORWARD, 1, "identity", BNORM_ACT_IDENTITY, NORMAL, 0},
-    {OP_FORWARD, 1, "relu", BNORM_ACT_RELU, NORMAL, 0},
-    {OP_FORWARD, 1, "clamp", BNORM_ACT_CLAMP, NORMAL, 0},
-    {OP_FORWARD, 1, "leaky_relu", BNORM_ACT_LEAKY_RELU, NORMAL, 0},
-    {OP_FORWARD, 1, "hard_swish", BNORM_ACT_HARD_SWISH, NORMAL, 0},
-    {OP_FORWARD, 1, "offset", 0, OFFSET, ANY_ACT},
-    {OP_FORWARD, 1, "extreme", 0, EXTREME, ANY_ACT},
-    {OP_FORWARD, 1, "special", 0, SPECIAL, ANY_ACT},
-    {OP_FORWARD, 1, "strided", 0, NORMAL, ANY_ACT | STRIDED},
-    {OP_FORWARD, 1, "in_place", 0, NORMAL, ANY_ACT | IN_PLACE},
-    {OP_BACKWARD, 1, "identity", BNORM_ACT_IDENTITY, SYMMETRIC, 0},
-    {OP_BACKWARD, 1, "relu", BNORM_ACT_RELU, SYMMETRIC, 0},
-    {OP_BACKWARD, 1, "clamp", BNORM_ACT_CLAMP, SYMMETRIC, 0},
-    {OP_BACKWARD, 1, "leaky_relu", BNORM_ACT_LEAKY_RELU, SYMMETRIC, 0},
-    {OP_BACKWARD, 1, "hard_swish", BNORM_ACT_HARD_SWISH, SYMMETRIC, 0},
-    {OP_BACKWARD, 1, "residual", 0, SYMMETRIC, ANY_ACT | WITH_RESIDUAL},
-    {OP_BACKWARD, 1, "from_y", 0, SYMMETRIC, ANY_ACT | FROM_Y},
-    {OP_BACKWARD, 1, "frozen", 0, SYMMETRIC, ANY_ACT | FROZEN},
-    {OP_BACKWARD, 1, "extreme", 0, EXTREME, ANY_ACT | ANY_RECOVERY},
-    {OP_BACKWARD, 1, "special", 0, SPECIAL, ANY_ACT | ANY_RECOVERY},
-    {OP_BACKWARD, 1, "strided", 0, SYMMETRIC, ANY_ACT | ANY_RECOVERY | STRIDED},
-    {OP_BACKWARD, 1, "in_place", 0, SYMMETRIC, ANY_ACT | ANY_RECOVERY | IN_PLACE},
+    {OP_FOLD, ONCE, "normal", 0, NORMAL, 0, BNORM_F32},
+    {OP_FOLD, ONCE, "special", 0, SPECIAL, 0, BNORM_F32},
+    {OP_FOLD_CONV, ONCE, "oihw", BNORM_OIHW, NORMAL, 0, BNORM_F32},
+    {OP_FOLD_CONV, ONCE, "ohwi", BNORM_OHWI, NORMAL, 0, BNORM_F32},
+    {OP_FOLD_CONV, ONCE, "hwio", BNORM_HWIO, NORMAL, 0, BNORM_F32},
+    {OP_FOLD_CONV, ONCE, "iohw", BNORM_IOHW, NORMAL, 0, BNORM_F32},
+    {OP_FOLD_CONV, ONCE, "hwoi", BNORM_HWOI, NORMAL, 0, BNORM_F32},
+    {OP_RUNNING, ONCE, "keras", KERAS, NORMAL, 0, BNORM_F32},
+    {OP_RUNNING, ONCE, "tensorflow", TENSORFLOW, NORMAL, 0, BNORM_F32},
+    {OP_RUNNING, ONCE, "pytorch", PYTORCH, NORMAL, 0, BNORM_F32},
+    {OP_RUNNING, ONCE, "pytorch_cumulative", PYTORCH_CUMULATIVE, NORMAL, 0, BNORM_F32},
+    {OP_RUNNING, ONCE, "onnx", ONNX, NORMAL, 0, BNORM_F32},
+    {OP_RUNNING, ONCE, "caffe", CAFFE, NORMAL, 0, BNORM_F32},
+    {OP_MOMENTS, PLAIN, "normal", 0, NORMAL, 0, BNORM_F32},
+    {OP_MOMENTS, PLAIN, "cancelling", 0, CANCELLING, 0, BNORM_F32},
+    {OP_MOMENTS, PLAIN, "offset", 0, OFFSET, 0, BNORM_F32},
+    {OP_MOMENTS, PLAIN, "outlier", 0, OUTLIER, 0, BNORM_F32},
+    {OP_MOMENTS, PLAIN, "constant", 0, CONSTANT, 0, BNORM_F32},
+    {OP_MOMENTS, PLAIN, "extreme", 0, EXTREME, 0, BNORM_F32},
+    {OP_MOMENTS, PLAIN, "special", 0, SPECIAL, 0, BNORM_F32},
+    {OP_MOMENTS, PLAIN, "strided", 0, CANCELLING, STRIDED, BNORM_F32},
+    {OP_APPLY, PLAIN, "identity", BNORM_ACT_IDENTITY, NORMAL, 0, BNORM_F32},
+    {OP_APPLY, PLAIN, "relu", BNORM_ACT_RELU, NORMAL, 0, BNORM_F32},
+    {OP_APPLY, PLAIN, "clamp", BNORM_ACT_CLAMP, NORMAL, 0, BNORM_F32},
+    {OP_APPLY, PLAIN, "leaky_relu", BNORM_ACT_LEAKY_RELU, NORMAL, 0, BNORM_F32},
+    {OP_APPLY, PLAIN, "hard_swish", BNORM_ACT_HARD_SWISH, NORMAL, 0, BNORM_F32},
+    {OP_APPLY, PLAIN, "special", 0, SPECIAL, ANY_ACT, BNORM_F32},
+    {OP_APPLY, PLAIN, "strided", 0, NORMAL, ANY_ACT | STRIDED, BNORM_F32},
+    {OP_APPLY, PLAIN, "in_place", 0, NORMAL, ANY_ACT | IN_PLACE, BNORM_F32},
+    {OP_FORWARD, PLAIN, "identity", BNORM_ACT_IDENTITY, NORMAL, 0, BNORM_F32},
+    {OP_FORWARD, PLAIN, "relu", BNORM_ACT_RELU, NORMAL, 0, BNORM_F32},
+    {OP_FORWARD, PLAIN, "clamp", BNORM_ACT_CLAMP, NORMAL, 0, BNORM_F32},
+    {OP_FORWARD, PLAIN, "leaky_relu", BNORM_ACT_LEAKY_RELU, NORMAL, 0, BNORM_F32},
+    {OP_FORWARD, PLAIN, "hard_swish", BNORM_ACT_HARD_SWISH, NORMAL, 0, BNORM_F32},
+    {OP_FORWARD, PLAIN, "offset", 0, OFFSET, ANY_ACT, BNORM_F32},
+    {OP_FORWARD, PLAIN, "extreme", 0, EXTREME, ANY_ACT, BNORM_F32},
+    {OP_FORWARD, PLAIN, "special", 0, SPECIAL, ANY_ACT, BNORM_F32},
+    {OP_FORWARD, PLAIN, "strided", 0, NORMAL, ANY_ACT | STRIDED, BNORM_F32},
+    {OP_FORWARD, PLAIN, "in_place", 0, NORMAL, ANY_ACT | IN_PLACE, BNORM_F32},
+    {OP_BACKWARD, PLAIN, "identity", BNORM_ACT_IDENTITY, SYMMETRIC, 0, BNORM_F32},
+    {OP_BACKWARD, PLAIN, "relu", BNORM_ACT_RELU, SYMMETRIC, 0, BNORM_F32},
+    {OP_BACKWARD, PLAIN, "clamp", BNORM_ACT_CLAMP, SYMMETRIC, 0, BNORM_F32},
+    {OP_BACKWARD, PLAIN, "leaky_relu", BNORM_ACT_LEAKY_RELU, SYMMETRIC, 0, BNORM_F32},
+    {OP_BACKWARD, PLAIN, "hard_swish", BNORM_ACT_HARD_SWISH, SYMMETRIC, 0, BNORM_F32},
+    {OP_BACKWARD, PLAIN, "residual", 0, SYMMETRIC, ANY_ACT | WITH_RESIDUAL, BNORM_F32},
+    {OP_BACKWARD, PLAIN, "from_y", 0, SYMMETRIC, ANY_ACT | FROM_Y, BNORM_F32},
+    {OP_BACKWARD, PLAIN, "frozen", 0, SYMMETRIC, ANY_ACT | FROZEN, BNORM_F32},
+    {OP_BACKWARD, PLAIN, "extreme", 0, EXTREME, ANY_ACT | ANY_RECOVERY, BNORM_F32},
+    {OP_BACKWARD, PLAIN, "special", 0, SPECIAL, ANY_ACT | ANY_RECOVERY, BNORM_F32},
+    {OP_BACKWARD, PLAIN, "strided", 0, SYMMETRIC, ANY_ACT | ANY_RECOVERY | STRIDED, BNORM_F32},
+    {OP_BACKWARD, PLAIN, "in_place", 0, SYMMETRIC, ANY_ACT | ANY_RECOVERY | IN_PLACE, BNORM_F32},
+
+    /* Other types. */
+    {OP_MOMENTS, PLAIN, "bf16", 0, CANCELLING, STRIDED | SOME, BNORM_BF16},
+    {OP_MOMENTS, PLAIN, "bf16_extreme", 0, EXTREME, STRIDED | SOME, BNORM_BF16},
+    {OP_MOMENTS, PLAIN, "bf16_special", 0, SPECIAL, STRIDED | SOME, BNORM_BF16},
+    {OP_MOMENTS, PLAIN, "f16", 0, NORMAL, STRIDED | SOME, BNORM_F16},
+    {OP_MOMENTS, PLAIN, "f16_special", 0, SPECIAL, STRIDED | SOME, BNORM_F16},
+    {OP_APPLY, PLAIN, "bf16", 0, NORMAL, ANY_ACT | ANY_PLACE | STRIDED | SOME, BNORM_BF16},
+    {OP_APPLY, PLAIN, "bf16_special", 0, SPECIAL, ANY_ACT | SOME, BNORM_BF16},
+    {OP_APPLY, PLAIN, "f16", 0, NORMAL, ANY_ACT | ANY_PLACE | STRIDED | SOME, BNORM_F16},
+    {OP_APPLY, PLAIN, "f16_special", 0, SPECIAL, ANY_ACT | SOME, BNORM_F16},
+    {OP_APPLY, PLAIN, "types", 0, NORMAL, ANY_ACT | ANY_PLACE | STRIDED | SOME | ANY_X | ANY_Y,
+     BNORM_F32},
+    {OP_APPLY, PLAIN, "types_special", 0, SPECIAL, ANY_ACT | SOME | ANY_X | ANY_Y, BNORM_F32},
+    {OP_APPLY, PLAIN, "s8", 0, NORMAL, ANY_ACT | ANY_PLACE | STRIDED | SOME, BNORM_S8},
+    {OP_APPLY, PLAIN, "u8", 0, NORMAL, ANY_ACT | ANY_PLACE | STRIDED | SOME, BNORM_U8},
+    {OP_FORWARD, PLAIN, "bf16", 0, NORMAL, ANY_ACT | ANY_PLACE | STRIDED | SOME, BNORM_BF16},
+    {OP_FORWARD, PLAIN, "bf16_special", 0, SPECIAL, ANY_ACT | SOME, BNORM_BF16},
+    {OP_FORWARD, PLAIN, "f16", 0, NORMAL, ANY_ACT | ANY_PLACE | STRIDED | SOME, BNORM_F16},
+    {OP_FORWARD, PLAIN, "f16_special", 0, SPECIAL, ANY_ACT | SOME, BNORM_F16},
+    {OP_BACKWARD, PLAIN, "bf16", 0, SYMMETRIC, ANY_ACT | ANY_PLACE | STRIDED | SOME | ANY_RECOVERY,
+     BNORM_BF16},
+    {OP_BACKWARD, PLAIN, "bf16_special", 0, SPECIAL, ANY_ACT | ANY_RECOVERY | SOME, BNORM_BF16},
+    {OP_BACKWARD, PLAIN, "f16", 0, SYMMETRIC, ANY_ACT | ANY_PLACE | STRIDED | SOME | ANY_RECOVERY,
+     BNORM_F16},
+    {OP_BACKWARD, PLAIN, "f16_special", 0, SPECIAL, ANY_ACT | ANY_RECOVERY | SOME, BNORM_F16},
+
+    /* Masks. */
+    {OP_APPLY, PLAIN, "mask", 0, NORMAL, MASKED | ANY_TYPE | ANY_PLACE | STRIDED | SOME, BNORM_F32},
+    {OP_FORWARD, PLAIN, "mask", 0, NORMAL, MASKED | ANY_TYPE | ANY_PLACE | STRIDED | SOME,
+     BNORM_F32},
+    {OP_BACKWARD, PLAIN, "mask", 0, SYMMETRIC, MASKED | ANY_TYPE | ANY_PLACE | STRIDED | SOME,
+     BNORM_F32},
+
+    /* Channel-blocked. */
+    {OP_MOMENTS, BLOCKED, "normal", 0, NORMAL, STRIDED | SOME, BNORM_F32},
+    {OP_MOMENTS, BLOCKED, "bf16", 0, NORMAL, STRIDED | SOME, BNORM_BF16},
+    {OP_APPLY, BLOCKED, "normal", 0, NORMAL, ANY_ACT | ANY_PLACE | STRIDED | SOME, BNORM_F32},
+    {OP_APPLY, BLOCKED, "bf16", 0, NORMAL, ANY_ACT | ANY_PLACE | STRIDED | SOME, BNORM_BF16},
+    {OP_APPLY, BLOCKED, "types", 0, NORMAL, ANY_ACT | ANY_PLACE | STRIDED | SOME | ANY_X | ANY_Y,
+     BNORM_F32},
+    {OP_FORWARD, BLOCKED, "normal", 0, NORMAL, ANY_ACT | ANY_PLACE | STRIDED | SOME, BNORM_F32},
+    {OP_FORWARD, BLOCKED, "bf16", 0, NORMAL, ANY_ACT | ANY_PLACE | STRIDED | SOME, BNORM_BF16},
+    {OP_FORWARD, BLOCKED, "mask", 0, NORMAL, MASKED | ANY_TYPE | ANY_PLACE | STRIDED | SOME,
+     BNORM_F32},
+    {OP_BACKWARD, BLOCKED, "normal", 0, SYMMETRIC,
+     ANY_ACT | ANY_PLACE | STRIDED | SOME | ANY_RECOVERY, BNORM_F32},
+    {OP_BACKWARD, BLOCKED, "bf16", 0, SYMMETRIC,
+     ANY_ACT | ANY_PLACE | STRIDED | SOME | ANY_RECOVERY, BNORM_BF16},
+    {OP_BACKWARD, BLOCKED, "mask", 0, SYMMETRIC, MASKED | ANY_TYPE | ANY_PLACE | STRIDED | SOME,
+     BNORM_F32},
+
+    {OP_JOBS, ONCE, "all_ops", 0, NORMAL, STRIDED, BNORM_F32},
+
+    /* Activations that need SLEEF. */
+    {OP_APPLY, PLAIN, "sigmoid", BNORM_ACT_SIGMOID, NORMAL, SLEEF | SOME, BNORM_F32},
+    {OP_APPLY, PLAIN, "silu", BNORM_ACT_SILU, NORMAL, SLEEF | SOME, BNORM_F32},
+    {OP_APPLY, PLAIN, "tanh", BNORM_ACT_TANH, NORMAL, SLEEF | SOME, BNORM_F32},
+    {OP_APPLY, PLAIN, "gelu", BNORM_ACT_GELU, NORMAL, SLEEF | SOME, BNORM_F32},
+    {OP_APPLY, PLAIN, "elu", BNORM_ACT_ELU, NORMAL, SLEEF | SOME, BNORM_F32},
+    {OP_APPLY, PLAIN, "softplus", BNORM_ACT_SOFTPLUS, NORMAL, SLEEF | SOME, BNORM_F32},
+    {OP_APPLY, PLAIN, "mish", BNORM_ACT_MISH, NORMAL, SLEEF | SOME, BNORM_F32},
+    {OP_APPLY, PLAIN, "sleef_special", 0, SPECIAL, SLEEF | SOME, BNORM_F32},
+    {OP_APPLY, PLAIN, "sleef_bf16", 0, NORMAL, SLEEF | ANY_PLACE | STRIDED | SOME, BNORM_BF16},
+    {OP_APPLY, PLAIN, "sleef_types", 0, NORMAL, SLEEF | ANY_X | ANY_Y | SOME, BNORM_F32},
+    {OP_APPLY, BLOCKED, "sleef", 0, NORMAL, SLEEF | ANY_TYPE | ANY_PLACE | STRIDED | SOME,
+     BNORM_F32},
+    {OP_FORWARD, PLAIN, "sleef", 0, NORMAL, SLEEF | ANY_TYPE | ANY_PLACE | STRIDED | SOME,
+     BNORM_F32},
+    {OP_BACKWARD, PLAIN, "sigmoid", BNORM_ACT_SIGMOID, SYMMETRIC, SLEEF | ANY_RECOVERY | SOME,
+     BNORM_F32},
+    {OP_BACKWARD, PLAIN, "silu", BNORM_ACT_SILU, SYMMETRIC, SLEEF | ANY_RECOVERY | SOME, BNORM_F32},
+    {OP_BACKWARD, PLAIN, "tanh", BNORM_ACT_TANH, SYMMETRIC, SLEEF | ANY_RECOVERY | SOME, BNORM_F32},
+    {OP_BACKWARD, PLAIN, "gelu", BNORM_ACT_GELU, SYMMETRIC, SLEEF | ANY_RECOVERY | SOME, BNORM_F32},
+    {OP_BACKWARD, PLAIN, "elu", BNORM_ACT_ELU, SYMMETRIC, SLEEF | ANY_RECOVERY | SOME, BNORM_F32},
+    {OP_BACKWARD, PLAIN, "softplus", BNORM_ACT_SOFTPLUS, SYMMETRIC, SLEEF | ANY_RECOVERY | SOME,
+     BNORM_F32},
+    {OP_BACKWARD, PLAIN, "mish", BNORM_ACT_MISH, SYMMETRIC, SLEEF | ANY_RECOVERY | SOME, BNORM_F32},
+    {OP_BACKWARD, PLAIN, "sleef_special", 0, SPECIAL, SLEEF | ANY_RECOVERY | SOME, BNORM_F32},
+    {OP_BACKWARD, PLAIN, "sleef_bf16", 0, SYMMETRIC,
+     SLEEF | ANY_RECOVERY | ANY_PLACE | STRIDED | SOME, BNORM_BF16},
+    {OP_BACKWARD, BLOCKED, "sleef", 0, SYMMETRIC,
+     SLEEF | ANY_RECOVERY | ANY_TYPE | ANY_PLACE | STRIDED | SOME, BNORM_F32},
 };
 enum { GROUPS = sizeof groups / sizeof groups[0] };
+
+/* Each group in each of its layouts. */
+static const struct {
+    size_t first, end;
+} layouts_of[] = {
+    [ONCE] = {0, 1}, [PLAIN] = {0, PLAIN_LAYOUTS}, [BLOCKED] = {PLAIN_LAYOUTS, LAYOUTS}};
+#define FOR_GROUPS(g, layout)                                                                      \
+    for (size_t g = 0; g < GROUPS; g++)                                                            \
+        for (size_t layout = layouts_of[groups[g].where].first;                                    \
+             layout < layouts_of[groups[g].where].end; layout++)
+
+/* What the hashes of groups with SLEEF belong to. */
+#define SLEEF_VERSION "SLEEF 3.5.1"
 
 /* ---------------------------------------------------------------------------------------------- */
 /* One case, and the memory that all cases use in turn */
@@ -146,12 +276,15 @@ static float memory[ROLES][CAPACITY + GUARD + PLACES];
 enum array { GAMMA, BETA, MEAN, VAR, BATCH_MEAN, INVSTD, MEAN_LO, OUT_A, OUT_B, ARRAYS };
 static float arrays[ARRAYS][MAX_C + GUARD];
 
+static unsigned char mask_memory[CAPACITY / 8 + GUARD + PLACES];
+
 static union {
     double align;
     unsigned char bytes[1 << 20];
 } workspace;
 
-/* Every element that is neither filled nor written holds this: a NaN, so that reading it shows. */
+/* Every element that is neither filled nor written holds this, the upper bits of it where it has
+ * fewer: a NaN, so that reading it shows. Padding of inputs too. */
 #define UNTOUCHED 0x7fa5a5a5u
 
 struct test {
@@ -161,10 +294,12 @@ struct test {
     uint64_t random;
     bnorm_exec exec;
     size_t place; /* alignment of buffers */
+    size_t job;   /* which part of the memory is used */
     /* parameters that forward and backward share */
     const float *gamma, *beta;
     double eps;
     bnorm_act act;
+    unsigned char *mask; /* NULL = none */
     uint64_t hash;
 };
 
@@ -208,6 +343,11 @@ static void hash_array(struct test *t, enum array array, size_t count) {
     hash_floats(t, arrays[array], count + GUARD);
 }
 
+static void hash_bytes(struct test *t, const unsigned char *bytes, size_t count) {
+    for (size_t i = 0; i < count; i++)
+        t->hash = hash_bits(t->hash, bytes[i]);
+}
+
 static void set_bits(float *value, uint32_t bits) {
     memcpy(value, &bits, sizeof bits);
 }
@@ -215,6 +355,52 @@ static void set_bits(float *value, uint32_t bits) {
 static void untouch(float *values, size_t count) {
     for (size_t i = 0; i < count; i++)
         set_bits(&values[i], UNTOUCHED);
+}
+
+static size_t size_of(bnorm_dtype type) {
+    static const size_t sizes[] = {4, 2, 2, 1, 1};
+    return sizes[type];
+}
+
+/* IEEE binary16, rounded towards zero; too large a value becomes infinite. */
+static uint32_t half_bits(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    const uint32_t sign = bits >> 16 & 0x8000, fraction = bits & 0x7fffff,
+                   exponent = bits >> 23 & 0xff;
+    if (exponent == 255)
+        return sign | 0x7c00 | fraction >> 13;
+    if (exponent > 142)
+        return sign | 0x7c00;
+    if (exponent > 112)
+        return sign | (exponent - 112) << 10 | fraction >> 13;
+    return exponent < 102 ? sign : sign | (fraction | 0x800000) >> (126 - exponent);
+}
+
+/* The middle of the type's range is 0; a NaN is the lowest value. */
+static uint32_t byte_bits(float value, int middle) {
+    const float q = value * 40;
+    const int whole = q > 127 ? 127 : q > -128 ? (int)q : -128;
+    return (uint32_t)(whole + middle) & 0xff;
+}
+
+/* The bits of an element for a value, which need not be the nearest one. */
+static uint32_t encode(bnorm_dtype type, float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    switch (type) {
+    case BNORM_F32:
+        break;
+    case BNORM_BF16:
+        return bits >> 16;
+    case BNORM_F16:
+        return half_bits(value);
+    case BNORM_S8:
+        return byte_bits(value, 0);
+    case BNORM_U8:
+        return byte_bits(value, 128);
+    }
+    return bits;
 }
 
 static void expect_ok(bnorm_status status, const char *function) {
@@ -337,26 +523,68 @@ static void set_value(float *value, enum data data, const struct channel *channe
 }
 
 struct tensor {
-    float *data;
+    unsigned char *data;
+    bnorm_dtype type;
     size_t run_stride, image_stride, extent;
 };
 
-static const struct tensor absent = {NULL, 0, 0, 0};
+static const struct tensor absent = {NULL, BNORM_F32, 0, 0, 0};
 
-/* The place of a tensor in memory; nothing there is touched yet. */
-static struct tensor tensor_at(const struct test *t, enum role role) {
+static void set_element(struct tensor tensor, size_t i, uint32_t bits) {
+    const uint16_t two = (uint16_t)bits;
+    unsigned char *p = tensor.data + i * size_of(tensor.type);
+    if (tensor.type == BNORM_F32)
+        memcpy(p, &bits, sizeof bits);
+    else if (size_of(tensor.type) == 2)
+        memcpy(p, &two, sizeof two);
+    else
+        *p = (unsigned char)bits;
+}
+
+static uint32_t element(struct tensor tensor, size_t i) {
+    uint16_t two;
+    uint32_t bits;
+    const unsigned char *p = tensor.data + i * size_of(tensor.type);
+    if (size_of(tensor.type) == 1)
+        return *p;
+    if (size_of(tensor.type) == 2) {
+        memcpy(&two, p, sizeof two);
+        return two;
+    }
+    memcpy(&bits, p, sizeof bits);
+    return bits;
+}
+
+static size_t blocks_of(const bnorm_shape *s) {
+    return (s->c + s->c_block - 1) / s->c_block;
+}
+
+/* The place of a tensor of the type in memory; nothing there is touched yet. */
+static struct tensor tensor_of(const struct test *t, enum role role, bnorm_dtype type) {
     const bnorm_shape *s = &t->shape;
-    const size_t len = s->layout == BNORM_NHWC ? s->c : s->hw,
-                 runs = s->layout == BNORM_NHWC ? s->hw : s->c;
+    size_t len = s->layout == BNORM_NHWC ? s->c : s->hw,
+           runs = s->layout == BNORM_NHWC ? s->hw : s->c;
+    if (s->c_block) {
+        len = s->hw * s->c_block;
+        runs = blocks_of(s);
+    }
     const size_t gap = t->group->flags & STRIDED ? ((size_t)role + t->index) % 3 : 0;
-    struct tensor tensor = {memory[role] + (t->place + 3 * (size_t)role) % PLACES, len + gap, 0, 0};
+    const size_t capacity = t->group->op == OP_JOBS ? JOB_CAPACITY : CAPACITY;
+    struct tensor tensor = {.type = type, .run_stride = len + gap};
+    tensor.data = (unsigned char *)(memory[role] + t->job * JOB_ROOM) +
+                  (t->place + 3 * (size_t)role) % PLACES * size_of(type);
     tensor.image_stride = tensor.run_stride * runs + 2 * gap;
     if (s->n && s->hw)
         tensor.extent = (s->n - 1) * tensor.image_stride + (runs - 1) * tensor.run_stride + len;
-    if (tensor.extent > CAPACITY)
+    if (tensor.extent > capacity)
         too_small("CAPACITY", tensor.extent);
-    untouch(tensor.data, tensor.extent + GUARD);
+    for (size_t i = 0; i < tensor.extent + GUARD; i++)
+        set_element(tensor, i, UNTOUCHED >> (32 - 8 * size_of(type)));
     return tensor;
+}
+
+static struct tensor tensor_at(const struct test *t, enum role role) {
+    return tensor_of(t, role, t->shape.dtype);
 }
 
 /* A tensor with data in it. */
@@ -365,7 +593,9 @@ static struct tensor input(struct test *t, enum role role, enum data data) {
     const struct tensor tensor = tensor_at(t, role);
     const int mirrored = data == SYMMETRIC || data == CANCELLING;
     const size_t run_step = s->layout == BNORM_NHWC ? 1 : tensor.run_stride,
-                 pixel_step = s->layout == BNORM_NHWC ? tensor.run_stride : 1;
+                 pixel_step = s->c_block                ? s->c_block
+                              : s->layout == BNORM_NHWC ? tensor.run_stride
+                                                        : 1;
     for (size_t c = 0; c < s->c; c++) {
         /* Another kind of data for the first channels of each shape, the odd element at either end
          * or in between. */
@@ -374,21 +604,23 @@ static struct tensor input(struct test *t, enum role role, enum data data) {
             channel.odd = c % 3 == 1 ? channel.count - 1 : channel.count / 2;
         channel.constant = normal(&t->random);
         channel.seed = random_bits(&t->random);
+        const size_t first = s->c_block ? c / s->c_block * run_step + c % s->c_block : c * run_step;
         for (size_t i = 0; i < channel.count; i++) {
-            const size_t at =
-                i / s->hw * tensor.image_stride + c * run_step + i % s->hw * pixel_step;
+            const size_t at = i / s->hw * tensor.image_stride + first + i % s->hw * pixel_step;
             const size_t mirror = channel.count - 1 - i;
             const size_t pair = mirrored && mirror < i ? mirror : i;
             uint64_t random = channel.seed + pair;
-            set_value(&tensor.data[at], data, &channel, i, &random);
+            float value;
+            set_value(&value, data, &channel, i, &random);
+            set_element(tensor, at, encode(tensor.type, value));
         }
     }
     return tensor;
 }
 
 static void hash_tensor(struct test *t, struct tensor tensor) {
-    if (tensor.data)
-        hash_floats(t, tensor.data, tensor.extent + GUARD);
+    for (size_t i = 0; tensor.data && i < tensor.extent + GUARD; i++)
+        t->hash = hash_bits(t->hash, element(tensor, i));
 }
 
 /* Dense tensors are given without strides. */
@@ -407,19 +639,55 @@ static bnorm_out as_out(const struct test *t, struct tensor tensor) {
     return out;
 }
 
+/* Of the job. */
+static float *array_of(const struct test *t, enum array array) {
+    return arrays[array] + t->job * (MAX_JOB_C + GUARD);
+}
+
 static void fill_array(struct test *t, enum array array, size_t count) {
+    float *values = array_of(t, array);
     for (size_t i = 0; i < count; i++) {
         const float value = normal(&t->random);
-        arrays[array][i] = array == VAR && value < 0 ? -value : value;
+        values[i] = array == VAR && value < 0 ? -value : value;
     }
-    untouch(arrays[array] + count, GUARD);
+    untouch(values + count, GUARD);
 }
 
 static void *ws_of(const struct test *t, bnorm_op op, size_t *size) {
+    const size_t room = sizeof workspace.bytes / (t->group->op == OP_JOBS ? JOBS : 1);
     *size = bnorm_workspace(op, &t->shape);
-    if (*size > sizeof workspace.bytes - PLACES)
+    if (*size > room - PLACES)
         too_small("the workspace", *size);
-    return workspace.bytes + t->place;
+    return workspace.bytes + t->job * room + t->place;
+}
+
+static const bnorm_act_kind masked_acts[] = {BNORM_ACT_RELU, BNORM_ACT_CLAMP, BNORM_ACT_LEAKY_RELU};
+
+/* The kind of activation of a case. */
+static bnorm_act_kind act_kind(const struct test *t) {
+    const struct group *group = t->group;
+    const size_t number = t->index + (size_t)t->shape.layout;
+    if (group->flags & ANY_ACT)
+        return (bnorm_act_kind)(number % (BNORM_ACT_HARD_SWISH + 1));
+    if (group->flags & MASKED)
+        return masked_acts[(number + t->index / 3) % 3];
+    if (group->flags & SLEEF && !group->which)
+        return (bnorm_act_kind)(BNORM_ACT_SIGMOID +
+                                number % (BNORM_ACT_MISH - BNORM_ACT_SIGMOID + 1));
+    return group->op >= OP_APPLY ? (bnorm_act_kind)group->which : BNORM_ACT_IDENTITY;
+}
+
+static void clear_mask(struct test *t) {
+    const size_t size = bnorm_mask_size(&t->shape);
+    t->mask = mask_memory + t->place;
+    if (size + PLACES + GUARD > sizeof mask_memory)
+        too_small("mask_memory", size);
+    memset(t->mask, 0xa5, size + GUARD);
+}
+
+static void hash_mask(struct test *t) {
+    if (t->mask)
+        hash_bytes(t, t->mask, bnorm_mask_size(&t->shape) + GUARD);
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -451,20 +719,19 @@ static void prepare(struct test *t) {
     t->beta = pick(t, 4) || group->data == SPECIAL ? arrays[BETA] : NULL;
     t->eps = epsilons[pick(t, 3)];
 
-    unsigned kind = BNORM_ACT_IDENTITY;
-    if (group->flags & ANY_ACT)
-        kind = (unsigned)(t->index + (size_t)t->shape.layout) % (BNORM_ACT_HARD_SWISH + 1);
-    else if (group->op >= OP_APPLY)
-        kind = group->which;
     const int other = pick(t, 2) == 0;
-    const bnorm_act act = {(bnorm_act_kind)kind, 0, 0};
+    const bnorm_act act = {act_kind(t), 0, 0};
     t->act = act;
     if (t->act.kind == BNORM_ACT_CLAMP) {
         t->act.a = other ? -1.5f : 0;
         t->act.b = other ? 0.75f : 6;
     } else if (t->act.kind == BNORM_ACT_LEAKY_RELU) {
         t->act.a = other && !(group->flags & FROM_Y) ? -0.25f : 0.1f;
+    } else if (t->act.kind == BNORM_ACT_ELU) {
+        t->act.a = other ? 1 : 0.3f;
     }
+    if (group->flags & MASKED)
+        clear_mask(t);
 }
 
 static void run_fold(struct test *t) {
@@ -504,7 +771,8 @@ static void run_fold_conv(struct test *t) {
     fill_array(t, BATCH_MEAN, c);
     const enum array out_bias = in_place && bias ? BATCH_MEAN : OUT_A;
     expect_ok(bnorm_fold_conv(&conv, t->gamma, t->beta, arrays[MEAN], arrays[VAR], t->eps,
-                              weights.data, bias, out.data, arrays[out_bias]),
+                              (const float *)(const void *)weights.data, bias,
+                              (float *)(void *)out.data, arrays[out_bias]),
               "bnorm_fold_conv");
     hash_tensor(t, out);
     hash_array(t, out_bias, c);
@@ -529,6 +797,7 @@ static bnorm_running running_of(enum preset preset, double momentum, size_t step
     return bnorm_running_caffe(mean, var, momentum, step);
 }
 
+/* Writes the mask too, where there is one. */
 static void train(struct test *t, struct tensor x, struct tensor y, struct tensor residual,
                   const bnorm_running *running, int low) {
     size_t size;
@@ -543,6 +812,7 @@ static void train(struct test *t, struct tensor x, struct tensor y, struct tenso
         .save_mean_lo = low ? arrays[MEAN_LO] : NULL,
         .residual = as_in(t, residual),
         .act = t->act,
+        .mask = t->mask,
     };
     expect_ok(
         bnorm_forward_train(&t->shape, as_in(t, x), as_out(t, y), &options, ws, size, &t->exec),
@@ -581,7 +851,9 @@ static void run_moments(struct test *t) {
 
 /* Data of the other inputs of a case. */
 static enum data companion(const struct test *t, enum data usual) {
-    return t->group->data == SPECIAL ? SPECIAL : usual;
+    if (t->group->data == SPECIAL)
+        return SPECIAL;
+    return t->shape.dtype == BNORM_F16 ? SYMMETRIC : usual;
 }
 
 static struct tensor maybe_residual(struct test *t, int wanted) {
@@ -589,37 +861,67 @@ static struct tensor maybe_residual(struct test *t, int wanted) {
 }
 
 /* y = x, y = residual or a tensor of its own. */
-static struct tensor output_y(struct test *t, struct tensor x, struct tensor residual) {
-    if (!(t->group->flags & IN_PLACE))
-        return tensor_at(t, Y);
-    return residual.data && pick(t, 2) ? residual : x;
+static struct tensor output_y(struct test *t, struct tensor x, struct tensor residual,
+                              bnorm_dtype type) {
+    const unsigned flags = t->group->flags;
+    const int in_place = flags & IN_PLACE || (flags & ANY_PLACE && pick(t, 2));
+    if (!in_place || size_of(type) != size_of(x.type))
+        return tensor_of(t, Y, type);
+    struct tensor y = residual.data && pick(t, 2) ? residual : x;
+    y.type = type;
+    return y;
+}
+
+/* The zero means 1; types of floats have none. */
+static bnorm_quant some_quant(struct test *t, bnorm_dtype type) {
+    static const float scales[] = {0.025f, 0.025f, 0.0117f, 1, 0};
+    bnorm_quant quant = {0, 0};
+    if (type < BNORM_S8)
+        return quant;
+    quant.scale = scales[pick(t, 5)];
+    quant.zero_point = (int)pick(t, 256) - (type == BNORM_S8 ? 128 : 0);
+    return quant;
 }
 
 static void run_apply(struct test *t) {
+    const bnorm_y_dtype y_dtype =
+        t->group->flags & ANY_Y ? (bnorm_y_dtype)pick(t, BNORM_Y_U8 + 1) : BNORM_Y_SAME;
+    const bnorm_dtype y_type =
+        y_dtype == BNORM_Y_SAME ? t->shape.dtype : (bnorm_dtype)(y_dtype - BNORM_Y_F32);
     const struct tensor x = input(t, X, t->group->data),
-                        residual = maybe_residual(t, pick(t, 2) == 0), y = output_y(t, x, residual);
+                        residual = maybe_residual(t, pick(t, 2) == 0),
+                        y = output_y(t, x, residual, y_type);
     const bnorm_affine affine = {
         .center = pick(t, 2) && t->group->data != SPECIAL ? arrays[MEAN] : NULL,
         .scale = t->gamma,
         .shift = t->beta,
         .residual = as_in(t, residual),
         .act = t->act,
+        .y_dtype = y_dtype,
+        .x_quant = some_quant(t, x.type),
+        .residual_quant = some_quant(t, residual.type),
+        .y_quant = some_quant(t, y.type),
+        .mask = t->mask,
     };
     /* Without parameters at all. */
     const int copy = t->act.kind == BNORM_ACT_IDENTITY && pick(t, 6) == 0;
-    expect_ok(bnorm_apply(&t->shape, as_in(t, x), as_out(t, y), copy ? NULL : &affine, &t->exec),
+    expect_ok(bnorm_apply(&t->shape, as_in(t, x), as_out(t, y),
+                          copy && y_dtype == BNORM_Y_SAME ? NULL : &affine, &t->exec),
               "bnorm_apply");
     hash_tensor(t, y);
+    hash_mask(t);
 }
 
 static void run_forward(struct test *t) {
     const struct tensor x = input(t, X, t->group->data),
-                        residual = maybe_residual(t, pick(t, 3) == 0), y = output_y(t, x, residual);
+                        residual = maybe_residual(t, pick(t, 3) == 0),
+                        y = output_y(t, x, residual, x.type);
     const bnorm_running none = {NULL, NULL, 0, BNORM_VARIANCE_POPULATION};
     const bnorm_running running =
         pick(t, 3) ? running_of((enum preset)pick(t, CAFFE + 1), 0.1, 2) : none;
     train(t, x, y, residual, &running, pick(t, 3) > 0);
     hash_tensor(t, y);
+    hash_mask(t);
     for (int a = MEAN; a <= MEAN_LO; a++)
         hash_array(t, (enum array)a, t->shape.c);
 }
@@ -636,10 +938,15 @@ static void run_backward(struct test *t) {
     unsigned how = t->group->flags;
     if (how & ANY_RECOVERY)
         how |= recoveries[pick(t, 4)];
+    if (how & MASKED)
+        how |= pick(t, 3) ? 0 : FROZEN;
+    if (how & ANY_PLACE)
+        how |= pick(t, 2) ? IN_PLACE : 0;
     const int from_y = (how & FROM_Y) && y_tells(&t->act), low = pick(t, 3) > 0;
     const struct tensor x = input(t, X, t->group->data),
                         dy = input(t, DY, companion(t, CANCELLING)),
-                        added = maybe_residual(t, how & WITH_RESIDUAL || (from_y && pick(t, 2))),
+                        added = maybe_residual(t, how & WITH_RESIDUAL ||
+                                                      ((from_y || t->mask) && pick(t, 2))),
                         y = tensor_at(t, Y);
     const float *mean = arrays[BATCH_MEAN];
 
@@ -649,10 +956,13 @@ static void run_backward(struct test *t) {
             bnorm_fold(c, NULL, NULL, mean, arrays[VAR], t->eps, arrays[INVSTD], arrays[OUT_A]),
             "bnorm_fold");
         untouch(arrays[OUT_A], c + GUARD);
+        if (t->mask) /* bits from somewhere else */
+            for (size_t i = 0; i < bnorm_mask_size(&t->shape); i++)
+                t->mask[i] = (unsigned char)random_bits(&t->random);
     } else {
         train(t, x, y, added, &none, low);
     }
-    const struct tensor residual = from_y ? absent : added;
+    const struct tensor residual = from_y || t->mask ? absent : added;
     const struct tensor extra = from_y ? y : residual;
 
     struct tensor dx, dresidual = absent;
@@ -679,6 +989,7 @@ static void run_backward(struct test *t) {
         .act = t->act,
         .residual = as_in(t, residual),
         .y = as_in(t, from_y ? y : absent),
+        .mask = t->mask,
         .dresidual = as_out(t, dresidual),
         .dgamma = pick(t, 5) ? arrays[OUT_A] : NULL,
         .dbeta = pick(t, 5) ? arrays[OUT_B] : NULL,
@@ -688,8 +999,94 @@ static void run_backward(struct test *t) {
               "bnorm_backward");
     hash_tensor(t, dx);
     hash_tensor(t, dresidual);
+    hash_mask(t);
     hash_array(t, OUT_A, c);
     hash_array(t, OUT_B, c);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Jobs: each has its part of the memory */
+
+struct job {
+    bnorm_shape shape;
+    bnorm_affine affine;
+    bnorm_train train;
+    bnorm_grad grad;
+    struct tensor out;
+};
+
+/* Fills the memory of job t->job. */
+static void new_job(struct test *t, struct job *job, bnorm_job *to) {
+    static const size_t sizes[][3] = {{1, 1, 1}, {3, 17, 49}, {2, 40, 9},
+                                      {0, 5, 9}, {1, 3, 300}, {8, 33, 1}};
+    static const bnorm_op ops[] = {BNORM_OP_APPLY, BNORM_OP_FORWARD_TRAIN, BNORM_OP_BACKWARD,
+                                   BNORM_OP_MOMENTS};
+    const size_t *size = sizes[(t->job + t->index) % 6];
+    const struct layout *layout = &layouts[(t->job + t->index / 2) % LAYOUTS];
+    const bnorm_act act = {masked_acts[pick(t, 2) * 2], 0.1f, 0};
+    bnorm_shape *s = &t->shape;
+
+    s->layout = layout->layout;
+    s->c_block = layout->c_block;
+    s->n = size[0];
+    s->c = size[1];
+    s->hw = size[2];
+    s->dtype = (bnorm_dtype)pick(t, BNORM_F16 + 1);
+    job->shape = *s;
+    for (int a = GAMMA; a < ARRAYS; a++)
+        if (a <= VAR)
+            fill_array(t, (enum array)a, s->c);
+        else
+            untouch(array_of(t, (enum array)a), s->c + GUARD);
+    const struct tensor x = input(t, X, NORMAL), dy = input(t, DY, NORMAL);
+    job->out = tensor_at(t, Y);
+    const bnorm_affine affine = {
+        .scale = array_of(t, GAMMA), .shift = array_of(t, BETA), .act = act};
+    const bnorm_train train_options = {
+        .gamma = array_of(t, GAMMA),
+        .beta = array_of(t, BETA),
+        .eps = 1e-3,
+        .running = bnorm_running_pytorch(array_of(t, MEAN), array_of(t, VAR), 0.1),
+        .save_mean = array_of(t, BATCH_MEAN),
+        .save_invstd = array_of(t, INVSTD),
+        .act = act,
+    };
+    const bnorm_grad grad = {
+        .gamma = array_of(t, GAMMA),
+        .beta = array_of(t, BETA),
+        .save_mean = array_of(t, MEAN),
+        .save_invstd = array_of(t, VAR),
+        .act = act,
+        .dgamma = array_of(t, OUT_A),
+        .dbeta = array_of(t, OUT_B),
+    };
+    job->affine = affine;
+    job->train = train_options;
+    job->grad = grad;
+    to->op = ops[pick(t, 4)];
+    to->shape = &job->shape;
+    to->x = as_in(t, x);
+    to->dy = as_in(t, dy);
+    to->out = as_out(t, job->out);
+    to->affine = &job->affine;
+    to->train = &job->train;
+    to->grad = &job->grad;
+    to->mean = array_of(t, OUT_A);
+    to->var = array_of(t, OUT_B);
+    to->ws = ws_of(t, to->op, &to->ws_size);
+}
+
+static void run_jobs(struct test *t) {
+    static struct job jobs[JOBS];
+    static bnorm_job calls[JOBS];
+    for (t->job = 0; t->job < JOBS; t->job++)
+        new_job(t, &jobs[t->job], &calls[t->job]);
+    expect_ok(bnorm_run_jobs(calls, JOBS, NULL, &t->exec), "bnorm_run_jobs");
+    for (t->job = 0; t->job < JOBS; t->job++) {
+        hash_tensor(t, jobs[t->job].out);
+        for (int a = MEAN; a < ARRAYS; a++)
+            hash_floats(t, array_of(t, (enum array)a), jobs[t->job].shape.c + GUARD);
+    }
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -706,29 +1103,36 @@ struct result {
 static size_t case_count(const struct group *group) {
     if (group->op == OP_FOLD_CONV)
         return CONVS;
-    return group->op == OP_RUNNING ? (size_t)RUNNING_CASES : (size_t)SHAPES;
+    if (group->op == OP_RUNNING || group->op == OP_JOBS)
+        return RUNNING_CASES;
+    return group->flags & SOME ? (size_t)SOME_SHAPES : (size_t)SHAPES;
 }
 
 static size_t quick_count(const struct group *group) {
-    const size_t count = case_count(group);
-    return count < SMALL_SHAPES ? count : SMALL_SHAPES;
+    const size_t count = case_count(group),
+                 small = group->flags & SOME ? (size_t)SOME_SMALL_SHAPES : (size_t)SMALL_SHAPES;
+    return count < small ? count : small;
 }
 
-static const char *layout_name(bnorm_layout layout) {
-    return layout == BNORM_NHWC ? "nhwc" : "nchw";
-}
-
-static void name_of(const struct group *group, bnorm_layout layout, char *name) {
-    static const char *const ops[] = {"fold",  "fold_conv",     "running", "moments",
-                                      "apply", "forward_train", "backward"};
-    if (group->both_layouts)
-        snprintf(name, MAX_NAME, "%s/%s/%s", ops[group->op], layout_name(layout), group->label);
+static void name_of(const struct group *group, const struct layout *layout, char *name) {
+    static const char *const ops[] = {"fold",    "fold_conv", "running",       "jobs",
+                                      "moments", "apply",     "forward_train", "backward"};
+    if (group->where != ONCE)
+        snprintf(name, MAX_NAME, "%s/%s/%s", ops[group->op], layout->name, group->label);
     else
         snprintf(name, MAX_NAME, "%s/%s", ops[group->op], group->label);
 }
 
-static bnorm_shape shape_of(const struct group *group, bnorm_layout layout, size_t k) {
-    bnorm_shape shape = {.layout = layout, .n = 1, .hw = 1};
+static bnorm_shape shape_of(const struct group *group, const struct layout *layout, size_t k) {
+    bnorm_shape shape = {.layout = layout->layout,
+                         .dtype = group->type,
+                         .n = 1,
+                         .hw = 1,
+                         .c_block = layout->c_block};
+    if (group->flags & ANY_TYPE)
+        shape.dtype = (bnorm_dtype)(k % (BNORM_F16 + 1));
+    if (group->flags & ANY_X)
+        shape.dtype = (bnorm_dtype)(k % (BNORM_U8 + 1));
     if (group->op == OP_FOLD_CONV) {
         shape.c = convs[k].out_channels;
     } else if (group->op == OP_RUNNING) {
@@ -740,6 +1144,9 @@ static bnorm_shape shape_of(const struct group *group, bnorm_layout layout, size
         shape.c = shapes[k].c;
         shape.hw = shapes[k].hw;
     }
+    /* More than one block of the reductions, but no more, as padding takes room too. */
+    if (shape.c_block && shape.hw > 17000 / shape.c_block)
+        shape.hw = 17000 / shape.c_block;
     return shape;
 }
 
@@ -754,6 +1161,9 @@ static void run_case(struct test *t) {
         break;
     case OP_RUNNING:
         run_running(t);
+        break;
+    case OP_JOBS:
+        run_jobs(t);
         break;
     case OP_MOMENTS:
         run_moments(t);
@@ -772,7 +1182,7 @@ static void run_case(struct test *t) {
 
 /* The data depends on the name of the group and the case alone; the way it is executed also on
  * `set`, the number of the kernel set. */
-static void run_group(const struct group *group, bnorm_layout layout, size_t set, int quick,
+static void run_group(const struct group *group, const struct layout *layout, size_t set, int quick,
                       struct result *result) {
     const size_t count = quick ? quick_count(group) : case_count(group);
     char name[MAX_NAME];
@@ -872,7 +1282,7 @@ static void print_machine(void) {
 }
 
 /* The case after which a set went another way than the last set, which is scalar. */
-static void print_first_case(const struct group *group, bnorm_layout layout,
+static void print_first_case(const struct group *group, const struct layout *layout,
                              const struct result *result, const struct result *scalar,
                              size_t count) {
     size_t k = 0;
@@ -882,9 +1292,11 @@ static void print_first_case(const struct group *group, bnorm_layout layout,
         return;
     printf("    first case that scalar computes otherwise on this machine: number %lu",
            (unsigned long)k);
-    if (group->op >= OP_MOMENTS)
-        printf(", %s n=%lu c=%lu hw=%lu", layout_name(layout), (unsigned long)shapes[k].n,
-               (unsigned long)shapes[k].c, (unsigned long)shapes[k].hw);
+    if (group->op >= OP_MOMENTS) {
+        const bnorm_shape s = shape_of(group, layout, k);
+        printf(", %s type %d n=%lu c=%lu hw=%lu", layout->name, (int)s.dtype, (unsigned long)s.n,
+               (unsigned long)s.c, (unsigned long)s.hw);
+    }
     printf("\n");
 }
 
@@ -898,11 +1310,29 @@ static const struct hashes *find(const char *name) {
 enum { MAX_SETS = 16 };
 
 /* Runs one group on all sets and prints its line; 0 where all are as they should be. */
-static int verify(const struct group *group, bnorm_layout layout, size_t sets, int quick,
-                  char *first_failure) {
+/* Can the set compute the group? 0 where that needs SLEEF and this build or CPU can't have it. */
+static int computes(const struct group *group, size_t set) {
+    float v = 1;
+    const bnorm_shape shape = {.layout = BNORM_NCHW, .n = 1, .c = 1, .hw = 1};
+    const bnorm_affine affine = {.act = {BNORM_ACT_SIGMOID, 0, 0}};
+    const bnorm_exec exec = {.isa = bnorm_isa_at(set)};
+    const bnorm_in in = {&v, 0, 0};
+    const bnorm_out out = {&v, 0, 0};
+    return !(group->flags & SLEEF) ||
+           bnorm_apply(&shape, in, out, &affine, &exec) != BNORM_UNSUPPORTED;
+}
+
+struct outcome {
+    int groups, absent, failed, sleef_failed;
+    char first[2 * MAX_NAME]; /* failure */
+};
+
+/* Runs one group on all sets that compute it and prints its line. */
+static void verify(const struct group *group, const struct layout *layout, size_t sets, int quick,
+                   struct outcome *outcome) {
     static struct result results[MAX_SETS];
     char name[MAX_NAME];
-    int failed = 0;
+    int failed = 0, ran = 0;
 
     name_of(group, layout, name);
     const struct hashes *want = find(name);
@@ -910,31 +1340,94 @@ static int verify(const struct group *group, bnorm_layout layout, size_t sets, i
     printf("%-30s %016llx", name, (unsigned long long)hash);
     fflush(stdout);
     for (size_t i = 0; i < sets; i++)
-        run_group(group, layout, i, quick, &results[i]);
+        if (computes(group, i))
+            run_group(group, layout, i, quick, &results[i]);
     for (size_t i = 0; i < sets; i++) {
+        if (!computes(group, i))
+            continue;
+        ran = 1;
         if (want && (quick || results[i].all == hash) && results[i].quick == want->quick)
             continue;
         const char *set = bnorm_isa_name(bnorm_isa_at(i));
         printf("\n  DIFFERENT on %s: %016llx\n", set,
                (unsigned long long)(quick ? results[i].quick : results[i].all));
-        print_first_case(group, layout, &results[i], &results[sets - 1],
-                         quick ? quick_count(group) : case_count(group));
-        if (!failed && !*first_failure)
-            snprintf(first_failure, 2 * MAX_NAME, "%s on %s", name, set);
+        if (computes(group, sets - 1))
+            print_first_case(group, layout, &results[i], &results[sets - 1],
+                             quick ? quick_count(group) : case_count(group));
+        if (!failed && !outcome->first[0])
+            snprintf(outcome->first, sizeof outcome->first, "%s on %s", name, set);
         failed = 1;
     }
-    if (!failed)
-        printf("  same\n");
-    return failed;
+    if (!ran)
+        printf("  not in this build\n");
+    else if (!failed)
+        printf("  same%s\n", group->flags & SLEEF ? ", by " SLEEF_VERSION : "");
+    outcome->groups += ran;
+    outcome->absent += !ran;
+    outcome->failed += failed;
+    outcome->sleef_failed += failed && group->flags & SLEEF;
 }
 
-static void write_hashes(const struct group *group, bnorm_layout layout, size_t scalar) {
+static void write_hashes(const struct group *group, const struct layout *layout, size_t scalar) {
     static struct result result;
     char name[MAX_NAME];
     name_of(group, layout, name);
     run_group(group, layout, scalar, 0, &result);
     printf("{\"%s\", 0x%016llxu, 0x%016llxu},\n", name, (unsigned long long)result.quick,
            (unsigned long long)result.all);
+}
+
+static void list_group(const struct group *group, const struct layout *layout) {
+    char name[MAX_NAME];
+    name_of(group, layout, name);
+    printf("%s\n", name);
+}
+
+/* The last set is scalar, which the hashes are taken from. */
+static int write_all(size_t sets) {
+    for (size_t g = 0; g < GROUPS; g++)
+        if (!computes(&groups[g], sets - 1)) {
+            fprintf(stderr,
+                    "bnorm-verify: the list must have the hashes of activations that need SLEEF:\n"
+                    "build with SLEEF (" SLEEF_VERSION "), on a CPU with FMA\n");
+            return 2;
+        }
+    printf("/* SPDX-License-Identifier: MIT\n *\n"
+           " * Written by bnorm-verify --write: name, hash of the small shapes, hash of all. "
+           "*/\n");
+    FOR_GROUPS(g, layout)
+    write_hashes(&groups[g], &layouts[layout], sets - 1);
+    return 0;
+}
+
+static int verify_all(size_t sets, int quick) {
+    struct outcome outcome = {0, 0, 0, 0, ""};
+    print_machine();
+    FOR_GROUPS(g, layout)
+    verify(&groups[g], &layouts[layout], sets, quick, &outcome);
+    if (outcome.absent)
+        printf(
+            "\n%d groups are not in this build: their activations need SLEEF (make SLEEF=1, on a "
+            "CPU with FMA).\n",
+            outcome.absent);
+    if (outcome.sleef_failed)
+        printf(
+            "\n%d of the groups that differ have activations computed by SLEEF. Their hashes are "
+            "of " SLEEF_VERSION ":\nanother version may give other bits, which must be the "
+            "same on all kernel sets.\n",
+            outcome.sleef_failed);
+    if (outcome.failed) {
+        printf("\nNOT the same bits as everywhere: %d of %d groups differ, the first is %s.\n"
+               "Please report this whole output: bnorm promises that it can't happen. If you "
+               "built bnorm\nyourself, add the compiler's flags, and see whether a build without "
+               "them does it too.\n",
+               outcome.failed, outcome.groups, outcome.first);
+        return 1;
+    }
+    printf("\nsame bits as everywhere: %d groups on", outcome.groups);
+    for (size_t i = sets; i-- > 0;)
+        printf(" %s%s", bnorm_isa_name(bnorm_isa_at(i)), i ? "," : "\n");
+    return 0;
 }
 
 static int usage(const char *program, int status) {
@@ -951,56 +1444,22 @@ static int usage(const char *program, int status) {
 }
 
 int main(int argc, char **argv) {
-    int quick = 0, list = 0, write = 0, failed = 0, count = 0;
-    char first_failure[2 * MAX_NAME] = "";
+    const char *option = argc == 2 ? argv[1] : "";
     size_t sets = 0;
+    while (sets < MAX_SETS && bnorm_isa_at(sets))
+        sets++;
 
-    if (argc == 2 && strcmp(argv[1], "--quick") == 0)
-        quick = 1;
-    else if (argc == 2 && strcmp(argv[1], "--list") == 0)
-        list = 1;
-    else if (argc == 2 && strcmp(argv[1], "--write") == 0)
-        write = 1;
-    else if (argc == 2 && strcmp(argv[1], "--help") == 0)
+    if (argc == 1 || strcmp(option, "--quick") == 0)
+        return verify_all(sets, argc > 1);
+    if (strcmp(option, "--write") == 0)
+        return write_all(sets);
+    if (strcmp(option, "--help") == 0)
         return usage(argv[0], 0);
-    else if (argc > 1) {
+    if (strcmp(option, "--list") != 0) {
         fprintf(stderr, "bnorm-verify: %s is not understood\n", argv[1]);
         return usage(argv[0], 2);
     }
-
-    while (sets < MAX_SETS && bnorm_isa_at(sets))
-        sets++;
-    if (write)
-        printf("/* SPDX-License-Identifier: MIT\n *\n"
-               " * Written by bnorm-verify --write: name, hash of the small shapes, hash of all. "
-               "*/\n");
-    else if (!list)
-        print_machine();
-    for (size_t g = 0; g < GROUPS; g++)
-        for (int layout = BNORM_NHWC; layout <= (groups[g].both_layouts ? BNORM_NCHW : BNORM_NHWC);
-             layout++, count++) {
-            char name[MAX_NAME];
-            name_of(&groups[g], (bnorm_layout)layout, name);
-            if (list)
-                printf("%s\n", name);
-            else if (write)
-                write_hashes(&groups[g], (bnorm_layout)layout, sets - 1);
-            else
-                failed += verify(&groups[g], (bnorm_layout)layout, sets, quick, first_failure);
-        }
-    if (list || write)
-        return 0;
-
-    if (failed) {
-        printf("\nNOT the same bits as everywhere: %d of %d groups differ, the first is %s.\n"
-               "Please report this whole output: bnorm promises that it can't happen. If you "
-               "built bnorm\nyourself, add the compiler's flags, and see whether a build without "
-               "them does it too.\n",
-               failed, count, first_failure);
-        return 1;
-    }
-    printf("\nsame bits as everywhere: %d groups on", count);
-    for (size_t i = sets; i-- > 0;)
-        printf(" %s%s", bnorm_isa_name(bnorm_isa_at(i)), i ? "," : "\n");
+    FOR_GROUPS(g, layout)
+    list_group(&groups[g], &layouts[layout]);
     return 0;
 }

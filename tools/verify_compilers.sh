@@ -4,7 +4,8 @@
 # Does it matter who compiles bnorm, how, and for which CPU? Builds the library and bnorm-verify with
 # each compiler and set of flags below, runs it, natively or under qemu, and prints one line for
 # each. Exit status 1 if any computes other bits than verify_hashes.inc has, or doesn't build.
-# What isn't installed is skipped and said so. From the top of the tree:
+# What isn't installed is skipped and said so; SLEEF is part of it where the compiler can link with it,
+# unless SLEEF=0 is in the environment. From the top of the tree:
 #
 #   tools/verify_compilers.sh            everything, some minutes
 #   tools/verify_compilers.sh --quick    small shapes only
@@ -34,31 +35,48 @@ trap 'exit 2' HUP INT TERM
 passed=0 failures=0 skips=0
 TIMEFORMAT=%U
 
-# Compiler, flags, run with, kernel sets, result, seconds.
+# Compiler, flags, run with, kernel sets, SLEEF, result, seconds.
 row() {
-    printf '%-22s %-52s %-27s %-20s %-12s %s\n' "$@"
+    printf '%-22s %-52s %-27s %-20s %-6s %-12s %s\n' "$@"
 }
 
 skip() {
-    row "$1" "$2" "$3" - "SKIPPED: $4" ''
+    row "$1" "$2" "$3" - - "SKIPPED: $4" ''
     skips=$((skips + 1))
 }
 
 fail() {
-    row "$1" "$2" "$3" "$4" "$5" ''
+    row "$1" "$2" "$3" "$4" "$sleef" "$5" ''
     tail -n 8 "$6" | sed 's/^/    /'
     failures=$((failures + 1))
 }
 
-# Builds ./verify of the current folder with all arguments.
-build() {
-    find "$top/src" "$top/dispatch" "$top/tools/verify.c" -name '*.c' -print0 |
-        xargs -0 -n 1 -P "$jobs" "$@" -I"$top/include" -c &&
-        "$@" ./*.o -static -o verify -lm
+# Whether the program that is read can be built with library or option $1 by all other arguments.
+links() {
+    local last=$1
+    shift
+    cat >"$scratch/probe.c"
+    "$@" "$scratch/probe.c" "$last" -o "$scratch/probe" 2>"$scratch/log"
 }
 
-# Builds with compiler $1 and flags $2 unless that was done last; fills $built, $seconds, $log.
-folder='' built=0
+# Builds ./verify of the current folder with all arguments. SLEEF may be a shared library only.
+build() {
+    local libs=(-static -lm)
+    sleef=no
+    if [ "${SLEEF-}" != 0 ] && links -lsleef "$@" <<'END'; then
+float Sleef_finz_expf1_u10purecfma(float x);
+int main(void) { return Sleef_finz_expf1_u10purecfma(0) != 1; }
+END
+        sleef=yes libs=(-lsleef -lm)
+        set -- "$@" -DBNORM_SLEEF=1
+    fi
+    find "$top/src" "$top/dispatch" "$top/tools/verify.c" -name '*.c' -print0 |
+        xargs -0 -n 1 -P "$jobs" "$@" -I"$top/include" -c &&
+        "$@" ./*.o -o verify "${libs[@]}"
+}
+
+# Builds with compiler $1 and flags $2 unless that was done last; fills $built, $sleef, $log.
+folder='' built=0 sleef=-
 prepare() {
     local wanted="$scratch/${1##*/} ${2//\//_}"
     log=$scratch/log
@@ -86,9 +104,8 @@ verify() {
             return
         fi
     done
-    echo 'int main(void) { return 0; }' >"$scratch/probe.c"
     # shellcheck disable=SC2086
-    if ! $compiler $flags "$scratch/probe.c" -static -o "$scratch/probe" 2>"$scratch/log"; then
+    if ! links -static $compiler $flags <<<'int main(void) { return 0; }'; then
         skip "$compiler" "$flags" "$where" "it can't link an empty program: $(head -n 1 "$scratch/log")"
         return
     fi
@@ -114,11 +131,11 @@ verify() {
         fail "$compiler" "$flags" "$where" "$sets" "$required DID NOT RUN" "$scratch/out"
         return
     fi
-    row "$compiler" "$flags" "$where" "$sets" same "$seconds"
+    row "$compiler" "$flags" "$where" "$sets" "$sleef" same "$seconds"
     passed=$((passed + 1))
 }
 
-row compiler flags 'run with' 'kernel sets' result 'user s'
+row compiler flags 'run with' 'kernel sets' SLEEF result 'user s'
 
 # The last two let the compiler contract a*b + c, with all the instructions that this CPU has.
 for compiler in gcc clang; do

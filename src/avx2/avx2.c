@@ -7,6 +7,8 @@
 #if BNORM_HAVE_X86
 
 #include <immintrin.h>
+#include <stdint.h>
+#include <string.h>
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c,prfchw"))), apply_to = function)

@@ -98,6 +98,72 @@ static inline vec_f vec_first_n(vec_f v, size_t n) {
     return _mm256_and_ps(v, _mm256_castsi256_ps(vec_mask_f(n)));
 }
 
+static inline vec_f vec_div(vec_f a, vec_f b) {
+    return _mm256_div_ps(a, b);
+}
+static inline vec_f vec_sqrt(vec_f v) {
+    return _mm256_sqrt_ps(v);
+}
+static inline vec_f vec_abs(vec_f v) {
+    return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v);
+}
+static inline vec_f vec_negate(vec_f v) {
+    return _mm256_xor_ps(v, _mm256_set1_ps(-0.0f));
+}
+static inline vec_f vec_and(vec_f a, vec_f b) {
+    return _mm256_and_ps(a, b);
+}
+static inline vec_f vec_round(vec_f v) {
+    return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+#define VEC_SLEEF(function, ulp) Sleef_finz_##function##f8_##ulp##avx2
+
+static inline vec_f vec_load_bf16(const uint16_t *p) {
+    const __m128i h = _mm_loadu_si128((const __m128i *)(const void *)p);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+}
+/* The lower halves of 8 numbers of 32 bits that are below 2^16. */
+static inline __m128i vec_pack_16(__m256i v) {
+    return _mm_packus_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+}
+static inline void vec_store_bf16(uint16_t *p, vec_f v) {
+    const __m256i bits = _mm256_castps_si256(v),
+                  odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1)),
+                  up = _mm256_add_epi32(_mm256_set1_epi32(0x7fff), odd),
+                  nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    const __m256i rounded = _mm256_or_si256(_mm256_add_epi32(bits, up), nan);
+    _mm_storeu_si128((__m128i *)(void *)p, vec_pack_16(_mm256_srli_epi32(rounded, 16)));
+}
+static inline vec_f vec_load_f16(const uint16_t *p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p));
+}
+static inline void vec_store_f16(uint16_t *p, vec_f v) {
+    _mm_storeu_si128(
+        (__m128i *)(void *)p,
+        _mm256_cvtps_ph(vec_canonical(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+static inline vec_f vec_load_s8(const uint8_t *p) {
+    return _mm256_cvtepi32_ps(
+        _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p)));
+}
+static inline vec_f vec_load_u8(const uint8_t *p) {
+    return _mm256_cvtepi32_ps(
+        _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p)));
+}
+static inline void vec_store_8(uint8_t *p, vec_f v) {
+    const __m256i whole = _mm256_and_si256(_mm256_cvtps_epi32(v), _mm256_set1_epi32(255));
+    const __m128i words = vec_pack_16(whole);
+    _mm_storel_epi64((__m128i *)(void *)p, _mm_packus_epi16(words, words));
+}
+static inline vec_f vec_from_bits(unsigned bits) {
+    const __m256i place = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i set = _mm256_and_si256(_mm256_set1_epi32((int)bits), place);
+    return _mm256_and_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(set, place)), _mm256_set1_ps(1));
+}
+static inline unsigned vec_bits_gt(vec_f a, vec_f b) {
+    return (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ));
+}
+
 static inline vec_d vec_load_d(const double *p) {
     return _mm256_loadu_pd(p);
 }

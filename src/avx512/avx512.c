@@ -7,6 +7,8 @@
 #if BNORM_HAVE_X86
 
 #include <immintrin.h>
+#include <stdint.h>
+#include <string.h>
 
 #if defined(__clang__)
 #pragma clang attribute push(                                                                      \

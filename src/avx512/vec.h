@@ -97,6 +97,65 @@ static inline vec_f vec_first_n(vec_f v, size_t n) {
     return _mm512_maskz_mov_ps(vec_mask_f(n), v);
 }
 
+static inline vec_f vec_div(vec_f a, vec_f b) {
+    return _mm512_div_ps(a, b);
+}
+static inline vec_f vec_sqrt(vec_f v) {
+    return _mm512_sqrt_ps(v);
+}
+static inline vec_f vec_abs(vec_f v) {
+    return _mm512_abs_ps(v);
+}
+static inline vec_f vec_negate(vec_f v) {
+    return _mm512_xor_ps(v, _mm512_set1_ps(-0.0f));
+}
+static inline vec_f vec_and(vec_f a, vec_f b) {
+    return _mm512_and_ps(a, b);
+}
+static inline vec_f vec_round(vec_f v) {
+    return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+#define VEC_SLEEF(function, ulp) Sleef_finz_##function##f16_##ulp##avx512f
+
+static inline vec_f vec_load_bf16(const uint16_t *p) {
+    const __m256i h = _mm256_loadu_si256((const __m256i *)(const void *)p);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+}
+static inline void vec_store_bf16(uint16_t *p, vec_f v) {
+    const __m512i bits = _mm512_castps_si512(v),
+                  odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1)),
+                  up = _mm512_add_epi32(_mm512_set1_epi32(0x7fff), odd);
+    const __m512i rounded = _mm512_mask_mov_epi32(
+        _mm512_add_epi32(bits, up), _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), _mm512_set1_epi32(-1));
+    _mm256_storeu_si256((__m256i *)(void *)p,
+                        _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+}
+static inline vec_f vec_load_f16(const uint16_t *p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p));
+}
+static inline void vec_store_f16(uint16_t *p, vec_f v) {
+    _mm256_storeu_si256(
+        (__m256i *)(void *)p,
+        _mm512_cvtps_ph(vec_canonical(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+static inline vec_f vec_load_s8(const uint8_t *p) {
+    return _mm512_cvtepi32_ps(
+        _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p)));
+}
+static inline vec_f vec_load_u8(const uint8_t *p) {
+    return _mm512_cvtepi32_ps(
+        _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p)));
+}
+static inline void vec_store_8(uint8_t *p, vec_f v) {
+    _mm_storeu_si128((__m128i *)(void *)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)));
+}
+static inline vec_f vec_from_bits(unsigned bits) {
+    return _mm512_maskz_mov_ps((__mmask16)bits, _mm512_set1_ps(1));
+}
+static inline unsigned vec_bits_gt(vec_f a, vec_f b) {
+    return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ);
+}
+
 static inline vec_d vec_load_d(const double *p) {
     return _mm512_loadu_pd(p);
 }

@@ -72,6 +72,8 @@ BNORM_INLINE vec_f activate(bnorm_act_kind kind, vec_f v, vec_f a, vec_f b) {
         v = vec_zero_if_le(v, vec_set1(-3), vec_if_le(three, v, v, between));
         break;
     }
+    default: /* in staged.h */
+        break;
     }
     return vec_canonical_result(v);
 }
@@ -173,6 +175,15 @@ BNORM_INLINE struct lane_parameters join_parameters(const struct lane_parameters
     };
 }
 
+BNORM_INLINE void skip_parameters(struct parameters *p, size_t channels) {
+    p->center += channels;
+    p->scale += channels;
+    p->shift += channels;
+    p->invstd += channels;
+    p->slope += channels;
+    p->offset += channels;
+}
+
 /* The streams from number `count` on. */
 BNORM_INLINE void skip_streams(const struct form f, struct streams *s, size_t count) {
     const size_t channels = f.spread ? count : 0;
@@ -186,12 +197,7 @@ BNORM_INLINE void skip_streams(const struct form f, struct streams *s, size_t co
         if (s->dresidual)
             s->dresidual += count * s->dresidual_stride;
     }
-    s->p.center += channels;
-    s->p.scale += channels;
-    s->p.shift += channels;
-    s->p.invstd += channels;
-    s->p.slope += channels;
-    s->p.offset += channels;
+    skip_parameters(&s->p, channels);
 }
 
 /* Where an element of a stream lies: element i of run r. */
@@ -321,16 +327,24 @@ BNORM_INLINE void all_streams(const struct form f, struct streams s) {
 
 #define BNORM_FORM(direction, kind, spread)                                                        \
     case kind:                                                                                     \
-        all_streams((struct form){direction, kind, spread}, s);                                    \
+        all_streams((struct form){direction, kind, spread}, *s);                                   \
         break;
-#define BNORM_FORMS(direction, spread)                                                             \
-    switch (s.act.kind) {                                                                          \
-        BNORM_FORM(direction, BNORM_ACT_IDENTITY, spread)                                          \
-        BNORM_FORM(direction, BNORM_ACT_RELU, spread)                                              \
-        BNORM_FORM(direction, BNORM_ACT_CLAMP, spread)                                             \
-        BNORM_FORM(direction, BNORM_ACT_LEAKY_RELU, spread)                                        \
-        BNORM_FORM(direction, BNORM_ACT_HARD_SWISH, spread)                                        \
+#define BNORM_FORMS(name, direction, spread)                                                       \
+    static void name(const struct streams *s) {                                                    \
+        switch (s->act.kind) {                                                                     \
+            BNORM_FORM(direction, BNORM_ACT_IDENTITY, spread)                                      \
+            BNORM_FORM(direction, BNORM_ACT_RELU, spread)                                          \
+            BNORM_FORM(direction, BNORM_ACT_CLAMP, spread)                                         \
+            BNORM_FORM(direction, BNORM_ACT_LEAKY_RELU, spread)                                    \
+            BNORM_FORM(direction, BNORM_ACT_HARD_SWISH, spread)                                    \
+        default: /* in staged.h */                                                                 \
+            break;                                                                                 \
+        }                                                                                          \
     }
+BNORM_FORMS(forward_rows, FORWARD, 0)
+BNORM_FORMS(forward_span, FORWARD, 1)
+BNORM_FORMS(backward_rows, BACKWARD, 0)
+BNORM_FORMS(backward_span, BACKWARD, 1)
 
 BNORM_INLINE struct streams streams_of(const bnorm_grad_args *a) {
     const float *const any = a->scale;
@@ -431,6 +445,13 @@ BNORM_INLINE size_t vector_multiple(size_t c) {
         X(5, offset);                                                                              \
     }
 
+/* What a vector across the end of a run takes. */
+BNORM_INLINE void join_ends(struct streams *s, struct written *written){
+#define BNORM_WRITE(k, name) s->joint.name = write_joint(written->joint[k], s->p.name, s->len)
+    BNORM_FOR_PARAMETERS(s, BNORM_WRITE)
+#undef BNORM_WRITE
+}
+
 /* Rows without gaps are one stream, whose parameters repeat. Written out so that they begin with
  * the first whole line and fill vectors, they are loaded like the tensors; where that takes too
  * much room they are loaded from anywhere and a vector may get those of two rows. */
@@ -450,34 +471,6 @@ BNORM_INLINE void join_rows(struct streams *s, struct written *written) {
         BNORM_FOR_PARAMETERS(s, BNORM_WRITE)
 #undef BNORM_WRITE
     } else if (c >= VEC_F) {
-#define BNORM_WRITE(k, name) s->joint.name = write_joint(written->joint[k], s->p.name, c)
-        BNORM_FOR_PARAMETERS(s, BNORM_WRITE)
-#undef BNORM_WRITE
+        join_ends(s, written);
     }
-}
-
-static void apply_rows(const bnorm_apply_args *a) {
-    const bnorm_grad_args args = forward_args(a);
-    struct streams s = streams_of(&args);
-    struct written written;
-    join_rows(&s, &written);
-    BNORM_FORMS(FORWARD, 0)
-}
-
-static void apply_span(const bnorm_apply_args *a) {
-    const bnorm_grad_args args = forward_args(a);
-    const struct streams s = streams_of(&args);
-    BNORM_FORMS(FORWARD, 1)
-}
-
-static void dx_rows(const bnorm_grad_args *a) {
-    struct streams s = streams_of(a);
-    struct written written;
-    join_rows(&s, &written);
-    BNORM_FORMS(BACKWARD, 0)
-}
-
-static void dx_span(const bnorm_grad_args *a) {
-    const struct streams s = streams_of(a);
-    BNORM_FORMS(BACKWARD, 1)
 }

@@ -1,16 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * What the passes of backward share: g = dy*act'(v). How v is recovered (pre) and
- * the kind of activation are constants of an inlined body. */
-
-/* p[0..c) repeated `times` times. */
-BNORM_INLINE const float *repeat(float *pattern, const float *p, size_t c, size_t times) {
-    if (!p)
-        return NULL;
-    for (size_t j = 0; j < times; j++)
-        memcpy(pattern + j * c, p, c * sizeof *p);
-    return pattern;
-}
+ * What the passes of backward share: g = dy*act'(v). How v is recovered (pre) and the kind of
+ * activation are constants of an inlined body. */
 
 /* dy times the derivative at v. */
 BNORM_INLINE vec_f gradient(bnorm_act_kind kind, vec_f v, vec_f dy, vec_f a, vec_f b) {
@@ -28,6 +19,8 @@ BNORM_INLINE vec_f gradient(bnorm_act_kind kind, vec_f v, vec_f dy, vec_f a, vec
         const vec_f between = vec_mul(dy, vec_fma(v, vec_set1(1.0f / 3), vec_set1(0.5f)));
         return vec_zero_if_le(v, vec_set1(-3), vec_if_le(three, v, dy, between));
     }
+    default: /* in smooth.h */
+        break;
     }
     return dy;
 }
@@ -39,6 +32,40 @@ BNORM_INLINE int reads_extra(enum bnorm_pre pre) {
 /* Whether v is computed from x. */
 BNORM_INLINE int reads_x(enum bnorm_pre pre) {
     return pre == BNORM_PRE_X || pre == BNORM_PRE_RESIDUAL;
+}
+
+BNORM_INLINE int is_smooth(const bnorm_act *act) {
+    return act->kind > BNORM_ACT_HARD_SWISH;
+}
+
+/* Whether the loops for floats do. */
+BNORM_INLINE int is_plain_grad(const bnorm_grad_args *a) {
+    return a->type == BNORM_F32 && a->pre != BNORM_PRE_MASK &&
+           (a->pre == BNORM_PRE_NONE || !is_smooth(&a->act));
+}
+
+BNORM_INLINE size_t whole_vectors(size_t n) {
+    return (n + VEC_F - 1) / VEC_F * VEC_F;
+}
+
+/* dy times the derivative at v, in place, n of them; whole vectors are written. */
+static void gradient_values(const bnorm_act *act, const float *v, float *dy, size_t n) {
+    const vec_f a = vec_set1(act->a), b = vec_set1(act->b);
+#define BNORM_CASE(kind)                                                                           \
+    case kind:                                                                                     \
+        for (size_t i = 0; i < n; i += VEC_F)                                                      \
+            vec_store(dy + i, gradient(kind, vec_load(v + i), vec_load(dy + i), a, b));            \
+        break;
+    switch (act->kind) {
+        BNORM_CASE(BNORM_ACT_IDENTITY)
+        BNORM_CASE(BNORM_ACT_RELU)
+        BNORM_CASE(BNORM_ACT_CLAMP)
+        BNORM_CASE(BNORM_ACT_LEAKY_RELU)
+        BNORM_CASE(BNORM_ACT_HARD_SWISH)
+    default:
+        smooth_gradients(act->kind, act->a, v, dy, whole_vectors(n));
+    }
+#undef BNORM_CASE
 }
 
 /* What g is computed with. */
@@ -75,6 +102,8 @@ BNORM_INLINE vec_f grad_lanes(enum bnorm_pre pre, bnorm_act_kind kind, vec_f x, 
     case BNORM_ACT_HARD_SWISH:                                                                     \
         body(pre, BNORM_ACT_HARD_SWISH);                                                           \
         break;                                                                                     \
+    default:                                                                                       \
+        break;                                                                                     \
     }
 
 #define BNORM_GRAD_CASES(body)                                                                     \
@@ -90,5 +119,7 @@ BNORM_INLINE vec_f grad_lanes(enum bnorm_pre pre, bnorm_act_kind kind, vec_f x, 
         break;                                                                                     \
     case BNORM_PRE_Y:                                                                              \
         BNORM_GRAD_KINDS(BNORM_PRE_Y, body)                                                        \
+        break;                                                                                     \
+    default:                                                                                       \
         break;                                                                                     \
     }

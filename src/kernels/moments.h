@@ -166,14 +166,78 @@ BNORM_INLINE void strip_moments(int wanted, int spread, const struct strip *s, c
 #undef BNORM_PIVOT
 }
 
+/* Rows of a block as they lie in memory. */
+struct rows {
+    const void *x;
+    bnorm_dtype type;
+    size_t stride, count;
+};
+
+BNORM_INLINE struct rows rows_from(const struct rows *r, size_t i) {
+    return (struct rows){element_at(r->x, r->type, i), r->type, r->stride, r->count};
+}
+
+/* One copy of each for floats and for what is widened. */
+static void strip_both(const struct strip *s, const float *pivot, double *sum, double *squares) {
+    strip_moments(BNORM_BOTH, 0, s, pivot, sum, squares);
+}
+
+static void strip_squares(const struct strip *s, const float *pivot, double *squares) {
+    strip_moments(BNORM_SQUARES, 0, s, pivot, squares, squares);
+}
+
+/* Lanes that are widened side by side. */
+#define BNORM_WIDE_LANES 64
+
+/* Rows of a strip that are widened at a time: whole groups, and room for the tail row. */
+BNORM_INLINE size_t wide_rows(size_t lanes) {
+    const size_t groups = BNORM_STAGE / BNORM_GROUP / lanes;
+    return (groups ? groups : 1) * BNORM_GROUP;
+}
+#define BNORM_WIDE (BNORM_STAGE + BNORM_WIDE_LANES + 16)
+
+/* A strip of `rows` rows of `len` lanes and a tail of another one, of any type. */
+BNORM_INLINE void typed_strip(int wanted, const struct rows *r, size_t len, size_t tail,
+                              const float *pivot, double *sum, double *squares) {
+    float wide[BNORM_WIDE];
+    if (r->type == BNORM_F32) {
+        const struct strip s = {r->x, r->stride, r->count, len, tail};
+        if (wanted == BNORM_BOTH)
+            strip_both(&s, pivot, sum, squares);
+        else
+            strip_squares(&s, pivot, squares);
+        return;
+    }
+    for (size_t i = 0; i < len; i += BNORM_WIDE_LANES) {
+        const size_t lanes = lesser(BNORM_WIDE_LANES, len - i), step = wide_rows(lanes);
+        size_t row = 0;
+        do {
+            const size_t count = lesser(step, r->count - row);
+            const int last = row + count == r->count;
+            const size_t extra = last && tail > i ? lesser(lanes, tail - i) : 0;
+            const struct strip s = {wide, lanes, count, lanes, extra};
+            const void *const from = element_at(r->x, r->type, row * r->stride + i);
+            widen_rows(wide, from, r->type, r->stride, count, lanes);
+            if (extra)
+                widen(wide + count * lanes, element_at(from, r->type, count * r->stride), r->type,
+                      NULL, extra, 0);
+            if (wanted == BNORM_BOTH)
+                strip_both(&s, pivot + i, sum + i, squares + i);
+            else
+                strip_squares(&s, pivot + i, squares + i);
+            row += count;
+        } while (row < r->count);
+    }
+}
+
 /* Squares of one lane in double, for values whose squares leave the range of a float. Rare: not
  * tuned. */
-static double wide_squares(const float *x, size_t stride, size_t rows, float pivot) {
+static double wide_squares(const struct rows *x, float pivot) {
     double total = 0;
-    for (size_t r = 0; r < rows; r += BNORM_GROUP) {
+    for (size_t r = 0; r < x->count; r += BNORM_GROUP) {
         double sums[2] = {0, 0};
-        for (size_t q = 0; q < BNORM_GROUP && r + q < rows; q++) {
-            const double d = (double)x[(r + q) * stride] - (double)pivot;
+        for (size_t q = 0; q < BNORM_GROUP && r + q < x->count; q++) {
+            const double d = (double)widened(x->x, x->type, (r + q) * x->stride) - (double)pivot;
             sums[q % 2] = fma(d, d, sums[q % 2]);
         }
         total += sums[0] + sums[1];
@@ -181,57 +245,66 @@ static double wide_squares(const float *x, size_t stride, size_t rows, float piv
     return total;
 }
 
-/* The same for the chains of a channel, whose rows are `stride` apart. */
-static double wide_channel(const float *x, size_t stride, size_t rows, size_t chains, float pivot) {
+/* Every `chains`th row from row j on. */
+BNORM_INLINE struct rows chain_rows(const struct rows *r, size_t chains, size_t j) {
+    return (struct rows){element_at(r->x, r->type, j * r->stride), r->type, r->stride * chains,
+                         j < r->count ? (r->count - j + chains - 1) / chains : 0};
+}
+
+/* The same for the chains of a channel. */
+static double wide_channel(const struct rows *r, size_t chains, float pivot) {
     double lanes[BNORM_SPAN_LANES];
-    for (size_t j = 0; j < chains; j++)
-        lanes[j] = j < rows ? wide_squares(x + j * stride, stride * chains,
-                                           (rows - j + chains - 1) / chains, pivot)
-                            : 0;
+    for (size_t j = 0; j < chains; j++) {
+        const struct rows chain = chain_rows(r, chains, j);
+        lanes[j] = wide_squares(&chain, pivot);
+    }
     return fold_scalars(lanes, chains);
 }
 
 /* Adds the chains of c channels, chain j of channel i in lane j*c + i. Rows without gaps are one
  * strip of c*chains lanes; otherwise each chain is a strip of c lanes. */
-BNORM_INLINE void add_chains(int wanted, const float *x, size_t stride, size_t rows, size_t c,
-                             size_t chains, const float *pivot, double *sum, double *squares) {
-    if (chains == 1 || stride == c) {
-        const size_t whole = rows / chains, tail = rows % chains * c;
-        const struct strip s = {x, stride * chains, whole, whole ? c * chains : tail, tail};
-        strip_moments(wanted, 0, &s, pivot, sum, squares);
+BNORM_INLINE void add_chains(int wanted, const struct rows *r, size_t c, size_t chains,
+                             const float *pivot, double *sum, double *squares) {
+    if (chains == 1 || r->stride == c) {
+        const size_t whole = r->count / chains, tail = r->count % chains * c;
+        const struct rows joined = {r->x, r->type, r->stride * chains, whole};
+        typed_strip(wanted, &joined, whole ? c * chains : tail, tail, pivot, sum, squares);
         return;
     }
-    for (size_t j = 0; j < chains && j < rows; j++) {
-        const struct strip s = {x + j * stride, stride * chains, (rows - j + chains - 1) / chains,
-                                c, 0};
-        strip_moments(wanted, 0, &s, pivot + j * c, sum + j * c, squares + j * c);
+    for (size_t j = 0; j < chains && j < r->count; j++) {
+        const struct rows chain = chain_rows(r, chains, j);
+        typed_strip(wanted, &chain, c, 0, pivot + j * c, sum + j * c, squares + j * c);
     }
 }
 
 /* The mean of a sample of up to 16 rows. Its error costs little accuracy; see distant(). */
-BNORM_INLINE void sample_lanes(size_t samples, const float *x, const size_t *row, size_t n,
-                               float *pivot) {
+BNORM_INLINE void sample_lanes(size_t samples, const struct rows *x, const size_t *row, size_t i,
+                               size_t n, float *pivot) {
     vec_f v[BNORM_SAMPLES];
-    BNORM_UNROLL
-    for (size_t j = 0; j < samples; j++)
-        v[j] = load_lanes(x + row[j], n);
+    if (x->type == BNORM_F32) {
+        BNORM_UNROLL
+        for (size_t j = 0; j < samples; j++)
+            v[j] = load_lanes((const float *)x->x + row[j] + i, n);
+    } else {
+        for (size_t j = 0; j < samples; j++)
+            v[j] = widened_lanes(element_at(x->x, x->type, row[j] + i), x->type, n);
+    }
     for (size_t half = samples / 2; half > 0; half /= 2)
         for (size_t j = 0; j < half; j++)
             v[j] = vec_add(v[j], v[half + j]);
     vec_store(pivot, vec_mul(v[0], vec_set1(1 / (float)samples)));
 }
 
-BNORM_INLINE void sample_pivots(const float *x, size_t stride, size_t rows, size_t c,
-                                float *pivot) {
-    const size_t samples = bnorm_samples(rows);
+BNORM_INLINE void sample_pivots(const struct rows *x, size_t c, float *pivot) {
+    const size_t samples = bnorm_samples(x->count);
     size_t row[BNORM_SAMPLES], i = 0;
     for (size_t j = 0; j < samples; j++)
-        row[j] = j * rows / samples * stride;
+        row[j] = j * x->count / samples * x->stride;
     if (samples == BNORM_SAMPLES)
         for (; i + VEC_F <= c; i += VEC_F)
-            sample_lanes(BNORM_SAMPLES, x + i, row, VEC_F, pivot + i);
+            sample_lanes(BNORM_SAMPLES, x, row, i, VEC_F, pivot + i);
     for (; i < c; i += VEC_F)
-        sample_lanes(samples, x + i, row, lesser(VEC_F, c - i), pivot + i);
+        sample_lanes(samples, x, row, i, lesser(VEC_F, c - i), pivot + i);
 }
 
 /* What the sum exceeds n*pivot by. */
@@ -277,38 +350,41 @@ BNORM_INLINE vec_d centred_squares(double n, vec_d excess, vec_d squares) {
 /* Lanes that slices of channels share a second pass over the squares in. */
 #define BNORM_SLICE 64
 
-/* One block of c <= BNORM_TILE channels. */
-BNORM_INLINE void moments_tile(const float *x, size_t stride, size_t rows, size_t c, size_t chains,
+/* One block of c <= BNORM_TILE channels, of which the first `valid` are wanted. */
+BNORM_INLINE void moments_tile(const struct rows *x, size_t c, size_t valid, size_t chains,
                                double *sum, double *m2) {
     double sums[BNORM_TILE + BNORM_PAD], squares[BNORM_TILE + BNORM_PAD];
     float pivot[BNORM_TILE + BNORM_PAD];
     const size_t lanes = c * chains, slice = chains > 1 ? c : BNORM_SLICE;
-    const double n = (double)rows;
+    const double n = (double)x->count;
 
     zero_lanes(sums, lanes + BNORM_PAD);
     zero_lanes(squares, lanes + BNORM_PAD);
-    sample_pivots(x, stride, rows, c, pivot);
+    sample_pivots(x, c, pivot);
     repeat_lanes(pivot, c, chains);
-    add_chains(BNORM_BOTH, x, stride, rows, c, chains, pivot, sums, squares);
+    add_chains(BNORM_BOTH, x, c, chains, pivot, sums, squares);
     fold_chains(sums, c, chains);
     fold_chains(squares, c, chains);
 
-    for (size_t i = 0; i < c; i += slice) {
+    for (size_t i = 0; i < valid; i += slice) {
         const size_t count = lesser(slice, c - i);
-        if (!replace_pivots(n, count, sums + i, squares + i, pivot + i))
+        const struct rows these = rows_from(x, i);
+        if (!replace_pivots(n, lesser(slice, valid - i), sums + i, squares + i, pivot + i))
             continue;
         repeat_lanes(pivot + i, count, chains);
         zero_lanes(squares + i, count * chains);
-        add_chains(BNORM_SQUARES, x + i, stride, rows, count, chains, pivot + i, sums, squares + i);
+        add_chains(BNORM_SQUARES, &these, count, chains, pivot + i, sums, squares + i);
         fold_chains(squares + i, count, chains);
     }
-    for (size_t i = 0; i < c; i += VEC_D) {
-        const size_t in_use = lesser(VEC_D, c - i);
+    for (size_t i = 0; i < valid; i += VEC_D) {
+        const size_t in_use = lesser(VEC_D, valid - i);
         unsigned bits = vec_outside_d(vec_load_d(squares + i), BNORM_LEAST_SQUARES, DBL_MAX);
         bits &= (1u << in_use) - 1;
         for (size_t j = i; bits; j++, bits >>= 1)
-            if (bits & 1)
-                squares[j] = wide_channel(x + j, stride, rows, chains, pivot[j]);
+            if (bits & 1) {
+                const struct rows channel = rows_from(x, j);
+                squares[j] = wide_channel(&channel, chains, pivot[j]);
+            }
         const vec_d total = vec_load_d(sums + i);
         vec_store_d_n(sum + i, vec_canonical_d(total), in_use);
         vec_store_d_n(
@@ -317,10 +393,15 @@ BNORM_INLINE void moments_tile(const float *x, size_t stride, size_t rows, size_
     }
 }
 
-static void moments_rows(const float *x, size_t stride, size_t rows, size_t c, size_t chains,
-                         double *sum, double *m2) {
-    for (size_t i = 0; i < c; i += BNORM_TILE)
-        moments_tile(x + i, stride, rows, lesser(BNORM_TILE, c - i), chains, sum + i, m2 + i);
+/* Padding of rows without gaps is added up too, for nothing. */
+static void moments_rows(const bnorm_block_args *a, size_t chains, double *sum, double *m2) {
+    const struct rows x = {a->x, a->type, a->stride, a->runs};
+    const size_t c = a->stride == a->len ? a->len : a->valid;
+    for (size_t i = 0; i < a->valid; i += BNORM_TILE) {
+        const struct rows tile = rows_from(&x, i);
+        moments_tile(&tile, lesser(BNORM_TILE, c - i), lesser(BNORM_TILE, a->valid - i), chains,
+                     sum + i, m2 + i);
+    }
     vec_leave();
 }
 
@@ -351,8 +432,8 @@ BNORM_INLINE vec_d plane_moments(int wanted, const float *x, size_t len, const f
     return fold_plane(&lanes);
 }
 
-static void moments_span(const float *x, size_t stride, size_t planes, size_t len, double *sum,
-                         double *m2) {
+static void moments_planes(const float *x, size_t stride, size_t planes, size_t len, double *sum,
+                           double *m2) {
     const size_t fit = BNORM_PLANES_LEN / len, step = fit > VEC_D ? VEC_D : fit ? fit : 1;
     const double n = (double)len;
     vec_d v[VEC_D];
@@ -374,13 +455,30 @@ static void moments_span(const float *x, size_t stride, size_t planes, size_t le
             double t[VEC_D];
             vec_store_d(t, squares);
             for (size_t i = 0; bits; i++, bits >>= 1)
-                if (bits & 1)
-                    t[i] = wide_channel(x + i * stride, 1, len, BNORM_SPAN_LANES, pivot[i]);
+                if (bits & 1) {
+                    const struct rows plane = {x + i * stride, BNORM_F32, 1, len};
+                    t[i] = wide_channel(&plane, BNORM_SPAN_LANES, pivot[i]);
+                }
             squares = vec_load_d(t);
         }
         vec_store_d_n(sum + first, vec_canonical_d(total), count);
         vec_store_d_n(m2 + first, centred_squares(n, pivot_excess(n, pivot, total), squares),
                       count);
+    }
+}
+
+static void moments_span(const bnorm_block_args *a, double *sum, double *m2) {
+    if (a->type == BNORM_F32) {
+        moments_planes(a->x, a->stride, a->runs, a->len, sum, m2);
+    } else {
+        float wide[BNORM_PLANES_LEN + VEC_F];
+        const size_t fit = BNORM_PLANES_LEN / a->len;
+        for (size_t r = 0; r < a->runs; r += fit) {
+            const size_t count = lesser(fit, a->runs - r);
+            widen_rows(wide, element_at(a->x, a->type, r * a->stride), a->type, a->stride, count,
+                       a->len);
+            moments_planes(wide, a->len, count, a->len, sum + r, m2 + r);
+        }
     }
     vec_leave();
 }

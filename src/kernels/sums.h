@@ -2,7 +2,61 @@
  *
  * The sums of backward: g and g*(x - center) of a block. */
 
-/* A strip as in moments.h, of several tensors. */
+/* Rows of a block as they lie in memory; extra NULL = not read. */
+struct grad_rows {
+    const void *x, *dy, *extra;
+    size_t x_stride, dy_stride, extra_stride;
+    size_t mask_at, mask_stride;
+    size_t count;
+    const float *center, *scale, *shift;
+};
+
+/* From element i of row r on, every `step`th row; the parameters stay. */
+BNORM_INLINE struct grad_rows grad_rows_from(const bnorm_grad_args *a, const struct grad_rows *r,
+                                             size_t row, size_t i, size_t step) {
+    return (struct grad_rows){
+        .x = element_at(r->x, a->type, row * r->x_stride + i),
+        .dy = element_at(r->dy, a->type, row * r->dy_stride + i),
+        .extra = r->extra ? element_at(r->extra, a->type, row * r->extra_stride + i) : NULL,
+        .x_stride = r->x_stride * step,
+        .dy_stride = r->dy_stride * step,
+        .extra_stride = r->extra_stride * step,
+        .mask_at = r->mask_at + row * r->mask_stride + i,
+        .mask_stride = r->mask_stride * step,
+        .count = row < r->count ? (r->count - row + step - 1) / step : 0,
+        .center = r->center,
+        .scale = r->scale,
+        .shift = r->shift,
+    };
+}
+
+/* The first `rows` rows of n lanes as rows without gaps: x, and g. Parameters are one per lane, or
+ * with spread one per row. All have room for whole vectors; v is scratch. */
+static void widen_grads(const bnorm_grad_args *a, const struct grad_rows *r, size_t rows, size_t n,
+                        int spread, float *x, float *g, float *v) {
+    widen_rows(x, r->x, a->type, r->x_stride, rows, n);
+    widen_rows(g, r->dy, a->type, r->dy_stride, rows, n);
+    if (a->pre == BNORM_PRE_NONE)
+        return;
+    if (r->extra)
+        widen_rows(v, r->extra, a->type, r->extra_stride, rows, n);
+    for (size_t q = 0; a->pre == BNORM_PRE_MASK && q < rows; q++)
+        widen_bits(v + q * n, a->mask.bits, r->mask_at + q * r->mask_stride, n);
+    for (size_t q = 0; reads_x(a->pre) && q < rows; q++)
+        for (size_t k = 0; k < n; k += VEC_F) {
+            const size_t lanes = lesser(VEC_F, n - k), p = spread ? q : k;
+            const vec_f centred = vec_sub(load_lanes(x + q * n + k, lanes),
+                                          parameter_lanes(r->center + p, spread, 0, lanes));
+            vec_f argument = vec_fma(centred, parameter_lanes(r->scale + p, spread, 0, lanes),
+                                     parameter_lanes(r->shift + p, spread, 0, lanes));
+            if (a->pre == BNORM_PRE_RESIDUAL)
+                argument = vec_add(argument, load_lanes(v + q * n + k, lanes));
+            store_lanes(v + q * n + k, argument, lanes);
+        }
+    gradient_values(&a->act, v, g, rows * n);
+}
+
+/* A strip as in moments.h, of several tensors of floats. */
 struct grad_strip {
     const float *x, *dy, *extra;
     size_t x_stride, dy_stride, extra_stride;
@@ -229,53 +283,81 @@ static void plane_grads(const bnorm_grad_args *a, const struct grad_strip *s, ve
 #undef BNORM_CALL
 }
 
-/* Adds the chains of c channels of a block of rows, as add_chains in moments.h; the parameters are
- * those of c*chains lanes. */
-static void add_grad_chains(const bnorm_grad_args *a, const struct grad_strip *block, size_t c,
-                            size_t chains, double *sum_g, double *sum_gx) {
-    const int wanted = reads_extra(a->pre);
-    struct grad_strip s = *block;
-    s.x_stride *= chains;
-    s.dy_stride *= chains;
-    s.extra_stride *= chains;
-    if (chains == 1 ||
-        (block->x_stride == c && block->dy_stride == c && (!wanted || block->extra_stride == c))) {
-        s.rows = block->rows / chains;
-        s.tail = block->rows % chains * c;
-        s.len = s.rows ? c * chains : s.tail;
+/* A strip of r->count rows of `len` lanes and a tail of another one, as typed_strip in moments.h. */
+static void typed_grad_strip(const bnorm_grad_args *a, const struct grad_rows *r, size_t len,
+                             size_t tail, double *sum_g, double *sum_gx) {
+    if (is_plain_grad(a)) {
+        const struct grad_strip s = {r->x,         r->dy,           r->extra, r->x_stride,
+                                     r->dy_stride, r->extra_stride, r->count, len,
+                                     tail,         r->center,       r->scale, r->shift};
         strip_grad_rows(a, &s, sum_g, sum_gx);
         return;
     }
-    for (size_t j = 0; j < chains && j < block->rows; j++) {
-        s.rows = (block->rows - j + chains - 1) / chains;
-        strip_grad_rows(a, &s, sum_g + j * c, sum_gx + j * c);
-        s.x += block->x_stride;
-        s.dy += block->dy_stride;
-        if (wanted)
-            s.extra += block->extra_stride;
+    float x[BNORM_WIDE], g[BNORM_WIDE], v[BNORM_WIDE];
+    bnorm_grad_args plain = *a;
+    plain.pre = BNORM_PRE_NONE;
+    for (size_t i = 0; i < len; i += BNORM_WIDE_LANES) {
+        const size_t lanes = lesser(BNORM_WIDE_LANES, len - i), step = wide_rows(lanes);
+        size_t row = 0;
+        do {
+            const size_t count = lesser(step, r->count - row), at = count * lanes;
+            const int last = row + count == r->count;
+            const size_t extra = last && tail > i ? lesser(lanes, tail - i) : 0;
+            struct grad_rows these = grad_rows_from(a, r, row, i, 1);
+            these.center += i;
+            if (reads_x(a->pre)) {
+                these.scale += i;
+                these.shift += i;
+            }
+            widen_grads(a, &these, count, lanes, 0, x, g, v);
+            if (extra) {
+                const struct grad_rows rest = grad_rows_from(a, &these, count, 0, 1);
+                widen_grads(a, &rest, 1, extra, 0, x + at, g + at, v);
+            }
+            const struct grad_strip s = {.x = x,
+                                         .dy = g,
+                                         .x_stride = lanes,
+                                         .dy_stride = lanes,
+                                         .rows = count,
+                                         .len = lanes,
+                                         .tail = extra,
+                                         .center = these.center};
+            strip_grad_rows(&plain, &s, sum_g + i, sum_gx + i);
+            row += count;
+        } while (row < r->count);
     }
 }
 
-/* Sum of g*(x - center) of one channel in double; s->len is the number of its elements, a stride
- * apart. Rare: not tuned. */
-static double wide_products(const bnorm_grad_args *a, const struct grad_strip *s, size_t chains) {
-    const int recomputed = reads_x(a->pre);
-    const struct grad_vectors p = {.center = vec_set1(*s->center),
-                                   .scale = vec_set1(recomputed ? *s->scale : 0),
-                                   .shift = vec_set1(recomputed ? *s->shift : 0),
-                                   .a = vec_set1(a->act.a),
-                                   .b = vec_set1(a->act.b)};
-    double lanes[BNORM_SPAN_LANES] = {0}, g[VEC_D];
+/* Adds the chains of c channels of a block of rows, as add_chains in moments.h; the parameters are
+ * those of c*chains lanes. */
+static void add_grad_chains(const bnorm_grad_args *a, const struct grad_rows *r, size_t c,
+                            size_t chains, double *sum_g, double *sum_gx) {
+    if (chains == 1 ||
+        (r->x_stride == c && r->dy_stride == c && (!r->extra || r->extra_stride == c) &&
+         (a->pre != BNORM_PRE_MASK || r->mask_stride == c))) {
+        const size_t whole = r->count / chains, tail = r->count % chains * c;
+        struct grad_rows joined = grad_rows_from(a, r, 0, 0, chains);
+        joined.count = whole;
+        typed_grad_strip(a, &joined, whole ? c * chains : tail, tail, sum_g, sum_gx);
+        return;
+    }
+    for (size_t j = 0; j < chains && j < r->count; j++) {
+        const struct grad_rows chain = grad_rows_from(a, r, j, 0, chains);
+        typed_grad_strip(a, &chain, c, 0, sum_g + j * c, sum_gx + j * c);
+    }
+}
+
+/* Sum of g*(x - center) of one channel in double, whose elements are rows. Rare: not tuned. */
+static double wide_products(const bnorm_grad_args *a, const struct grad_rows *r, size_t chains) {
+    double lanes[BNORM_SPAN_LANES] = {0};
     for (size_t j = 0; j < chains; j++)
-        for (size_t first = j; first < s->len; first += BNORM_GROUP * chains) {
+        for (size_t first = j; first < r->count; first += BNORM_GROUP * chains) {
             double sums[2] = {0, 0};
-            for (size_t k = 0; k < BNORM_GROUP && first + k * chains < s->len; k++) {
-                const size_t q = first + k * chains;
-                const float x = s->x[q * s->x_stride], dy = s->dy[q * s->dy_stride],
-                            *extra = reads_extra(a->pre) ? s->extra + q * s->extra_stride : NULL;
-                vec_store_d(g, vec_low(grad_lanes(a->pre, a->act.kind, vec_set1(x), vec_set1(dy),
-                                                  extra, &p, 1)));
-                sums[k % 2] = fma(g[0], (double)x - (double)*s->center, sums[k % 2]);
+            for (size_t k = 0; k < BNORM_GROUP && first + k * chains < r->count; k++) {
+                const struct grad_rows row = grad_rows_from(a, r, first + k * chains, 0, 1);
+                float x[VEC_F], g[VEC_F], v[VEC_F];
+                widen_grads(a, &row, 1, 1, 0, x, g, v);
+                sums[k % 2] = fma((double)g[0], (double)x[0] - (double)*r->center, sums[k % 2]);
             }
             lanes[j] += sums[0] + sums[1];
         }
@@ -288,10 +370,10 @@ static double wide_products(const bnorm_grad_args *a, const struct grad_strip *s
 #define BNORM_LEAST_PRODUCTS 0x1p-90
 
 struct channel_steps {
-    size_t x, dy, extra;
+    size_t x, dy, extra, mask;
 };
 
-BNORM_INLINE void finish_sums(const bnorm_grad_args *a, const struct grad_strip *channel,
+BNORM_INLINE void finish_sums(const bnorm_grad_args *a, const struct grad_rows *channel,
                               struct channel_steps step, size_t chains, size_t count, vec_d g,
                               vec_d gx, double *sum_g, double *sum_gx) {
     unsigned bits = vec_outside_d(gx, BNORM_LEAST_PRODUCTS, DBL_MAX) &
@@ -304,15 +386,16 @@ BNORM_INLINE void finish_sums(const bnorm_grad_args *a, const struct grad_strip 
         for (size_t j = 0; j < count; j++) {
             if (!(bits >> j & 1) || (t[j] == 0 && t_g[j] == 0))
                 continue;
-            struct grad_strip s = *channel;
-            s.x += j * step.x;
-            s.dy += j * step.dy;
-            if (s.extra)
-                s.extra += j * step.extra;
-            s.center += j;
-            s.scale += j;
-            s.shift += j;
-            t[j] = wide_products(a, &s, chains);
+            struct grad_rows r = *channel;
+            r.x = element_at(r.x, a->type, j * step.x);
+            r.dy = element_at(r.dy, a->type, j * step.dy);
+            if (r.extra)
+                r.extra = element_at(r.extra, a->type, j * step.extra);
+            r.mask_at += j * step.mask;
+            r.center += j;
+            r.scale += j;
+            r.shift += j;
+            t[j] = wide_products(a, &r, chains);
         }
         gx = vec_load_d(t);
     }
@@ -321,75 +404,127 @@ BNORM_INLINE void finish_sums(const bnorm_grad_args *a, const struct grad_strip 
 }
 
 /* The block from element i of run r on; a row is a run. */
-BNORM_INLINE struct grad_strip grad_strip_at(const bnorm_grad_args *a, size_t r, size_t i,
-                                             size_t channel) {
-    return (struct grad_strip){.x = a->x + r * a->x_stride + i,
-                               .dy = a->dy + r * a->dy_stride + i,
-                               .extra =
-                                   reads_extra(a->pre) ? a->extra + r * a->extra_stride + i : NULL,
-                               .center = a->center + channel,
-                               .scale = a->scale + channel,
-                               .shift = a->shift + channel,
-                               .x_stride = a->x_stride,
-                               .dy_stride = a->dy_stride,
-                               .extra_stride = a->extra_stride};
+BNORM_INLINE struct grad_rows grad_rows_at(const bnorm_grad_args *a, size_t r, size_t i,
+                                           size_t channel) {
+    return (struct grad_rows){
+        .x = element_at(a->x, a->type, r * a->x_stride + i),
+        .dy = element_at(a->dy, a->type, r * a->dy_stride + i),
+        .extra =
+            reads_extra(a->pre) ? element_at(a->extra, a->type, r * a->extra_stride + i) : NULL,
+        .x_stride = a->x_stride,
+        .dy_stride = a->dy_stride,
+        .extra_stride = a->extra_stride,
+        .mask_at = a->mask.at + r * a->mask.stride + i,
+        .mask_stride = a->mask.stride,
+        .count = a->runs,
+        .center = a->center + channel,
+        .scale = a->scale + channel,
+        .shift = a->shift + channel,
+    };
 }
 
-/* Channels [at, at + c) of a block of rows. */
-BNORM_INLINE void sums_tile(const bnorm_grad_args *a, size_t at, size_t c, size_t chains,
-                            double *sum_g, double *sum_gx) {
+/* Parameters of `chains` rows of c channels, those behind the first `valid` 0. */
+BNORM_INLINE const float *repeat(float *pattern, const float *p, size_t c, size_t valid,
+                                 size_t chains) {
+    for (size_t j = 0; j < chains; j++) {
+        memcpy(pattern + j * c, p, valid * sizeof *p);
+        memset(pattern + j * c + valid, 0, (c - valid) * sizeof *p);
+    }
+    return pattern;
+}
+
+/* Channels [at, at + c) of a block of rows, of which the first `valid` are wanted. */
+BNORM_INLINE void sums_tile(const bnorm_grad_args *a, size_t at, size_t c, size_t valid,
+                            size_t chains, double *sum_g, double *sum_gx) {
     const size_t lanes = c * chains;
-    const int recomputed = reads_x(a->pre);
     double g[BNORM_TILE + BNORM_PAD], gx[BNORM_TILE + BNORM_PAD];
     float center[BNORM_MAX_LANES], scale[BNORM_MAX_LANES], shift[BNORM_MAX_LANES];
-    struct grad_strip block = grad_strip_at(a, 0, at, at);
+    struct grad_rows block = grad_rows_at(a, 0, at, at);
 
-    block.rows = a->runs;
-    block.len = c;
-    if (chains > 1) {
-        block.center = repeat(center, block.center, c, chains);
-        block.scale = repeat(scale, recomputed ? block.scale : NULL, c, chains);
-        block.shift = repeat(shift, recomputed ? block.shift : NULL, c, chains);
+    if (chains > 1 || valid < c) {
+        block.center = repeat(center, block.center, c, valid, chains);
+        if (reads_x(a->pre)) {
+            block.scale = repeat(scale, block.scale, c, valid, chains);
+            block.shift = repeat(shift, block.shift, c, valid, chains);
+        }
     }
     zero_lanes(g, lanes + BNORM_PAD);
     zero_lanes(gx, lanes + BNORM_PAD);
     add_grad_chains(a, &block, c, chains, g, gx);
     fold_chains(g, c, chains);
     fold_chains(gx, c, chains);
-    for (size_t i = 0; i < c; i += VEC_D) {
-        struct grad_strip channel = grad_strip_at(a, 0, at + i, at + i);
-        channel.len = a->runs;
-        finish_sums(a, &channel, (struct channel_steps){1, 1, 1}, chains, lesser(VEC_D, c - i),
-                    vec_load_d(g + i), vec_load_d(gx + i), sum_g + i, sum_gx + i);
+    for (size_t i = 0; i < valid; i += VEC_D) {
+        const struct grad_rows channel = grad_rows_at(a, 0, at + i, at + i);
+        finish_sums(a, &channel, (struct channel_steps){1, 1, 1, 1}, chains,
+                    lesser(VEC_D, valid - i), vec_load_d(g + i), vec_load_d(gx + i), sum_g + i,
+                    sum_gx + i);
     }
 }
 
+/* Padding of rows without gaps is added up too, for nothing. */
 static void sums_rows(const bnorm_grad_args *a, size_t chains, double *sum_g, double *sum_gx) {
-    for (size_t at = 0; at < a->len; at += BNORM_TILE)
-        sums_tile(a, at, lesser(BNORM_TILE, a->len - at), chains, sum_g + at, sum_gx + at);
+    const int gaps = a->x_stride != a->len || a->dy_stride != a->len ||
+                     (reads_extra(a->pre) && a->extra_stride != a->len);
+    const size_t c = gaps ? a->valid : a->len;
+    for (size_t at = 0; at < a->valid; at += BNORM_TILE)
+        sums_tile(a, at, lesser(BNORM_TILE, c - at), lesser(BNORM_TILE, a->valid - at), chains,
+                  sum_g + at, sum_gx + at);
     vec_leave();
 }
 
-/* A plane is a strip of BNORM_SPAN_LANES lanes of one channel. */
-static void sums_span(const bnorm_grad_args *a, double *sum_g, double *sum_gx) {
+/* Planes of floats: each is a strip of BNORM_SPAN_LANES lanes of one channel. */
+static void sums_planes(const bnorm_grad_args *a, double *sum_g, double *sum_gx) {
     vec_d v_g[VEC_D], v_gx[VEC_D];
     for (size_t i = 0; i < VEC_D; i++)
         v_g[i] = v_gx[i] = vec_set1_d(0);
     for (size_t first = 0; first < a->runs; first += VEC_D) {
         const size_t count = lesser(VEC_D, a->runs - first);
         for (size_t i = 0; i < count; i++) {
-            struct grad_strip s = grad_strip_at(a, first + i, 0, first + i);
-            s.x_stride = s.dy_stride = s.extra_stride = s.len = BNORM_SPAN_LANES;
-            s.rows = a->len / BNORM_SPAN_LANES;
-            s.tail = a->len % BNORM_SPAN_LANES;
+            const struct grad_rows r = grad_rows_at(a, first + i, 0, first + i);
+            const struct grad_strip s = {.x = r.x,
+                                         .dy = r.dy,
+                                         .extra = r.extra,
+                                         .x_stride = BNORM_SPAN_LANES,
+                                         .dy_stride = BNORM_SPAN_LANES,
+                                         .extra_stride = BNORM_SPAN_LANES,
+                                         .rows = a->len / BNORM_SPAN_LANES,
+                                         .len = BNORM_SPAN_LANES,
+                                         .tail = a->len % BNORM_SPAN_LANES,
+                                         .center = r.center,
+                                         .scale = r.scale,
+                                         .shift = r.shift};
             plane_grads(a, &s, &v_g[i], &v_gx[i]);
         }
-        struct grad_strip channel = grad_strip_at(a, first, 0, first);
+        struct grad_rows channel = grad_rows_at(a, first, 0, first);
         channel.x_stride = channel.dy_stride = channel.extra_stride = 1;
-        channel.len = a->len;
-        finish_sums(a, &channel, (struct channel_steps){a->x_stride, a->dy_stride, a->extra_stride},
+        channel.count = a->len;
+        finish_sums(a, &channel,
+                    (struct channel_steps){a->x_stride, a->dy_stride, a->extra_stride, 0},
                     BNORM_SPAN_LANES, count, vec_fold_d(v_g), vec_fold_d(v_gx), sum_g + first,
                     sum_gx + first);
+    }
+}
+
+static void sums_span(const bnorm_grad_args *a, double *sum_g, double *sum_gx) {
+    if (is_plain_grad(a)) {
+        sums_planes(a, sum_g, sum_gx);
+    } else {
+        enum { ROOM = BNORM_BLOCK_SPAN + VEC_F };
+        float x[ROOM], g[ROOM], v[ROOM];
+        const size_t fit = BNORM_BLOCK_SPAN / a->len;
+        bnorm_grad_args plain = *a;
+        plain.type = BNORM_F32;
+        plain.pre = BNORM_PRE_NONE;
+        plain.x = x;
+        plain.dy = g;
+        plain.x_stride = plain.dy_stride = a->len;
+        for (size_t r = 0; r < a->runs; r += fit) {
+            const struct grad_rows planes = grad_rows_at(a, r, 0, r);
+            plain.runs = lesser(fit, a->runs - r);
+            plain.center = a->center + r;
+            widen_grads(a, &planes, plain.runs, a->len, 1, x, g, v);
+            sums_planes(&plain, sum_g + r, sum_gx + r);
+        }
     }
     vec_leave();
 }

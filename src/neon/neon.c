@@ -7,6 +7,8 @@
 #if BNORM_HAVE_NEON
 
 #include <arm_neon.h>
+#include <stdint.h>
+#include <string.h>
 
 #include "vec.h"
 #include "../kernels/kernels.h"

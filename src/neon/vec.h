@@ -102,6 +102,69 @@ static inline vec_f vec_first_n(vec_f v, size_t n) {
     return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(v), vld1q_u32(window + 4 - n)));
 }
 
+static inline vec_f vec_div(vec_f a, vec_f b) {
+    return vdivq_f32(a, b);
+}
+static inline vec_f vec_sqrt(vec_f v) {
+    return vsqrtq_f32(v);
+}
+static inline vec_f vec_abs(vec_f v) {
+    return vabsq_f32(v);
+}
+static inline vec_f vec_negate(vec_f v) {
+    return vnegq_f32(v);
+}
+static inline vec_f vec_and(vec_f a, vec_f b) {
+    return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(a), vreinterpretq_u32_f32(b)));
+}
+static inline vec_f vec_round(vec_f v) {
+    return vrndnq_f32(v);
+}
+#define VEC_SLEEF(function, ulp) Sleef_finz_##function##f4_##ulp##advsimd
+
+static inline vec_f vec_load_bf16(const uint16_t *p) {
+    return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16));
+}
+static inline void vec_store_bf16(uint16_t *p, vec_f v) {
+    const uint32x4_t bits = vreinterpretq_u32_f32(v),
+                     odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1)),
+                     up = vaddq_u32(vdupq_n_u32(0x7fff), odd), nan = vmvnq_u32(vceqq_f32(v, v));
+    vst1_u16(p, vshrn_n_u32(vorrq_u32(vaddq_u32(bits, up), nan), 16));
+}
+static inline vec_f vec_load_f16(const uint16_t *p) {
+    return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
+}
+static inline void vec_store_f16(uint16_t *p, vec_f v) {
+    vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(vec_canonical(v))));
+}
+/* 4 bytes. */
+static inline uint8x8_t vec_load_8(const uint8_t *p) {
+    uint32_t bytes;
+    memcpy(&bytes, p, sizeof bytes);
+    return vreinterpret_u8_u32(vdup_n_u32(bytes));
+}
+static inline vec_f vec_load_s8(const uint8_t *p) {
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_u8(vec_load_8(p))))));
+}
+static inline vec_f vec_load_u8(const uint8_t *p) {
+    return vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(vec_load_8(p)))));
+}
+static inline void vec_store_8(uint8_t *p, vec_f v) {
+    const uint16x4_t words = vmovn_u32(vreinterpretq_u32_s32(vcvtq_s32_f32(v)));
+    const uint32_t bytes =
+        vget_lane_u32(vreinterpret_u32_u8(vmovn_u16(vcombine_u16(words, words))), 0);
+    memcpy(p, &bytes, sizeof bytes);
+}
+static inline vec_f vec_from_bits(unsigned bits) {
+    const uint32_t places[4] = {1, 2, 4, 8};
+    const uint32x4_t set = vtstq_u32(vdupq_n_u32(bits), vld1q_u32(places));
+    return vreinterpretq_f32_u32(vandq_u32(set, vreinterpretq_u32_f32(vdupq_n_f32(1))));
+}
+static inline unsigned vec_bits_gt(vec_f a, vec_f b) {
+    const uint32_t places[4] = {1, 2, 4, 8};
+    return vaddvq_u32(vandq_u32(vcgtq_f32(a, b), vld1q_u32(places)));
+}
+
 static inline vec_d vec_load_d(const double *p) {
     return vld1q_f64(p);
 }

@@ -8,7 +8,22 @@
 
 #include <float.h>
 #include <math.h>
+#include <stdint.h>
 #include <string.h>
+
+#if BNORM_SLEEF
+#include "smooth.h"
+#else
+/* Never called: the drivers refuse these activations. */
+static float smooth_value(const bnorm_act *act, float v) {
+    (void)act;
+    return v;
+}
+static float smooth_slope(const bnorm_act *act, float v) {
+    (void)act, (void)v;
+    return 1;
+}
+#endif
 
 /* Every NaN that bnorm writes is this one, so that the bits do not depend on how a CPU propagates
  * payloads. */
@@ -27,19 +42,162 @@ static double canonical_double(double v) {
 }
 
 /* ---------------------------------------------------------------------------------------------- */
+/* Elements of all types */
+
+static float float_of(uint32_t bits) {
+    float v;
+    memcpy(&v, &bits, sizeof v);
+    return v;
+}
+
+static uint32_t bits_of(float v) {
+    uint32_t bits;
+    memcpy(&bits, &v, sizeof bits);
+    return bits;
+}
+
+/* The upper bits of a number whose lower `drop` bits are rounded off, to nearest even. */
+static uint32_t round_off(uint32_t bits, unsigned drop) {
+    const uint32_t half = (uint32_t)1 << (drop - 1);
+    return (bits + half - 1 + (bits >> drop & 1)) >> drop;
+}
+
+static uint16_t to_bf16(float v) {
+    return v == v ? (uint16_t)round_off(bits_of(v), 16) : 0xffff;
+}
+
+/* Sign, 5 bits of exponent (bias 15), 10 of fraction. */
+static float from_f16(uint16_t h) {
+    const uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = h >> 10 & 31,
+                   fraction = h & 1023;
+    if (exponent == 31)
+        return float_of(sign | 0x7f800000 | fraction << 13);
+    if (exponent == 0) { /* a multiple of 2^-24 */
+        const float v = (float)fraction * 0x1p-24f;
+        return sign ? -v : v;
+    }
+    return float_of(sign | (exponent + 112) << 23 | fraction << 13);
+}
+
+static uint16_t to_f16(float v) {
+    const uint32_t bits = bits_of(v), sign = bits >> 16 & 0x8000, size = bits & 0x7fffffff;
+    if (v != v)
+        return 0xffff;
+    if (size >= 0x47800000) /* 65536 */
+        return (uint16_t)(sign | 0x7c00);
+    if (size >= 0x38800000) /* 2^-14; rounding up may reach infinity */
+        return (uint16_t)(sign | round_off(size - (112u << 23), 13));
+    if (size < 0x33000000) /* 2^-25 */
+        return (uint16_t)sign;
+    /* A multiple of 2^-24: the fraction with its hidden bit, shifted. */
+    return (uint16_t)(sign | round_off((size & 0x7fffff) | 0x800000, 126 - (size >> 23)));
+}
+
+static float lower_limit(bnorm_dtype type) {
+    return type == BNORM_S8 ? -128 : 0;
+}
+
+static float upper_limit(bnorm_dtype type) {
+    return type == BNORM_S8 ? 127 : 255;
+}
+
+/* Element i; quant is that of S8 and U8. */
+static float load(const void *data, bnorm_dtype type, const bnorm_quant *quant, size_t i) {
+    switch (type) {
+    case BNORM_F32:
+        break;
+    case BNORM_BF16:
+        return float_of((uint32_t)((const uint16_t *)data)[i] << 16);
+    case BNORM_F16:
+        return from_f16(((const uint16_t *)data)[i]);
+    case BNORM_S8:
+        return (float)(((const int8_t *)data)[i] - quant->zero_point) * quant->scale;
+    case BNORM_U8:
+        return (float)(((const uint8_t *)data)[i] - quant->zero_point) * quant->scale;
+    }
+    return ((const float *)data)[i];
+}
+
+/* v/scale, to the nearest whole number, ties to even. */
+static float quantize(bnorm_dtype type, const bnorm_quant *quant, float v) {
+    const float steps = v / quant->scale, whole = steps == steps ? rintf(steps) : 0;
+    const float q = whole + (float)quant->zero_point;
+    if (q <= lower_limit(type))
+        return lower_limit(type);
+    return q >= upper_limit(type) ? upper_limit(type) : q;
+}
+
+static void store(void *data, bnorm_dtype type, const bnorm_quant *quant, size_t i, float v) {
+    switch (type) {
+    case BNORM_F32:
+        ((float *)data)[i] = canonical(v);
+        break;
+    case BNORM_BF16:
+        ((uint16_t *)data)[i] = to_bf16(v);
+        break;
+    case BNORM_F16:
+        ((uint16_t *)data)[i] = to_f16(v);
+        break;
+    case BNORM_S8:
+        ((int8_t *)data)[i] = (int8_t)quantize(type, quant, v);
+        break;
+    case BNORM_U8:
+        ((uint8_t *)data)[i] = (uint8_t)quantize(type, quant, v);
+        break;
+    }
+}
+
+static float load_bit(const bnorm_bits *mask, size_t r, size_t i) {
+    const size_t n = mask->at + r * mask->stride + i;
+    return (float)(mask->bits[n / 8] >> n % 8 & 1);
+}
+
+/* Other threads may write the other bits of the byte. */
+static void store_bit(const bnorm_bits *mask, size_t r, size_t i, int bit) {
+    const size_t n = mask->at + r * mask->stride + i;
+    unsigned char *const byte = mask->bits + n / 8;
+#if __GCC_ATOMIC_CHAR_LOCK_FREE == 2
+    const unsigned char own = (unsigned char)(1u << n % 8);
+    if (bit)
+        __atomic_fetch_or(byte, own, __ATOMIC_RELAXED);
+    else
+        __atomic_fetch_and(byte, (unsigned char)~own, __ATOMIC_RELAXED);
+#else /* RISC-V (little-endian) has atomics of words, which never cross a page */
+    const size_t within = (uintptr_t)byte % 4;
+    uint32_t *const word = (uint32_t *)(void *)(byte - within);
+    const uint32_t own = (uint32_t)1 << (8 * within + n % 8);
+    if (bit)
+        __atomic_fetch_or(word, own, __ATOMIC_RELAXED);
+    else
+        __atomic_fetch_and(word, ~own, __ATOMIC_RELAXED);
+#endif
+}
+
+/* ---------------------------------------------------------------------------------------------- */
 /* Reductions. Chain j of a channel holds rows j, j + chains, j + 2*chains, ...; what the chains add
  * up to is folded, upper half onto lower half. */
 
 struct chain {
-    const float *x;
+    const bnorm_block_args *block;
+    size_t first; /* element */
     size_t step;  /* elements from one member to the next */
     size_t count; /* members */
 };
 
-static struct chain chain_of(const float *x, size_t stride, size_t rows, size_t chains, size_t j) {
-    struct chain chain = {x + j * stride, stride * chains, 0};
-    if (j < rows)
-        chain.count = (rows - j + chains - 1) / chains;
+static float member(struct chain chain, size_t q) {
+    return load(chain.block->x, chain.block->type, NULL, chain.first + q * chain.step);
+}
+
+/* A channel of a block. */
+struct channel {
+    const bnorm_block_args *block;
+    size_t first, step, count;
+};
+
+static struct chain chain_of(struct channel x, size_t chains, size_t j) {
+    struct chain chain = {x.block, x.first + j * x.step, x.step * chains, 0};
+    if (j < x.count)
+        chain.count = (x.count - j + chains - 1) / chains;
     return chain;
 }
 
@@ -54,8 +212,8 @@ static double fold(double *partial, size_t chains) {
 static double chain_sum(struct chain chain) {
     double sum = 0;
     for (size_t q = 0; q < chain.count; q += 2) {
-        const double next = q + 1 < chain.count ? (double)chain.x[(q + 1) * chain.step] : 0;
-        sum += (double)chain.x[q * chain.step] + next;
+        const double next = q + 1 < chain.count ? (double)member(chain, q + 1) : 0;
+        sum += (double)member(chain, q) + next;
     }
     return sum;
 }
@@ -76,7 +234,7 @@ static double chain_squares(struct chain chain, float pivot) {
     for (size_t q = 0; q < chain.count; q += BNORM_GROUP) {
         float squares[4] = {0, 0, 0, 0};
         for (size_t i = 0; i < BNORM_GROUP && q + i < chain.count; i++) {
-            const float d = chain.x[(q + i) * chain.step] - pivot;
+            const float d = member(chain, q + i) - pivot;
             squares[place_of(i)] = fmaf(d, d, squares[place_of(i)]);
         }
         sum += (double)add_places(squares);
@@ -90,7 +248,7 @@ static double chain_squares_wide(struct chain chain, float pivot) {
     for (size_t q = 0; q < chain.count; q += BNORM_GROUP) {
         double squares[2] = {0, 0};
         for (size_t i = 0; i < BNORM_GROUP && q + i < chain.count; i++) {
-            const double d = (double)chain.x[(q + i) * chain.step] - (double)pivot;
+            const double d = (double)member(chain, q + i) - (double)pivot;
             squares[i % 2] = fma(d, d, squares[i % 2]);
         }
         sum += squares[0] + squares[1];
@@ -100,20 +258,19 @@ static double chain_squares_wide(struct chain chain, float pivot) {
 
 typedef double chain_function(struct chain chain, float pivot);
 
-static double all_squares(chain_function *squares, const float *x, size_t stride, size_t rows,
-                          size_t chains, float pivot) {
+static double all_squares(chain_function *squares, struct channel x, size_t chains, float pivot) {
     double partial[BNORM_SPAN_LANES] = {0};
     for (size_t j = 0; j < chains; j++)
-        partial[j] = squares(chain_of(x, stride, rows, chains, j), pivot);
+        partial[j] = squares(chain_of(x, chains, j), pivot);
     return fold(partial, chains);
 }
 
 /* The mean of up to 16 rows, spread over the block. */
-static float sample_mean(const float *x, size_t stride, size_t rows) {
-    const size_t samples = bnorm_samples(rows);
+static float sample_mean(struct channel x) {
+    const size_t samples = bnorm_samples(x.count);
     float v[BNORM_SAMPLES];
     for (size_t j = 0; j < samples; j++)
-        v[j] = x[j * rows / samples * stride];
+        v[j] = member(chain_of(x, 1, j * x.count / samples), 0);
     for (size_t half = samples / 2; half > 0; half /= 2)
         for (size_t j = 0; j < half; j++)
             v[j] = v[j] + v[j + half];
@@ -123,47 +280,48 @@ static float sample_mean(const float *x, size_t stride, size_t rows) {
 /* Sum and sum of squared deviations of one channel's block: squares about a pivot, corrected for
  * the pivot's distance from the mean, excess/n. The pivot is the mean rounded to float, or what a
  * sample gives if that is within a deviation of the mean. */
-static void moments_channel(const float *x, size_t stride, size_t rows, size_t chains,
-                            const float *sample, double *sum, double *m2) {
+static void moments_channel(struct channel x, size_t chains, const float *sample, double *sum,
+                            double *m2) {
     double partial[BNORM_SPAN_LANES] = {0};
-    const double n = (double)rows;
+    const double n = (double)x.count;
 
     for (size_t j = 0; j < chains; j++)
-        partial[j] = chain_sum(chain_of(x, stride, rows, chains, j));
+        partial[j] = chain_sum(chain_of(x, chains, j));
     const double total = fold(partial, chains);
 
     float pivot = sample ? *sample : (float)(total * (1 / n));
-    double squares = all_squares(chain_squares, x, stride, rows, chains, pivot);
+    double squares = all_squares(chain_squares, x, chains, pivot);
     double excess = fma(-n, (double)pivot, total);
     if (sample) {
         const double margin = fma(excess * (-1 / n), excess, squares * 0.5);
         if (!(margin >= 0 && margin <= DBL_MAX)) {
             pivot = (float)(total * (1 / n));
-            squares = all_squares(chain_squares, x, stride, rows, chains, pivot);
+            squares = all_squares(chain_squares, x, chains, pivot);
             excess = fma(-n, (double)pivot, total);
         }
     }
     /* Over- or underflow in float, or a NaN, or a constant. */
     if (!(squares >= 0x1p-90 && squares <= DBL_MAX))
-        squares = all_squares(chain_squares_wide, x, stride, rows, chains, pivot);
+        squares = all_squares(chain_squares_wide, x, chains, pivot);
 
     const double centred = fma(excess, excess * (-1 / n), squares);
     *sum = canonical_double(total);
     *m2 = canonical_double(centred < 0 ? 0 : centred);
 }
 
-static void moments_rows(const float *x, size_t stride, size_t rows, size_t c, size_t chains,
-                         double *sum, double *m2) {
-    for (size_t i = 0; i < c; i++) {
-        const float sample = sample_mean(x + i, stride, rows);
-        moments_channel(x + i, stride, rows, chains, &sample, &sum[i], &m2[i]);
+static void moments_rows(const bnorm_block_args *a, size_t chains, double *sum, double *m2) {
+    for (size_t i = 0; i < a->valid; i++) {
+        const struct channel x = {a, i, a->stride, a->runs};
+        const float sample = sample_mean(x);
+        moments_channel(x, chains, &sample, &sum[i], &m2[i]);
     }
 }
 
-static void moments_span(const float *x, size_t stride, size_t planes, size_t len, double *sum,
-                         double *m2) {
-    for (size_t i = 0; i < planes; i++)
-        moments_channel(x + i * stride, 1, len, BNORM_SPAN_LANES, NULL, &sum[i], &m2[i]);
+static void moments_span(const bnorm_block_args *a, double *sum, double *m2) {
+    for (size_t i = 0; i < a->runs; i++) {
+        const struct channel x = {a, i * a->stride, 1, a->len};
+        moments_channel(x, BNORM_SPAN_LANES, NULL, &sum[i], &m2[i]);
+    }
 }
 
 /* Elements of one channel in block b. */
@@ -219,6 +377,8 @@ static float activate(const bnorm_act *act, float v) {
         const float shifted = v + 3, product = v * shifted;
         return product * SIXTH;
     }
+    default:
+        return smooth_value(act, v);
     }
     return v;
 }
@@ -242,25 +402,44 @@ static float gradient(const bnorm_act *act, float v, float dy) {
         const float slope = fmaf(v, THIRD, 0.5f);
         return dy * slope;
     }
+    default:
+        return dy * smooth_slope(act, v);
     }
     return dy;
 }
 
+/* What a mask says: whether the derivative is that of the upper branch. */
+static int passes(const bnorm_act *act, float v) {
+    return act->kind == BNORM_ACT_CLAMP ? v > act->a && v < act->b : v > 0;
+}
+
 /* Element i of run r; parameters of channel ch. */
 static void apply_element(const bnorm_apply_args *a, size_t r, size_t i, size_t ch) {
-    float v = a->x[r * a->x_stride + i];
+    float v = load(a->x, a->x_type, &a->x_quant, r * a->x_stride + i);
     if (a->center)
         v = v - a->center[ch];
     v = fmaf(v, a->scale[ch], a->shift[ch]);
     if (a->residual)
-        v = v + a->residual[r * a->residual_stride + i];
-    a->y[r * a->y_stride + i] = canonical(activate(&a->act, v));
+        v = v + load(a->residual, a->x_type, &a->residual_quant, r * a->residual_stride + i);
+    if (a->mask.bits)
+        store_bit(&a->mask, r, i, passes(&a->act, v));
+    store(a->y, a->y_type, &a->y_quant, r * a->y_stride + i, activate(&a->act, v));
+}
+
+/* Padding; its bits in a mask are 0. */
+static void apply_padding(const bnorm_apply_args *a, size_t r, size_t i) {
+    if (a->mask.bits)
+        store_bit(&a->mask, r, i, 0);
+    store(a->y, a->y_type, &a->y_quant, r * a->y_stride + i, 0);
 }
 
 static void apply_rows(const bnorm_apply_args *a) {
-    for (size_t r = 0; r < a->runs; r++)
-        for (size_t i = 0; i < a->len; i++)
+    for (size_t r = 0; r < a->runs; r++) {
+        for (size_t i = 0; i < a->valid; i++)
             apply_element(a, r, i, i);
+        for (size_t i = a->valid; i < a->len; i++)
+            apply_padding(a, r, i);
+    }
 }
 
 static void apply_span(const bnorm_apply_args *a) {
@@ -269,16 +448,30 @@ static void apply_span(const bnorm_apply_args *a) {
             apply_element(a, r, i, r);
 }
 
+static float x_minus_center(const bnorm_grad_args *a, size_t r, size_t i, size_t ch) {
+    return load(a->x, a->type, NULL, r * a->x_stride + i) - a->center[ch];
+}
+
 static float grad_element(const bnorm_grad_args *a, size_t r, size_t i, size_t ch) {
-    const float dy = a->dy[r * a->dy_stride + i];
-    if (a->pre == BNORM_PRE_NONE)
+    const float dy = load(a->dy, a->type, NULL, r * a->dy_stride + i);
+    float v = 0;
+    switch (a->pre) {
+    case BNORM_PRE_NONE:
         return dy;
-    const float centred = a->x[r * a->x_stride + i] - a->center[ch];
-    float v = fmaf(centred, a->scale[ch], a->shift[ch]);
-    if (a->pre == BNORM_PRE_RESIDUAL)
-        v = v + a->extra[r * a->extra_stride + i];
-    else if (a->pre == BNORM_PRE_Y)
-        v = a->extra[r * a->extra_stride + i];
+    case BNORM_PRE_X:
+        v = fmaf(x_minus_center(a, r, i, ch), a->scale[ch], a->shift[ch]);
+        break;
+    case BNORM_PRE_RESIDUAL:
+        v = fmaf(x_minus_center(a, r, i, ch), a->scale[ch], a->shift[ch]);
+        v = v + load(a->extra, a->type, NULL, r * a->extra_stride + i);
+        break;
+    case BNORM_PRE_Y:
+        v = load(a->extra, a->type, NULL, r * a->extra_stride + i);
+        break;
+    case BNORM_PRE_MASK:
+        v = load_bit(&a->mask, r, i);
+        break;
+    }
     return gradient(&a->act, v, dy);
 }
 
@@ -295,7 +488,8 @@ static void sums_channel(const bnorm_grad_args *a, size_t ch, size_t count, size
             for (size_t k = 0; k < BNORM_GROUP && q + k * chains < count; k++) {
                 const size_t r = along_run ? ch : q + k * chains,
                              i = along_run ? q + k * chains : ch;
-                const float x = a->x[r * a->x_stride + i], center = a->center[ch];
+                const float x = load(a->x, a->type, NULL, r * a->x_stride + i),
+                            center = a->center[ch];
                 const float g_float = grad_element(a, r, i, ch), d = x - center;
                 g[k] = (double)g_float;
                 products[place_of(k)] = fmaf(g_float, d, products[place_of(k)]);
@@ -321,7 +515,7 @@ static void accurate_sums(const bnorm_grad_args *a, size_t ch, size_t count, siz
 }
 
 static void sums_rows(const bnorm_grad_args *a, size_t chains, double *sum_g, double *sum_gx) {
-    for (size_t ch = 0; ch < a->len; ch++)
+    for (size_t ch = 0; ch < a->valid; ch++)
         accurate_sums(a, ch, a->runs, chains, 0, &sum_g[ch], &sum_gx[ch]);
 }
 
@@ -334,20 +528,29 @@ static void dx_element(const bnorm_grad_args *a, size_t r, size_t i, size_t ch) 
     const float g = grad_element(a, r, i, ch);
     float dx = g * a->scale[ch];
     if (a->dx && a->slope) {
-        const float centred = a->x[r * a->x_stride + i] - a->center[ch];
-        const float xh = centred * a->invstd[ch];
+        const float xh = x_minus_center(a, r, i, ch) * a->invstd[ch];
         dx = fmaf(xh, a->slope[ch], fmaf(g, a->scale[ch], a->offset[ch]));
     }
     if (a->dx)
-        a->dx[r * a->dx_stride + i] = canonical(dx);
+        store(a->dx, a->type, NULL, r * a->dx_stride + i, dx);
     if (a->dresidual)
-        a->dresidual[r * a->dresidual_stride + i] = canonical(g);
+        store(a->dresidual, a->type, NULL, r * a->dresidual_stride + i, g);
+}
+
+static void dx_padding(const bnorm_grad_args *a, size_t r, size_t i) {
+    if (a->dx)
+        store(a->dx, a->type, NULL, r * a->dx_stride + i, 0);
+    if (a->dresidual)
+        store(a->dresidual, a->type, NULL, r * a->dresidual_stride + i, 0);
 }
 
 static void dx_rows(const bnorm_grad_args *a) {
-    for (size_t r = 0; r < a->runs; r++)
-        for (size_t i = 0; i < a->len; i++)
+    for (size_t r = 0; r < a->runs; r++) {
+        for (size_t i = 0; i < a->valid; i++)
             dx_element(a, r, i, i);
+        for (size_t i = a->valid; i < a->len; i++)
+            dx_padding(a, r, i);
+    }
 }
 
 static void dx_span(const bnorm_grad_args *a) {

@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The training backward pass, for batch and for frozen statistics. */
+#ifndef BNORM_BACKWARD_H
+#define BNORM_BACKWARD_H
+
+#include "apply.h"
+#include "reduce.h"
+
+typedef struct bnorm_gradients {
+    bnorm_view view;       /* of the sums */
+    bnorm_view apply_view; /* of the elementwise pass */
+    bnorm_blocks blocks;
+    bnorm_walk x, dy, extra, mask;                      /* as the sums see them */
+    bnorm_walk ax, ady, aextra, amask, adx, adresidual; /* as the elementwise pass sees them */
+    double *block_g, *block_gx;                         /* blocks.count x c each */
+    bnorm_partials partials;                            /* the same, to be read */
+    double *sum_g, *sum_gx;                             /* c each */
+    bnorm_scale_args prepared;                          /* what the sums need already */
+    bnorm_grad_coefficient_args derived;                /* slope NULL = frozen, or dx not wanted */
+    enum bnorm_pre pre;
+    unsigned hints; /* of the elementwise pass */
+    bnorm_act act;
+    const float *save_mean;
+    int has_sums;
+    const bnorm_isa *isa;
+} bnorm_gradients;
+
+/* The checks of bnorm_backward. Where they pass, *s says what there is to do; x.data NULL = only to
+ * clear dgamma and dbeta. */
+bnorm_status bnorm_plan_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in dy, bnorm_out dx,
+                                 const bnorm_grad *grad, void *ws, size_t ws_size,
+                                 const bnorm_exec *exec, bnorm_gradients *s);
+
+#endif

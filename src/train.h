@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Batch statistics and the training forward pass. */
+#ifndef BNORM_TRAIN_H
+#define BNORM_TRAIN_H
+
+#include "apply.h"
+#include "reduce.h"
+
+typedef struct bnorm_statistics {
+    bnorm_view view;
+    bnorm_blocks blocks;
+    bnorm_walk x;
+    double *sum, *block_m2;  /* blocks.count x c each */
+    bnorm_partials partials; /* the same, to be read */
+    double *mean, *m2;       /* c each: merged */
+    bnorm_coefficient_args derived;
+    bnorm_elementwise pass; /* y.data NULL = bnorm_moments */
+    const bnorm_isa *isa;
+} bnorm_statistics;
+
+/* The checks of bnorm_moments and bnorm_forward_train. Where they pass, *s says what there is to
+ * do; x.data NULL = nothing. */
+bnorm_status bnorm_plan_moments(const bnorm_shape *shape, bnorm_in x, float *mean, float *var,
+                                void *ws, size_t ws_size, const bnorm_exec *exec,
+                                bnorm_statistics *s);
+bnorm_status bnorm_plan_train(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
+                              const bnorm_train *train, void *ws, size_t ws_size,
+                              const bnorm_exec *exec, bnorm_statistics *s);
+
+void bnorm_statistics_run(const bnorm_statistics *s, const bnorm_exec *exec);
+
+#endif

@@ -1,0 +1,573 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Elements of every type: the conversions, and bnorm_apply from every type to every type. See
+ * types.h for the oracle. */
+#include "types.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+static const bnorm_dtype all_types[] = {BNORM_F32, BNORM_BF16, BNORM_F16, BNORM_S8, BNORM_U8};
+static const bnorm_dtype float_types[] = {BNORM_F32, BNORM_BF16, BNORM_F16};
+static const bnorm_dtype half_types[] = {BNORM_BF16, BNORM_F16};
+
+static int is_whole(bnorm_dtype dtype) {
+    return dtype == BNORM_S8 || dtype == BNORM_U8;
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* The harness's conversions, which all the rest is measured with                                 */
+
+#define CODES 65536
+
+static float half_value(bnorm_dtype dtype, uint32_t code) {
+    const uint16_t element = (uint16_t)code;
+    return element_get(dtype, &element, 0);
+}
+
+static uint32_t half_code(bnorm_dtype dtype, float value) {
+    uint16_t element;
+    element_set(dtype, &element, 0, value);
+    return element;
+}
+
+static uint32_t infinity_code(bnorm_dtype dtype) {
+    return dtype == BNORM_BF16 ? 0x7f80 : 0x7c00;
+}
+
+static void check_code(struct test *t, bnorm_dtype dtype, float value, uint32_t want) {
+    const uint32_t code = half_code(dtype, value);
+    if (code != want)
+        test_fail(t, "%s: %.9g (0x%08x) became 0x%04x, expected 0x%04x", dtype_name(dtype),
+                  (double)value, float_bits(value), code, want);
+}
+
+/* Value of a finite code, from the definition of the format: (-1)^s * 2^(e - bias) * 1.m */
+static double defined_value(bnorm_dtype dtype, uint32_t code) {
+    const int bits = dtype == BNORM_BF16 ? 7 : 10, bias = dtype == BNORM_BF16 ? 127 : 15;
+    const int m = (int)(code & ((1u << bits) - 1)), e = (int)((code & 0x7fff) >> bits);
+    const double size = e ? ldexp(m + (1 << bits), e - bias - bits) : ldexp(m, 1 - bias - bits);
+    return code >> 15 ? -size : size;
+}
+
+/* Every code has the value that the format defines, and comes back. What lies half-way between
+ * neighbours goes to the even one, its own neighbours to the nearer one; as rounding never swaps
+ * two numbers, this proves it for all floats. The number after the largest one counts as if its
+ * exponent existed. */
+static void test_harness(struct test *t) {
+    for (size_t k = 0; k < COUNT_OF(half_types); k++) {
+        const bnorm_dtype dtype = half_types[k];
+        const uint32_t infinity = infinity_code(dtype);
+        for (uint32_t code = 0; code < CODES; code++) {
+            const uint32_t size = code & 0x7fff, sign = code & 0x8000;
+            const float value = half_value(dtype, code), s = sign ? -1 : 1;
+            if (size > infinity) {
+                if (!isnan(value) || !isnan(half_value(dtype, half_code(dtype, value))))
+                    test_fail(t, "%s: 0x%04x is a NaN", dtype_name(dtype), code);
+                continue;
+            }
+            if (size < infinity && (double)value != defined_value(dtype, code))
+                test_fail(t, "%s: 0x%04x is %.9g, expected %.17g", dtype_name(dtype), code,
+                          (double)value, defined_value(dtype, code));
+            if (!!signbit(value) != !!sign || (size == infinity && !isinf(value)))
+                test_fail(t, "%s: 0x%04x is %g", dtype_name(dtype), code, (double)value);
+            check_code(t, dtype, value, code);
+            if (size == infinity)
+                continue;
+            const double low = fabs(defined_value(dtype, code)),
+                         high = defined_value(dtype, size + 1);
+            const float middle = (float)((low + high) / 2);
+            check_code(t, dtype, s * middle, sign | (size + (size & 1)));
+            check_code(t, dtype, s * nextafterf(middle, 0), sign | size);
+            check_code(t, dtype, s * nextafterf(middle, INFINITY), sign | (size + 1));
+        }
+        check_code(t, dtype, bits_float(NAN_BITS), 0xffff);
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* The library's conversions, in the open: bnorm_apply as a copy                                  */
+
+/* What a copy makes of a value: 1*x + 0, which has no -0, and bnorm's NaN. */
+static float copied(float value) {
+    return isnan(value) ? bits_float(NAN_BITS) : value == 0 ? 0 : value;
+}
+
+/* Copies dense elements, as they are, into each float type. Rows or planes of several lengths, so
+ * that whole vectors and what is left over convert alike. */
+static void check_copies(struct test *t, bnorm_dtype from, const void *x, size_t count) {
+    static const size_t channels[] = {1, 3, 37, 1024}, blocked_channels[] = {8, 16, 32, 1024};
+    const size_t c_block = type_shapes(t)->shapes[0].c_block ? 8 : 0;
+    for (size_t k = 0; k < COUNT_OF(channels); k++)
+        for (size_t j = 0; j < COUNT_OF(float_types); j++) {
+            const size_t c = c_block ? blocked_channels[k] : channels[k], used = count / c * c;
+            const bnorm_shape shape = {.layout = layout_of(t),
+                                       .dtype = from,
+                                       .n = 1,
+                                       .c = c,
+                                       .hw = count / c,
+                                       .c_block = c_block};
+            const bnorm_dtype to = float_types[j];
+            char text[96];
+            test_context(t, "copy %s to %s", shape_text(&shape, text), dtype_name(to));
+            struct buffer in, out;
+            buffer_new(&in, used * dtype_size(from), SIDE_END, 0);
+            buffer_new(&out, used * dtype_size(to), SIDE_END, 0);
+            memcpy(in.data, x, in.bytes);
+            const bnorm_affine affine = {.y_dtype = y_dtype_of(to)};
+            const bnorm_exec exec = {.isa = t->isa};
+            check_status(t, "bnorm_apply",
+                         bnorm_apply(&shape, (bnorm_in){in.data, 0, 0}, (bnorm_out){out.data, 0, 0},
+                                     from == to ? NULL : &affine, &exec),
+                         BNORM_OK);
+            unsigned char *want = test_alloc(t, out.bytes);
+            for (size_t i = 0; i < used; i++)
+                element_set(to, want, i, copied(element_get(from, x, i)));
+            for (size_t i = 0; i < out.bytes; i++)
+                if (out.data[i] != want[i]) {
+                    const size_t e = i / dtype_size(to);
+                    const float source = element_get(from, x, e), y = element_get(to, out.data, e);
+                    test_fail(t, "y[%zu] is %.9g (as float 0x%08x) for x = %.9g (0x%08x)", e,
+                              (double)y, float_bits(y), (double)source, float_bits(source));
+                }
+            if (memcmp(in.data, x, in.bytes) != 0)
+                test_fail(t, "x was changed");
+            buffer_check(t, &out, "y");
+            test_release(t);
+        }
+}
+
+/* All codes of the case's type; for floats, every number where rounding to a half type turns, and
+ * random bits. */
+static void test_conversions(struct test *t) {
+    const bnorm_dtype from = dtype_of(t);
+    static uint16_t codes[CODES];
+    for (uint32_t i = 0; i < CODES; i++)
+        codes[i] = (uint16_t)i;
+    if (from != BNORM_F32) {
+        check_copies(t, from, codes, CODES);
+        return;
+    }
+    static float values[CODES];
+    for (size_t k = 0; k < COUNT_OF(half_types); k++)
+        for (int step = -1; step <= 1; step++) {
+            for (uint32_t i = 0; i < CODES; i++) {
+                const double low = fabs(defined_value(half_types[k], i));
+                const double high = defined_value(half_types[k], (i & 0x7fff) + 1);
+                const uint32_t middle = float_bits((float)((low + high) / 2)) + (uint32_t)step;
+                values[i] = bits_float(middle | (i & 0x8000) << 16);
+            }
+            check_copies(t, from, values, CODES);
+        }
+    for (int round = 0; round < 3; round++) {
+        for (uint32_t i = 0; i < CODES; i++)
+            values[i] = bits_float((uint32_t)rng_u64(&t->rng));
+        check_copies(t, from, values, CODES);
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* bnorm_apply                                                                                    */
+
+struct options {
+    bnorm_act act;
+    int residual, center, scale, shift; /* given or NULL */
+    int mask;                           /* wanted */
+    bnorm_y_dtype y_dtype;
+    bnorm_denormals denormals;
+};
+
+/* A problem with its dense data as floats; absent arrays are NULL. */
+struct problem {
+    bnorm_shape shape;
+    enum type_values values;
+    struct options options;
+    bnorm_dtype y_type;
+    bnorm_quant x_quant, residual_quant, y_quant;
+    float *x, *residual, *center, *scale, *shift;
+    float *want;         /* elements of y */
+    unsigned char *mask; /* its bits */
+};
+
+static void say_problem(struct test *t, const struct problem *p, const char *how) {
+    char text[96];
+    test_context(
+        t,
+        "%s to %s values=%s act=%d(%.9g, %.9g)%s%s%s%s%s quant x (%.9g, %d) residual (%.9g, %d) "
+        "y (%.9g, %d), %s",
+        shape_text(&p->shape, text), dtype_name(p->y_type), type_values_name(p->values),
+        (int)p->options.act.kind, (double)p->options.act.a, (double)p->options.act.b,
+        p->residual ? " residual" : "", p->center ? " center" : "", p->scale ? " scale" : "",
+        p->shift ? " shift" : "", p->mask ? " mask" : "", (double)p->x_quant.scale,
+        p->x_quant.zero_point, (double)p->residual_quant.scale, p->residual_quant.zero_point,
+        (double)p->y_quant.scale, p->y_quant.zero_point, how);
+}
+
+/* Zero points at both ends and anywhere; scales that leave some values in range and others not. */
+static bnorm_quant random_quant(struct rng *r, bnorm_dtype dtype) {
+    const int low = dtype == BNORM_S8 ? -128 : 0;
+    const int points[] = {low, low + 255, 0, low + (int)rng_below(r, 256)};
+    bnorm_quant quant = {0, 0};
+    if (!is_whole(dtype)) { /* ignored, whatever it says */
+        if (rng_below(r, 2))
+            quant = (bnorm_quant){-1, 1000};
+        return quant;
+    }
+    quant.zero_point = points[rng_below(r, COUNT_OF(points))];
+    if (rng_below(r, 4))
+        quant.scale = rng_below(r, 2) ? .0625f : (float)rng_uniform(r, .004, .1);
+    return quant;
+}
+
+/* x as floats. */
+static const float *widened(struct test *t, bnorm_dtype dtype, bnorm_quant quant, const float *x,
+                            size_t count) {
+    if (!x || !is_whole(dtype))
+        return x;
+    float *wide = test_floats(t, count);
+    for (size_t i = 0; i < count; i++)
+        wide[i] = dequantized(quant, x[i]);
+    return wide;
+}
+
+static void problem_new(struct test *t, struct problem *p, const bnorm_shape *shape,
+                        enum type_values values, const struct options *options) {
+    const size_t c = shape->c;
+    struct rng *r = &t->rng;
+    *p = (struct problem){.shape = *shape, .values = values, .options = *options};
+    p->y_type = y_type_of(options->y_dtype, shape->dtype);
+    p->x_quant = random_quant(r, shape->dtype);
+    p->residual_quant = random_quant(r, shape->dtype);
+    p->y_quant = random_quant(r, p->y_type);
+    p->x = type_floats(t, shape, values);
+    p->residual = options->residual ? type_floats(t, shape, values) : NULL;
+    p->center = uniform_floats(t, options->center, c, -2, 2);
+    p->scale = uniform_floats(t, options->scale, c, -2, 2);
+    p->shift = uniform_floats(t, options->shift, c, -2, 2);
+}
+
+/* The same kernel set on floats. */
+static void problem_solve(struct test *t, struct problem *p) {
+    const size_t count = shape_count(&p->shape);
+    const bnorm_shape shape = shape_with(&p->shape, BNORM_F32);
+    p->want = test_floats(t, count);
+    if (p->options.mask)
+        p->mask = test_alloc(t, bnorm_mask_size(&shape));
+    say_problem(t, p, "floats, dense");
+    const bnorm_affine affine = {
+        .center = p->center,
+        .scale = p->scale,
+        .shift = p->shift,
+        .residual = {widened(t, p->shape.dtype, p->residual_quant, p->residual, count), 0, 0},
+        .act = p->options.act,
+        .mask = p->mask,
+    };
+    const bnorm_exec exec = {.isa = t->isa, .denormals = p->options.denormals};
+    const bnorm_in x = {widened(t, p->shape.dtype, p->x_quant, p->x, count), 0, 0};
+    check_status(t, "bnorm_apply",
+                 bnorm_apply(&shape, x, (bnorm_out){p->want, 0, 0}, &affine, &exec), BNORM_OK);
+    for (size_t i = 0; i < count; i++)
+        p->want[i] = is_whole(p->y_type) ? quantized(p->y_type, p->y_quant, p->want[i])
+                                         : element_round(p->y_type, p->want[i]);
+}
+
+struct how {
+    enum side side;
+    enum in_place in_place;
+    const struct placement *x, *residual, *y; /* NULL: random */
+    bnorm_exec exec;
+};
+
+static int can_be_in_place(const struct problem *p, enum in_place in_place) {
+    return in_place == SEPARATE || (dtype_size(p->shape.dtype) == dtype_size(p->y_type) &&
+                                    (in_place == ONTO_X || p->residual));
+}
+
+static void run_typed(struct test *t, const struct problem *p, const struct how *how) {
+    const bnorm_shape y_shape = shape_with(&p->shape, p->y_type);
+    const size_t c = p->shape.c, mask_size = bnorm_mask_size(&p->shape);
+    struct fixture f;
+    fixture_start(&f, t, how->side);
+    struct tensor *x = fixture_tensor(&f, "x", &p->shape, how->x, p->x), *residual = NULL, *y = x;
+    if (p->residual)
+        residual = fixture_tensor(&f, "residual", &p->shape, how->residual, p->residual);
+    if (how->in_place == ONTO_RESIDUAL)
+        y = residual;
+    else if (how->in_place == SEPARATE)
+        y = fixture_tensor(&f, "y", &y_shape, how->y, NULL);
+    fixture_writes(&f, y);
+    unsigned char *mask = p->mask ? fixture_bytes(&f, "mask", mask_size) : NULL;
+
+    const bnorm_affine affine = {
+        .center = p->center ? fixture_input(&f, "center", p->center, c) : NULL,
+        .scale = p->scale ? fixture_input(&f, "scale", p->scale, c) : NULL,
+        .shift = p->shift ? fixture_input(&f, "shift", p->shift, c) : NULL,
+        .residual = residual ? tensor_in(residual) : (bnorm_in){NULL, 0, 0},
+        .act = p->options.act,
+        .y_dtype = p->options.y_dtype,
+        .x_quant = p->x_quant,
+        .residual_quant = p->residual_quant,
+        .y_quant = p->y_quant,
+        .mask = mask,
+    };
+    char text[192];
+    snprintf(text, sizeof text,
+             "%s, guard %s, strides (run, image, address mod 64) x (%zu, %zu, %zu) y (%zu, %zu, "
+             "%zu), memory=%d threads=%zu",
+             in_place_text(how->in_place), how->side == SIDE_START ? "before" : "after",
+             x->run_stride, x->image_stride, (size_t)((uintptr_t)x->data % 64), y->run_stride,
+             y->image_stride, (size_t)((uintptr_t)y->data % 64), (int)how->exec.memory,
+             how->exec.threads);
+    say_problem(t, p, text);
+
+    bnorm_exec exec = how->exec;
+    exec.isa = t->isa;
+    exec.denormals = p->options.denormals;
+    check_status(t, "bnorm_apply",
+                 bnorm_apply(&p->shape, tensor_in(x), tensor_out(y), &affine, &exec), BNORM_OK);
+    struct tensor result = *y;
+    result.dtype = p->y_type;
+    check_elements(t, "y", &result, &y_shape, p->want);
+    check_bytes(t, "mask", mask, p->mask, p->mask ? mask_size : 0);
+    fixture_check(&f);
+    fixture_end(&f);
+}
+
+static void run_everywhere(struct test *t, const struct problem *p, enum in_place in_place,
+                           size_t i) {
+    if (!can_be_in_place(p, in_place))
+        in_place = SEPARATE;
+    for (int side = SIDE_START; side <= SIDE_END; side++) {
+        const struct how how = {.side = (enum side)side,
+                                .in_place = in_place,
+                                .exec = type_exec(t, 2 * i + (size_t)side)};
+        run_typed(t, p, &how);
+    }
+}
+
+/* `i` picks the activation and the type of y, so that a loop sees all pairs. */
+static struct options random_options(struct test *t, size_t i) {
+    const uint64_t bits = rng_u64(&t->rng);
+    struct options options = {
+        .act = type_act(t, i),
+        .residual = (int)(bits & 1),
+        .center = (int)(bits >> 1 & 1),
+        .scale = (bits >> 2 & 7) != 0,
+        .shift = (bits >> 5 & 7) != 0,
+        .y_dtype = (bnorm_y_dtype)(i % (BNORM_Y_U8 + 1)),
+    };
+    options.mask = act_has_mask(options.act) && (bits >> 8 & 1);
+    return options;
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+
+/* Every shape, other options with each. */
+static void test_sizes(struct test *t) {
+    const struct shape_list *list = type_shapes(t);
+    for (size_t s = 0; s < list->count; s++) {
+        const struct options options = random_options(t, rng_below(&t->rng, 1000));
+        struct problem p;
+        problem_new(t, &p, &list->shapes[s], TYPE_NORMAL, &options);
+        problem_solve(t, &p);
+        run_everywhere(t, &p, (enum in_place)(s % IN_PLACE_COUNT), s);
+        test_release(t);
+    }
+}
+
+/* Every type of y with every activation and every parameter present or absent, in every place. */
+static void test_options(struct test *t) {
+    const struct shape_list *list = type_shapes(t);
+    size_t i = 0;
+    for (int y_dtype = BNORM_Y_SAME; y_dtype <= BNORM_Y_U8; y_dtype++)
+        for (size_t kind = 0; kind < ALL_ACT_KINDS; kind++)
+            for (int given = 0; given < 16; given++, i++) {
+                if (test_quick() && given != (int)(i * 7 / 16 % 16))
+                    continue;
+                const struct options options = {
+                    .act = type_act(t, kind),
+                    .residual = given & 1,
+                    .center = given >> 1 & 1,
+                    .scale = given >> 2 & 1,
+                    .shift = given >> 3 & 1,
+                    .y_dtype = (bnorm_y_dtype)y_dtype,
+                };
+                struct problem p;
+                problem_new(t, &p, &list->shapes[i % type_few_shapes(t)], TYPE_NORMAL, &options);
+                p.options.mask = act_has_mask(options.act) && given % 3 == 0;
+                problem_solve(t, &p);
+                for (int place = 0; place < IN_PLACE_COUNT; place++)
+                    if (can_be_in_place(&p, (enum in_place)place))
+                        run_everywhere(t, &p, (enum in_place)place, i);
+                test_release(t);
+            }
+}
+
+/* Elements at every distance from a cache line's start: x, y, the residual, and all together. */
+static void test_misaligned(struct test *t) {
+    const struct shape_list *list = type_shapes(t);
+    for (size_t s = 0; s < type_few_shapes(t); s++) {
+        struct options options = random_options(t, s);
+        options.residual = 1;
+        struct problem p;
+        problem_new(t, &p, &list->shapes[s], TYPE_NORMAL, &options);
+        problem_solve(t, &p);
+        for (size_t shift = 0; shift < 32; shift++)
+            for (size_t which = 0; which < 4; which++) {
+                const enum side side = (enum side)((shift + which + s) % 2);
+                struct placement at[3];
+                for (size_t k = 0; k < 3; k++)
+                    at[k] = (struct placement){.side = side,
+                                               .shift = which == k || which == 3 ? shift : 0};
+                const struct how how = {side, SEPARATE, &at[0], &at[1], &at[2], {0}};
+                run_typed(t, &p, &how);
+            }
+        test_release(t);
+    }
+}
+
+/* Strides by name: a channel slice of a concatenation, planes padded to 64 bytes and to an odd
+ * length, (C, N, HW) order. */
+static void test_strides(struct test *t) {
+    const struct shape_list *list = type_shapes(t);
+    for (size_t s = 0; s < list->count; s++) {
+        const bnorm_shape *shape = &list->shapes[s];
+        if (shape_count(shape) > 20000)
+            continue;
+        const size_t runs = shape_runs(shape), len = shape_len(shape), n = shape->n;
+        const int rows = shape->layout == BNORM_NHWC;
+        const struct {
+            size_t run, image;
+        } strides[] = {
+            {rows ? 3 * len : 0, rows ? 0 : 3 * len * runs}, /* slice */
+            {(len / 64 + 1) * 64, 0},                        /* padded runs */
+            {len + 1, 0},
+            {n * len, len}, /* images within runs */
+            {n * len + 3, len},
+            {0, len * runs + 5}, /* padded images */
+        };
+        const struct options options = random_options(t, s);
+        struct problem p;
+        problem_new(t, &p, shape, TYPE_NORMAL, &options);
+        problem_solve(t, &p);
+        for (size_t k = 0; k < COUNT_OF(strides); k++) {
+            const enum side side = (enum side)((s + k) % 2);
+            struct placement at[3];
+            for (size_t j = 0; j < 3; j++)
+                at[j] = (struct placement){strides[k].run, strides[k].image, side,
+                                           rng_below(&t->rng, 32)};
+            at[k % 2 ? 0 : 2].run_stride = at[k % 2 ? 0 : 2].image_stride = 0; /* the other dense */
+            const struct how how = {side, SEPARATE, &at[0], &at[1], &at[2], type_exec(t, s + k)};
+            run_typed(t, &p, &how);
+        }
+        test_release(t);
+    }
+}
+
+/* Numbers at the ends of the type, denormals, NaNs; also with denormals flushed. */
+static void test_values(struct test *t) {
+    const struct shape_list *list = type_shapes(t);
+    size_t i = 0;
+    for (size_t s = 1; s < type_few_shapes(t); s++)
+        for (int kind = TYPE_LARGE; kind < TYPE_VALUES_COUNT; kind++)
+            for (int flush = 0; flush < 2; flush++)
+                for (size_t k = 0; k < ALL_ACT_KINDS; k++, i++) {
+                    struct options options = random_options(t, k);
+                    options.y_dtype = (bnorm_y_dtype)(i * 5 / 12 % (BNORM_Y_U8 + 1));
+                    options.denormals = (bnorm_denormals)flush;
+                    struct problem p;
+                    problem_new(t, &p, &list->shapes[s], (enum type_values)kind, &options);
+                    problem_solve(t, &p);
+                    run_everywhere(t, &p, (enum in_place)(i % IN_PLACE_COUNT), i);
+                    test_release(t);
+                }
+}
+
+/* Tensors that are shared among threads, in every way to run a call. */
+static void test_exec(struct test *t) {
+    const struct shape_list *list = type_shared_shapes(t);
+    for (size_t s = 0; s < list->count; s++) {
+        const struct options options = random_options(t, rng_below(&t->rng, 1000));
+        struct problem p;
+        problem_new(t, &p, &list->shapes[s], TYPE_NORMAL, &options);
+        problem_solve(t, &p);
+        for (size_t i = s; i < 20; i += list->count)
+            if (!test_quick() || i % 5 == s) {
+                const struct how how = {.side = (enum side)(i % 2), .exec = type_exec(t, i)};
+                run_typed(t, &p, &how);
+            }
+        test_release(t);
+    }
+}
+
+/* So large that BNORM_MEMORY_AUTO streams: the same image again and again, so that one of them
+ * gives the expected bits of all. */
+static void test_large(struct test *t) {
+    const bnorm_dtype x_type = dtype_of(t);
+    const bnorm_y_dtype y_dtypes[] = {
+        BNORM_Y_SAME, x_type == BNORM_F32 || is_whole(x_type) ? BNORM_Y_BF16 : BNORM_Y_F32};
+    const bnorm_shape *first = &type_shapes(t)->shapes[2];
+    for (size_t k = 0; k < COUNT_OF(y_dtypes); k++) {
+        if (k && (test_quick() || is_scalar(t))) /* which never streams */
+            break;
+        bnorm_shape shape = {.layout = layout_of(t), .dtype = x_type, .n = 1, .c = 67, .hw = 997};
+        shape.c_block = first->c_block ? 16 : 0;
+        const struct options options = {.act.kind = BNORM_ACT_LEAKY_RELU,
+                                        .act.a = .25f,
+                                        .center = 1,
+                                        .scale = 1,
+                                        .shift = 1,
+                                        .y_dtype = y_dtypes[k]};
+        struct problem p;
+        problem_new(t, &p, &shape, TYPE_NORMAL, &options);
+        problem_solve(t, &p);
+        const size_t count = shape_count(&shape), x_size = dtype_size(x_type);
+        const size_t y_size = dtype_size(p.y_type);
+        const size_t smaller = x_size < y_size ? x_size : y_size;
+        shape.n = ((size_t)25 << 20) / smaller / count + 1;
+        say_problem(t, &p, "as many images as stream");
+        struct buffer x, y;
+        buffer_new(&x, shape.n * count * x_size, SIDE_END, 0);
+        buffer_new(&y, shape.n * count * y_size, SIDE_END, 0);
+        unsigned char *want = test_alloc(t, count * y_size);
+        for (size_t i = 0; i < count; i++) {
+            element_set(x_type, x.data, i, p.x[i]);
+            element_set(p.y_type, want, i, p.want[i]);
+        }
+        for (size_t n = 1; n < shape.n; n++)
+            memcpy(x.data + n * count * x_size, x.data, count * x_size);
+        const bnorm_affine affine = {.center = p.center,
+                                     .scale = p.scale,
+                                     .shift = p.shift,
+                                     .act = options.act,
+                                     .y_dtype = options.y_dtype,
+                                     .x_quant = p.x_quant,
+                                     .y_quant = p.y_quant};
+        const bnorm_exec exec = {.isa = t->isa};
+        check_status(t, "bnorm_apply",
+                     bnorm_apply(&shape, (bnorm_in){x.data, 0, 0}, (bnorm_out){y.data, 0, 0},
+                                 &affine, &exec),
+                     BNORM_OK);
+        for (size_t n = 0; n < shape.n; n++)
+            if (memcmp(y.data + n * count * y_size, want, count * y_size) != 0)
+                test_fail(t, "image %zu of %zu differs", n, shape.n);
+        buffer_check(t, &y, "y");
+        buffer_free(&x);
+        buffer_free(&y);
+        test_release(t);
+    }
+}
+
+void add_types(struct suite *s) {
+    static const struct type_test conversions[] = {{"conversions", test_conversions}};
+    static const struct type_test tests[] = {
+        {"apply/sizes", test_sizes},     {"apply/options", test_options},
+        {"apply/strides", test_strides}, {"apply/misaligned", test_misaligned},
+        {"apply/values", test_values},   {"apply/exec", test_exec},
+        {"apply/large", test_large},
+    };
+    suite_add(s, NULL, test_harness, NULL, "types/harness");
+    add_type_cases(s, conversions, COUNT_OF(conversions), float_types, COUNT_OF(float_types));
+    add_type_cases(s, tests, COUNT_OF(tests), all_types, COUNT_OF(all_types));
+}
