@@ -236,6 +236,22 @@ count-programs:
 $(BUILD)/bnorm-count: $(BUILD)/tools/count.c.o $(static_lib)
 	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -Wl,--wrap=memcpy,--wrap=memset -o $@ $^ $(libs)
 
+support: $(BUILD)/bnorm-support ## which op, layout, type and activation each kernel set has, as in the README
+	@$<
+
+support-update: $(BUILD)/support.md
+	sed -i -e '/^<!-- support/,/^<!-- end of support/{//!d}' -e '/^<!-- support/r $<' README.md
+
+support-check: $(BUILD)/support.md ## is the README's table of that true?
+	@sed -n '/^<!-- support/,/^<!-- end of support/{//!p}' README.md | diff - $< || \
+		{ echo 'The tables of README.md are not those of this build: run make support-update.'; exit 1; }
+
+$(BUILD)/support.md: $(BUILD)/bnorm-support FORCE
+	$< >$@
+
+$(BUILD)/bnorm-support: $(BUILD)/tools/support.c.o $(static_lib)
+	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(libs)
+
 balance: $(BUILD)/bnorm-balance ## how evenly work is shared among 1 to 64 simulated threads: more than 10 % off fails
 	$< $(BALANCE)
 
@@ -356,7 +372,7 @@ warnings: ## builds everything with gcc and with clang; a warning is an error
 	$(MAKE) BUILD=$(BUILD)/clang CC=clang CXX=clang++ CFLAGS='-O2 -Werror' CXXFLAGS='-O2 -Werror' everything
 
 everything: all examples $(BUILD)/bnorm-tests $(BUILD)/bnorm-bench $(BUILD)/bnorm-verify \
-	$(BUILD)/bnorm-balance $(BUILD)/digits
+	$(BUILD)/bnorm-balance $(BUILD)/bnorm-support $(BUILD)/digits
 
 help: ## this list
 	@echo 'Targets of bnorm $(VERSION):'
@@ -366,6 +382,6 @@ help: ## this list
 
 .PHONY: all install uninstall clean test run-tests hygiene test-cross emulate-aarch64 \
 	emulate-Haswell emulate-Nehalem verify verify-compilers verify-update count count-update \
-	count-programs balance mca deps-mca accuracy activations denormals sanitize bench bench-full bench-peers plot digits examples deps deps-lint \
+	count-programs support support-update support-check balance mca deps-mca accuracy activations denormals sanitize bench bench-full bench-peers plot digits examples deps deps-lint \
 	deps-peers deps-cross format lint warnings everything help FORCE
 .DELETE_ON_ERROR:

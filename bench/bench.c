@@ -90,8 +90,7 @@ typedef struct session {
 /* The benchmark library hands a row back, nothing else: this is what all rows share. */
 static session bench;
 
-/* ----------------------------------------------------------------------------------------------------
- */
+/* ---------------------------------------------------------------------------------------------- */
 /* Options */
 
 static void print_help(void) {
@@ -198,8 +197,7 @@ static void initialize_benchmark(int argc, char **argv, const char *out) {
     }
 }
 
-/* ----------------------------------------------------------------------------------------------------
- */
+/* ---------------------------------------------------------------------------------------------- */
 /* Progress */
 
 /* Before a run of the row of this name. */
@@ -221,8 +219,7 @@ static void clear_progress(void) {
         fprintf(stderr, "\r\033[K");
 }
 
-/* ----------------------------------------------------------------------------------------------------
- */
+/* ---------------------------------------------------------------------------------------------- */
 /* One run of one row */
 
 static void run_once(const bench_row *row, const bench_problem *problem) {
@@ -303,8 +300,7 @@ static void measure_pair(shim_state *state, void *arg) {
     bench.wrong |= !bench_pair_measure(pair, &bench.lab, state);
 }
 
-/* ----------------------------------------------------------------------------------------------------
- */
+/* ---------------------------------------------------------------------------------------------- */
 /* Rows */
 
 static int is_small_enough(const bench_shape *shape) {
@@ -394,7 +390,8 @@ static size_t add_pairs(const bench_entry *entry, const bench_shape *shape) {
     for (int layout = 0; layout < 2; layout++)
         for (size_t i = 0; (isa = bench_isa_at(i)) != NULL; i++) {
             const bench_pair pair = bench_pair_make(entry, (bnorm_layout)layout, shape, isa);
-            if (!(entry->layouts >> layout & 1) || !is_selected_pair(&pair))
+            if (!(entry->layouts >> layout & 1) || !bench_pair_is_sensible(&pair) ||
+                !is_selected_pair(&pair))
                 continue;
             if (bench.pairs)
                 bench.pairs[bench.pair_count++] = pair;
@@ -456,10 +453,12 @@ static int make_pairs(void) {
     return bench.pairs && add_all_pairs() == expected;
 }
 
-/* Repetitions of a pair in a quick run: fewer of those that take long. 0 = as the flags say. */
+/* Repetitions of a pair: fewer of those that take long. 0 = as the flags say. */
 static int repetitions_of(const bench_pair *pair) {
-    if (bench.options.selection != QUICK || bench.options.repetitions)
+    if (bench.options.repetitions || bench.options.selection == SMOKE)
         return 0;
+    if (bench.options.selection == FULL)
+        return 3;
     return pair->column == BENCH_MEMORY ? 5 : 9;
 }
 
@@ -541,8 +540,7 @@ static int make_threads(void) {
     return bench.roof && bench.two_threads;
 }
 
-/* ----------------------------------------------------------------------------------------------------
- */
+/* ---------------------------------------------------------------------------------------------- */
 /* The whole */
 
 static void add_context(const char *cpu) {

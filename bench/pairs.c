@@ -204,6 +204,12 @@ bench_pair bench_pair_make(const bench_entry *entry, bnorm_layout layout, const 
     return p;
 }
 
+int bench_pair_is_sensible(const bench_pair *p) {
+    const bench_form *f = &p->entry->form;
+    const size_t run = p->layout == BNORM_NHWC ? p->c : p->hw;
+    return f->c_block ? p->c >= 2 * f->c_block : f->place == BENCH_DENSE || run >= 16;
+}
+
 static bench_form rival_form(const bench_form *form, enum bench_rival rival) {
     bench_form f = *form;
     switch (rival) {
@@ -339,13 +345,16 @@ static contestant make_contestant(const bench_pair *p, const bench_lab *lab,
     return c;
 }
 
-/* Floats. */
-static void copy_runs(const contestant *c) {
-    const bench_pair *p = c->pair;
-    const bench_memory *memory = c->lab->memory;
-    const bench_tensor tensor = {
+/* Of floats. */
+static bench_tensor copied_tensor(const bench_pair *p) {
+    return (bench_tensor){
         .layout = p->layout, .n = p->n, .c = p->c, .hw = p->hw, .place = p->entry->form.place};
-    const size_t length = p->layout == BNORM_NHWC ? p->c : p->hw;
+}
+
+static void copy_runs(const contestant *c) {
+    const bench_memory *memory = c->lab->memory;
+    const bench_tensor tensor = copied_tensor(c->pair);
+    const size_t length = tensor.layout == BNORM_NHWC ? tensor.c : tensor.hw;
     const size_t stride = bench_run_stride(&tensor), end = bench_span(&tensor);
     for (size_t i = 0; i < end; i += stride)
         c->copy(memory->timed.tensor + i, memory->x + i, NULL, length);
@@ -379,10 +388,15 @@ static enum bench_clock clock_of(const contestant *c) {
     return threads == 1 ? BENCH_THREAD : BENCH_WALL;
 }
 
-/* Leaves the caches, and wakes threads, as its own calls do. */
+/* Leaves the caches as its own calls do, and threads awake: on a busy machine the system takes some
+ * milliseconds to give them a core. */
 static void warm_up(const contestant *c) {
-    if (c->elements <= warm_up_elements)
+    const double until = bench_seconds(BENCH_WALL) + (clock_of(c) == BENCH_WALL ? 5e-3 : 0);
+    if (c->elements > warm_up_elements)
+        return;
+    do
         run(c);
+    while (bench_seconds(BENCH_WALL) < until);
 }
 
 /* Seconds per run while "next" says so. By the wall clock it is the fastest run that counts, as
@@ -417,12 +431,14 @@ static double time_rival(const contestant *c, size_t iterations) {
     return time_runs(c, next_of_count, &iterations);
 }
 
-/* By the fastest method. */
+/* By the fastest method; those that stream need aligned runs. */
 static double time_copy(contestant *c, size_t iterations) {
+    const bench_tensor tensor = copied_tensor(c->pair);
+    const int aligned = bench_run_stride(&tensor) % 16 == 0;
     double least = 0;
     const roof_method *method;
     for (size_t i = 0; (method = roof_method_at(i)) != NULL; i++) {
-        if (method->triad || !method->usable())
+        if (method->triad || !method->usable() || (!aligned && strstr(method->name, "stream")))
             continue;
         c->copy = method->run;
         const double seconds = time_rival(c, iterations);

@@ -93,6 +93,8 @@ bench_entry *bench_entries_create(size_t *count, int *unsupported);
 /* The pair's shape is set, the rest is not. */
 bench_pair bench_pair_make(const bench_entry *entry, bnorm_layout layout, const bench_shape *shape,
                            const bnorm_isa *isa);
+/* 0 where the form mostly moves what lies between the elements, as blocks of 16 with C = 3 do. */
+int bench_pair_is_sensible(const bench_pair *pair);
 /* Adds what the pair needs to the sizes for bench_memory_add_forms(). */
 void bench_pair_sizes(const bench_pair *pair, size_t elements[BENCH_DTYPES], size_t *ws_size);
 

@@ -32,8 +32,8 @@ enum { MAX_LANES = 16 };
     }
 
 /* f(function, ulp) is the full name of a SLEEF function, if_positive(v, a, b) chooses per lane. The
- * functions are those that the kernels call (GELU calls none of SLEEF's for the normal distribution:
- * there it is erf), the formulas the shortest ones: MISH is v*e*(e + 2)/(e*(e + 2) + 2) with
+ * functions are those that the kernels call, or for GELU, whose normal distribution they compute
+ * themselves, erf. The formulas are the shortest ones: MISH is v*e*(e + 2)/(e*(e + 2) + 2) with
  * e = exp(v). */
 #define SLEEF_SET(isa, vec, lanes, load, store, f, set1, add, sub, mul, div, if_positive)          \
     vec f(exp, u10)(vec v);                                                                        \

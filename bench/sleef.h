@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * What a fused activation is measured against: the same SLEEF function alone, over a dense tensor of
- * floats, with as little around it as the formula needs. */
+ * What a fused activation is measured against: the same SLEEF function alone, over a dense tensor
+ * of floats, with as little around it as the formula needs. */
 #ifndef BNORM_BENCH_SLEEF_H
 #define BNORM_BENCH_SLEEF_H
 

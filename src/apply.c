@@ -61,10 +61,10 @@ unsigned bnorm_elementwise_hints(const bnorm_exec *exec, const bnorm_view *view,
     case BNORM_MEMORY_STREAM:
         return in_place ? fetch : BNORM_FETCH_IN | BNORM_BYPASS;
     }
-    const size_t elements = view->images * view->runs * view->len;
-    if (!in_place && elements >= STREAMED_BYTES * tensors / element_bytes)
+    const size_t bytes = view->images * view->runs * view->len * element_bytes;
+    if (!in_place && bytes >= STREAMED_BYTES * tensors)
         return BNORM_FETCH_IN | BNORM_BYPASS;
-    return elements > CACHED_BYTES / element_bytes ? fetch : 0;
+    return bytes > CACHED_BYTES ? fetch : 0;
 }
 
 /* Stand-ins for absent parameters, this many channels at a time. */
@@ -183,13 +183,9 @@ static bnorm_dtype y_type_of(const bnorm_shape *shape, const bnorm_affine *affin
                                            : (bnorm_dtype)(affine->y_dtype - BNORM_Y_F32);
 }
 
-/* *quant with the default filled in, if the type is one that needs it. */
+/* *quant of S8 or U8 with the default filled in. */
 static bnorm_status check_quant(bnorm_dtype type, bnorm_quant *quant) {
     const int least = type == BNORM_S8 ? -128 : 0;
-    if (type <= BNORM_F16) {
-        *quant = (bnorm_quant){1, 0};
-        return BNORM_OK;
-    }
     if (quant->scale == 0)
         quant->scale = 1;
     return quant->scale > 0 && quant->scale <= FLT_MAX && quant->zero_point >= least &&
@@ -201,7 +197,7 @@ static bnorm_status check_quant(bnorm_dtype type, bnorm_quant *quant) {
 bnorm_status bnorm_plan_apply(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
                               const bnorm_affine *affine, const bnorm_exec *exec,
                               bnorm_elementwise *pass) {
-    const bnorm_affine copy = {0};
+    static const bnorm_affine copy = {0};
     bnorm_tensor tx, ty, tr;
     bnorm_status status = bnorm_check_shape(shape);
 
@@ -220,11 +216,15 @@ bnorm_status bnorm_plan_apply(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
     bnorm_quant x_quant = affine->x_quant, residual_quant = affine->residual_quant,
                 y_quant = affine->y_quant;
     unsigned char *mask = affine->mask;
-    if (bnorm_failed(status = check_quant(shape->dtype, &x_quant)) ||
-        bnorm_failed(status = check_quant(affine->residual.data ? shape->dtype : BNORM_F32,
-                                          &residual_quant)) ||
-        bnorm_failed(status = check_quant(y_type, &y_quant)) ||
-        bnorm_failed(status = bnorm_check_mask(&affine->act, &mask)) || bnorm_is_empty(shape))
+    if (shape->dtype > BNORM_F16 &&
+        (bnorm_failed(status = check_quant(shape->dtype, &x_quant)) ||
+         (affine->residual.data &&
+          bnorm_failed(status = check_quant(shape->dtype, &residual_quant)))))
+        return status;
+    if (y_type > BNORM_F16 && bnorm_failed(status = check_quant(y_type, &y_quant)))
+        return status;
+    if ((mask && bnorm_failed(status = bnorm_check_mask(&affine->act, &mask))) ||
+        bnorm_is_empty(shape))
         return status;
     if (!x.data || !y.data)
         return BNORM_NULL_POINTER;
@@ -248,29 +248,24 @@ bnorm_status bnorm_plan_apply(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
     if (bnorm_failed(status))
         return status;
 
-    bnorm_walk wx = bnorm_walk_of(shape, &tx), wr = bnorm_walk_of(shape, &tr),
-               wy = bnorm_walk_of(shape, &ty), wmask = bnorm_mask_walk(shape, mask);
-    bnorm_walk *const walks[] = {&wx, &wr, &wy, &wmask};
+    /* Member by member: a compiler fills a whole struct aside and copies it, which takes as long
+     * as a small tensor. */
+    bnorm_walk *const walks[] = {&pass->x, &pass->residual, &pass->y, &pass->mask};
     const size_t count = sizeof walks / sizeof walks[0];
-    const bnorm_view view = bnorm_elementwise_view(shape, walks, count);
-    /* Every member is named: compilers clear structs first otherwise, which takes as long as a
-     * small tensor. */
-    *pass = (bnorm_elementwise){
-        .view = view,
-        .x = wx,
-        .residual = wr,
-        .y = wy,
-        .mask = wmask,
-        .center = affine->center,
-        .scale = affine->scale,
-        .shift = affine->shift,
-        .act = affine->act,
-        .x_quant = x_quant,
-        .residual_quant = residual_quant,
-        .y_quant = y_quant,
-        .isa = bnorm_exec_isa(exec),
-        .hints = bnorm_elementwise_hints(exec, &view, walks, count - 1),
-    };
+    pass->x = bnorm_walk_of(shape, &tx);
+    pass->residual = bnorm_walk_of(shape, &tr);
+    pass->y = bnorm_walk_of(shape, &ty);
+    pass->mask = bnorm_mask_walk(shape, mask);
+    pass->view = bnorm_elementwise_view(shape, walks, count);
+    pass->center = affine->center;
+    pass->scale = affine->scale;
+    pass->shift = affine->shift;
+    pass->act = affine->act;
+    pass->x_quant = x_quant;
+    pass->residual_quant = residual_quant;
+    pass->y_quant = y_quant;
+    pass->isa = bnorm_exec_isa(exec);
+    pass->hints = bnorm_elementwise_hints(exec, &pass->view, walks, count - 1);
     return BNORM_OK;
 }
 

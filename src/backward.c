@@ -225,55 +225,45 @@ bnorm_status bnorm_plan_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in 
 
     const bnorm_tables tables = bnorm_tables_of(&view, &blocks, ws);
     float *const scale = tables.coefficients[0];
-    const bnorm_walk wx = bnorm_walk_of(shape, &tx), wdy = bnorm_walk_of(shape, &tdy),
-                     wextra = bnorm_walk_of(shape, &textra), wmask = bnorm_mask_walk(shape, mask);
-    bnorm_walk ax = wx, ady = wdy, aextra = wextra, amask = wmask, adx = bnorm_walk_of(shape, &tdx),
-               adresidual = bnorm_walk_of(shape, &tdresidual);
-    bnorm_walk *const walks[] = {&ax, &ady, &aextra, &adx, &adresidual, &amask};
+    bnorm_walk *const walks[] = {&s->ax, &s->ady, &s->aextra, &s->adx, &s->adresidual, &s->amask};
     const size_t count = sizeof walks / sizeof walks[0];
-    const bnorm_view apply_view = bnorm_elementwise_view(shape, walks, count);
-    *s = (bnorm_gradients){
-        .view = view,
-        .apply_view = apply_view,
-        .blocks = blocks,
-        .x = wx,
-        .dy = wdy,
-        .extra = wextra,
-        .mask = wmask,
-        .ax = ax,
-        .ady = ady,
-        .aextra = aextra,
-        .amask = amask,
-        .adx = adx,
-        .adresidual = adresidual,
-        .block_g = tables.entries[0],
-        .block_gx = tables.entries[1],
-        .partials = bnorm_partials_of(&view, &blocks, &tables),
-        .sum_g = tables.merged[0],
-        .sum_gx = tables.merged[1],
-        .prepared = {.gamma = grad->gamma,
-                     .beta = grad->beta,
-                     .mean_lo = grad->save_mean_lo,
-                     .invstd = grad->save_invstd,
-                     .scale = scale,
-                     .shift = tables.coefficients[1]},
-        .derived = {.sum_g = tables.merged[0],
-                    .sum_gx = tables.merged[1],
-                    .n = (double)shape->n * (double)shape->hw,
-                    .gamma = grad->gamma,
-                    .mean_lo = grad->save_mean_lo,
-                    .invstd = grad->save_invstd,
-                    .dgamma = grad->dgamma,
-                    .dbeta = grad->dbeta,
-                    .scale = scale,
-                    .slope = grad->frozen || !tdx.data ? NULL : tables.coefficients[2],
-                    .offset = tables.coefficients[3]},
-        .pre = pre,
-        .hints = bnorm_elementwise_hints(exec, &apply_view, walks, count - 1),
-        .act = act_of(grad, pre),
-        .save_mean = grad->save_mean,
-        .isa = bnorm_exec_isa(exec),
-    };
+    /* Member by member, as in train.c. */
+    s->x = s->ax = bnorm_walk_of(shape, &tx);
+    s->dy = s->ady = bnorm_walk_of(shape, &tdy);
+    s->extra = s->aextra = bnorm_walk_of(shape, &textra);
+    s->mask = s->amask = bnorm_mask_walk(shape, mask);
+    s->adx = bnorm_walk_of(shape, &tdx);
+    s->adresidual = bnorm_walk_of(shape, &tdresidual);
+    s->apply_view = bnorm_elementwise_view(shape, walks, count);
+    s->view = view;
+    s->blocks = blocks;
+    s->block_g = tables.entries[0];
+    s->block_gx = tables.entries[1];
+    s->partials = bnorm_partials_of(&view, &blocks, &tables);
+    s->sum_g = tables.merged[0];
+    s->sum_gx = tables.merged[1];
+    s->prepared.gamma = grad->gamma;
+    s->prepared.beta = grad->beta;
+    s->prepared.mean_lo = grad->save_mean_lo;
+    s->prepared.invstd = grad->save_invstd;
+    s->prepared.scale = scale;
+    s->prepared.shift = tables.coefficients[1];
+    s->derived.sum_g = tables.merged[0];
+    s->derived.sum_gx = tables.merged[1];
+    s->derived.n = (double)shape->n * (double)shape->hw;
+    s->derived.gamma = grad->gamma;
+    s->derived.mean_lo = grad->save_mean_lo;
+    s->derived.invstd = grad->save_invstd;
+    s->derived.dgamma = grad->dgamma;
+    s->derived.dbeta = grad->dbeta;
+    s->derived.scale = scale;
+    s->derived.slope = grad->frozen || !tdx.data ? NULL : tables.coefficients[2];
+    s->derived.offset = tables.coefficients[3];
+    s->pre = pre;
+    s->hints = bnorm_elementwise_hints(exec, &s->apply_view, walks, count - 1);
+    s->act = act_of(grad, pre);
+    s->save_mean = grad->save_mean;
+    s->isa = bnorm_exec_isa(exec);
     s->has_sums = s->derived.slope || grad->dgamma || grad->dbeta;
     return BNORM_OK;
 }

@@ -103,6 +103,8 @@ static inline size_t bnorm_valid(const bnorm_view *view, size_t channel) {
 /* The bits of a mask: those of the dense tensor. */
 static inline bnorm_walk bnorm_mask_walk(const bnorm_shape *shape, unsigned char *mask) {
     bnorm_tensor dense = {(char *)mask, 0, 0, 0, BNORM_F32};
+    if (!mask)
+        return (bnorm_walk){NULL, 0, 0, 1, BNORM_F32};
     dense.run_stride = bnorm_run_length(shape);
     dense.image_stride = bnorm_runs(shape) * dense.run_stride;
     return bnorm_walk_of(shape, &dense);

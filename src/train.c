@@ -76,6 +76,27 @@ static double running_divisor(const bnorm_running *running, double n) {
     return n > 1 ? n - 1 : 1;
 }
 
+/* What both operations share. Plans are filled member by member: compilers fill a whole struct aside
+ * and copy it, which takes as long as a small batch. */
+static bnorm_tables plan_sums(bnorm_statistics *s, const bnorm_shape *shape, const bnorm_tensor *x,
+                              const bnorm_view *view, const bnorm_blocks *blocks, void *ws,
+                              const bnorm_exec *exec) {
+    const bnorm_tables tables = bnorm_tables_of(view, blocks, ws);
+    s->view = *view;
+    s->blocks = *blocks;
+    s->x = bnorm_walk_of(shape, x);
+    s->sum = tables.entries[0];
+    s->block_m2 = tables.entries[1];
+    s->partials = bnorm_partials_of(view, blocks, &tables);
+    s->mean = tables.merged[0];
+    s->m2 = tables.merged[1];
+    s->derived.mean = tables.merged[0];
+    s->derived.m2 = tables.merged[1];
+    s->derived.n = element_count(shape);
+    s->isa = bnorm_exec_isa(exec);
+    return tables;
+}
+
 bnorm_status bnorm_plan_moments(const bnorm_shape *shape, bnorm_in x, float *mean, float *var,
                                 void *ws, size_t ws_size, const bnorm_exec *exec,
                                 bnorm_statistics *s) {
@@ -105,27 +126,14 @@ bnorm_status bnorm_plan_moments(const bnorm_shape *shape, bnorm_in x, float *mea
     if (bnorm_failed(status))
         return status;
 
-    const bnorm_tables tables = bnorm_tables_of(&view, &blocks, ws);
-    const double n = element_count(shape);
-    *s = (bnorm_statistics){
-        .view = view,
-        .blocks = blocks,
-        .x = bnorm_walk_of(shape, &tx),
-        .sum = tables.entries[0],
-        .block_m2 = tables.entries[1],
-        .partials = bnorm_partials_of(&view, &blocks, &tables),
-        .mean = tables.merged[0],
-        .m2 = tables.merged[1],
-        /* As running statistics that take the batch's values. */
-        .derived = {.mean = tables.merged[0],
-                    .m2 = tables.merged[1],
-                    .n = n,
-                    .running_mean = mean,
-                    .running_var = var,
-                    .rate = 1,
-                    .divisor = n},
-        .isa = bnorm_exec_isa(exec),
-    };
+    plan_sums(s, shape, &tx, &view, &blocks, ws, exec);
+    s->pass.y.data = NULL;
+    /* As running statistics that take the batch's values. */
+    s->derived.scale = NULL;
+    s->derived.running_mean = mean;
+    s->derived.running_var = var;
+    s->derived.rate = 1;
+    s->derived.divisor = s->derived.n;
     return BNORM_OK;
 }
 
@@ -199,58 +207,37 @@ bnorm_status bnorm_plan_train(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
         return status;
 
     const bnorm_running *running = &train->running;
-    const bnorm_tables tables = bnorm_tables_of(&view, &blocks, ws);
-    const double n = element_count(shape);
-    bnorm_walk wx = bnorm_walk_of(shape, &tx), wr = bnorm_walk_of(shape, &tr),
-               wy = bnorm_walk_of(shape, &ty), wmask = bnorm_mask_walk(shape, mask);
-    bnorm_walk *const walks[] = {&wx, &wr, &wy, &wmask};
+    const bnorm_tables tables = plan_sums(s, shape, &tx, &view, &blocks, ws, exec);
+    bnorm_elementwise *const pass = &s->pass;
+    bnorm_walk *const walks[] = {&pass->x, &pass->residual, &pass->y, &pass->mask};
     const size_t count = sizeof walks / sizeof walks[0];
-    const bnorm_view pass_view = bnorm_elementwise_view(shape, walks, count);
-    const bnorm_quant none = {1, 0};
-    /* Every member is named, as clearing structs costs as much as a small batch. */
-    *s = (bnorm_statistics){
-        .view = view,
-        .blocks = blocks,
-        .x = bnorm_walk_of(shape, &tx),
-        .sum = tables.entries[0],
-        .block_m2 = tables.entries[1],
-        .partials = bnorm_partials_of(&view, &blocks, &tables),
-        .mean = tables.merged[0],
-        .m2 = tables.merged[1],
-        .derived = {.mean = tables.merged[0],
-                    .m2 = tables.merged[1],
-                    .n = n,
-                    .eps = train->eps,
-                    .gamma = train->gamma,
-                    .beta = train->beta,
-                    .drop_low = train->act.kind != BNORM_ACT_IDENTITY && !tr.data &&
-                                train->save_mean && !train->save_mean_lo,
-                    .center = tables.coefficients[0],
-                    .scale = tables.coefficients[1],
-                    .shift = tables.coefficients[2],
-                    .save_mean = train->save_mean,
-                    .save_mean_lo = train->save_mean_lo,
-                    .save_invstd = train->save_invstd,
-                    .running_mean = running->mean,
-                    .running_var = running->var,
-                    .rate = running->rate,
-                    .divisor = running_divisor(running, n)},
-        .pass = {.view = pass_view,
-                 .x = wx,
-                 .residual = wr,
-                 .y = wy,
-                 .mask = wmask,
-                 .center = tables.coefficients[0],
-                 .scale = tables.coefficients[1],
-                 .shift = tables.coefficients[2],
-                 .act = train->act,
-                 .x_quant = none,
-                 .residual_quant = none,
-                 .y_quant = none,
-                 .isa = bnorm_exec_isa(exec),
-                 .hints = bnorm_elementwise_hints(exec, &pass_view, walks, count - 1)},
-        .isa = bnorm_exec_isa(exec),
-    };
+    s->derived.eps = train->eps;
+    s->derived.gamma = train->gamma;
+    s->derived.beta = train->beta;
+    s->derived.drop_low = train->act.kind != BNORM_ACT_IDENTITY && !tr.data && train->save_mean &&
+                          !train->save_mean_lo;
+    s->derived.center = tables.coefficients[0];
+    s->derived.scale = tables.coefficients[1];
+    s->derived.shift = tables.coefficients[2];
+    s->derived.save_mean = train->save_mean;
+    s->derived.save_mean_lo = train->save_mean_lo;
+    s->derived.save_invstd = train->save_invstd;
+    s->derived.running_mean = running->mean;
+    s->derived.running_var = running->var;
+    s->derived.rate = running->rate;
+    s->derived.divisor = running_divisor(running, s->derived.n);
+    pass->x = s->x;
+    pass->residual = bnorm_walk_of(shape, &tr);
+    pass->y = bnorm_walk_of(shape, &ty);
+    pass->mask = bnorm_mask_walk(shape, mask);
+    pass->view = bnorm_elementwise_view(shape, walks, count);
+    pass->center = s->derived.center;
+    pass->scale = s->derived.scale;
+    pass->shift = s->derived.shift;
+    pass->act = train->act;
+    pass->x_quant = pass->residual_quant = pass->y_quant = (bnorm_quant){1, 0};
+    pass->isa = s->isa;
+    pass->hints = bnorm_elementwise_hints(exec, &pass->view, walks, count - 1);
     return BNORM_OK;
 }
 

@@ -227,13 +227,20 @@ static unsigned char *element(const struct operand *o, const struct area *a, siz
     return (unsigned char *)o->data[SCALAR] + (run * a->stride + i) * o->size;
 }
 
+/* Elements that are drawn; those behind them are the same again. A prime, so that they stand in other
+ * lanes. */
+enum { DRAWN = 1021 };
+
 /* A tensor of random values; the padding is NaN, or any bytes where the type has none. */
 static struct operand *tensor(struct trial *r, const char *name, bnorm_dtype type,
                               const struct area *a) {
     const size_t size = dtype_size(type), count = span(a->runs, a->stride, a->len);
     struct operand *o = add_operand(r, name, count * size, size);
-    for (size_t i = 0; i < count; i++)
-        draw_element(r, type, (unsigned char *)o->data[SCALAR] + i * size);
+    unsigned char *p = o->data[SCALAR];
+    for (size_t i = 0; i < count && i < DRAWN; i++)
+        draw_element(r, type, p + i * size);
+    for (size_t i = DRAWN; i < count; i++)
+        memcpy(p + i * size, p + (i - DRAWN) * size, size);
     for (size_t run = 0; run < a->runs && is_float(type); run++)
         if (a->valid < a->len)
             memset(element(o, a, run, a->valid), 0xff, (a->len - a->valid) * size);

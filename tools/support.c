@@ -296,8 +296,8 @@ static void print_acts(void) {
         for (size_t k = 0; k < sizeof extras / sizeof extras[0]; k++)
             append_everywhere(rows[i], BACKWARD, act, extras[k]);
     }
-    printf("| activation | SLEEF | inference | training | with a mask | backward | "
-           "after a residual | from y | from a mask |\n"
+    printf("| activation | SLEEF | inference | training | training with mask | backward, from x | "
+           "from x and residual | from y | from mask |\n"
            "|---|---|---|---|---|---|---|---|---|\n");
     for (size_t first = 0; first < ACTS; first++) {
         char names[TEXT] = "";

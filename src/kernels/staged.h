@@ -342,7 +342,8 @@ static void dx_staged(const bnorm_grad_args *a, const struct streams *s, int spr
 
 static void apply_rows(const bnorm_apply_args *a) {
     const bnorm_grad_args args = forward_args(a);
-    struct streams s = streams_of(&args);
+    struct streams s;
+    fill_streams(&s, &args);
     if (!is_plain_apply(a) || a->valid < a->len) {
         apply_staged(a, &s, 0, forward_rows);
         return;
@@ -354,7 +355,8 @@ static void apply_rows(const bnorm_apply_args *a) {
 
 static void apply_span(const bnorm_apply_args *a) {
     const bnorm_grad_args args = forward_args(a);
-    const struct streams s = streams_of(&args);
+    struct streams s;
+    fill_streams(&s, &args);
     if (is_plain_apply(a))
         forward_span(&s);
     else
@@ -362,7 +364,8 @@ static void apply_span(const bnorm_apply_args *a) {
 }
 
 static void dx_rows(const bnorm_grad_args *a) {
-    struct streams s = streams_of(a);
+    struct streams s;
+    fill_streams(&s, a);
     if (!is_plain_grad(a) || a->valid < a->len) {
         dx_staged(a, &s, 0, forward_rows, backward_rows);
         return;
@@ -373,7 +376,8 @@ static void dx_rows(const bnorm_grad_args *a) {
 }
 
 static void dx_span(const bnorm_grad_args *a) {
-    const struct streams s = streams_of(a);
+    struct streams s;
+    fill_streams(&s, a);
     if (is_plain_grad(a))
         backward_span(&s);
     else
