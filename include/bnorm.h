@@ -110,8 +110,9 @@ typedef struct bnorm_shape {
 
 /* Channel-blocked tensors have the order (N, C/b, H, W, b) with b = c_block: nChw8c and nChw16c of
  * oneDNN, elempack of ncnn, NC4HW4 of MNN. Where b does not divide C, the last block is padded:
- * padding is written as zero and never influences a result. Other values of c_block, and NHWC with
- * one, are BNORM_UNSUPPORTED. */
+ * padding is
+ * written as zero (zero_point in S8 and U8) and never influences a result. Other values of c_block,
+ * and NHWC with one, are BNORM_UNSUPPORTED. */
 
 /* A run is the contiguous axis: the C values of one pixel (NHWC), the HW values of one plane (NCHW)
  * or the HW*b values of one block of channels (channel-blocked).
@@ -310,8 +311,8 @@ typedef enum bnorm_y_dtype {
 /* What an element q of an S8 or U8 tensor means, as in ONNX's QuantizeLinear:
  *   v = (q - zero_point)*scale
  *   q = saturate(round_half_to_even(v/scale) + zero_point), NaN gives zero_point
- * scale is positive and finite, 0 = 1; zero_point is a value of the type. Else
- * BNORM_BAD_PARAMETER. */
+ * in floats, v/scale rounded to one. scale is positive and finite, 0 = 1; zero_point is a value of
+ * the type. Else BNORM_BAD_PARAMETER. */
 typedef struct bnorm_quant {
     float scale;
     int zero_point;
@@ -357,7 +358,8 @@ BNORM_API bnorm_status bnorm_apply(const bnorm_shape *shape, bnorm_in x, bnorm_o
  * ignores it; with other activations a mask is BNORM_UNSUPPORTED. A mask is an output array like
  * others: it overlaps nothing.
  *
- * Its size in bytes: N*C*HW/8 rounded up; 0 for a bad shape or an empty batch. */
+ * Its size in bytes: N*C*HW/8 rounded up, where C of a blocked tensor counts its padding; 0 for
+ * a bad shape or an empty batch. */
 BNORM_API size_t bnorm_mask_size(const bnorm_shape *shape);
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -529,10 +531,11 @@ typedef struct bnorm_job {
 } bnorm_job;
 
 /* Runs count independent jobs, with the same results as one call each. Each runs on one thread, and
- * exec->parallel is called once for all of them: for the many small tensors of a network, where
- * sharing each one would cost more than it gains. (A job of megabytes is better a call of its own:
- * nothing here splits it.) All jobs are checked before the first one runs: on any status but
- * BNORM_OK none has, and *failed (NULL = not wanted) is the index of the first bad one.
+ * exec->parallel is called once for all of them, if they are worth sharing: for the many small
+ * tensors of a network, where sharing each one would cost more than it gains. (A job of megabytes
+ * is better a call of its own: nothing here splits it.) All jobs are checked before the first one
+ * runs: on any status but BNORM_OK none has, and *failed (NULL = not wanted) is the index of the
+ * first bad one, if it is a job that is bad.
  * No output of a job may overlap any buffer of another job, workspaces included; that is not
  * checked. Jobs with an empty batch are done as their functions say. jobs may be NULL where count
  * is 0. */

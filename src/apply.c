@@ -201,7 +201,8 @@ bnorm_status bnorm_plan_apply(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
     bnorm_tensor tx, ty, tr;
     bnorm_status status = bnorm_check_shape(shape);
 
-    pass->y.data = NULL;
+    if (pass)
+        pass->y.data = NULL;
     if (!affine)
         affine = &copy;
     if (!status)
@@ -245,7 +246,7 @@ bnorm_status bnorm_plan_apply(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
         bnorm_array_buffer(affine->shift, shape->c),
     };
     status = bnorm_check_overlap(shape, buffers, sizeof buffers / sizeof buffers[0], 2);
-    if (bnorm_failed(status))
+    if (bnorm_failed(status) || !pass)
         return status;
 
     /* Member by member: a compiler fills a whole struct aside and copies it, which takes as long

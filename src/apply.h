@@ -35,7 +35,7 @@ void bnorm_end_mask(const bnorm_shape *shape, unsigned char *mask);
 void bnorm_elementwise_run(const bnorm_elementwise *pass, const bnorm_exec *exec);
 
 /* The checks of bnorm_apply. Where they pass, *pass says what there is to do; y.data NULL =
- * nothing. */
+ * nothing. pass NULL = only the checks. */
 bnorm_status bnorm_plan_apply(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
                               const bnorm_affine *affine, const bnorm_exec *exec,
                               bnorm_elementwise *pass);

@@ -173,7 +173,8 @@ bnorm_status bnorm_plan_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in 
     bnorm_tensor tx, tdy, tdx, tdresidual, textra;
     enum bnorm_pre pre;
     bnorm_status status = bnorm_check_float_shape(shape);
-    s->x.data = NULL;
+    if (s)
+        s->x.data = NULL;
     if (bnorm_failed(status))
         return status;
     if (!grad)
@@ -220,7 +221,7 @@ bnorm_status bnorm_plan_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in 
         bnorm_memory_buffer(mask, mask ? bnorm_mask_size(shape) : 0),
     };
     status = bnorm_check_overlap(shape, buffers, sizeof buffers / sizeof buffers[0], 5);
-    if (bnorm_failed(status))
+    if (bnorm_failed(status) || !s)
         return status;
 
     const bnorm_tables tables = bnorm_tables_of(&view, &blocks, ws);

@@ -27,7 +27,7 @@ typedef struct bnorm_gradients {
 } bnorm_gradients;
 
 /* The checks of bnorm_backward. Where they pass, *s says what there is to do; x.data NULL = only to
- * clear dgamma and dbeta. */
+ * clear dgamma and dbeta. s NULL = only the checks. */
 bnorm_status bnorm_plan_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in dy, bnorm_out dx,
                                  const bnorm_grad *grad, void *ws, size_t ws_size,
                                  const bnorm_exec *exec, bnorm_gradients *s);

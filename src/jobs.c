@@ -6,36 +6,23 @@
 
 /* What a job's own function would say, without running it. */
 static bnorm_status check_job(const bnorm_job *job, const bnorm_exec *exec) {
-    union {
-        bnorm_elementwise apply;
-        bnorm_statistics statistics;
-        bnorm_gradients gradients;
-    } plan;
     switch (job->op) {
     case BNORM_OP_APPLY:
-        return bnorm_plan_apply(job->shape, job->x, job->out, job->affine, exec, &plan.apply);
+        return bnorm_plan_apply(job->shape, job->x, job->out, job->affine, exec, NULL);
     case BNORM_OP_MOMENTS:
         return bnorm_plan_moments(job->shape, job->x, job->mean, job->var, job->ws, job->ws_size,
-                                  exec, &plan.statistics);
+                                  exec, NULL);
     case BNORM_OP_FORWARD_TRAIN:
         return bnorm_plan_train(job->shape, job->x, job->out, job->train, job->ws, job->ws_size,
-                                exec, &plan.statistics);
+                                exec, NULL);
     case BNORM_OP_BACKWARD:
         return bnorm_plan_backward(job->shape, job->x, job->dy, job->out, job->grad, job->ws,
-                                   job->ws_size, exec, &plan.gradients);
+                                   job->ws_size, exec, NULL);
     }
     return BNORM_BAD_ENUM;
 }
 
-struct batch {
-    const bnorm_job *jobs;
-    bnorm_exec exec; /* of one job: on the thread that took it */
-};
-
-static void run_job(void *arg, size_t i) {
-    const struct batch *batch = arg;
-    const bnorm_job *job = &batch->jobs[i];
-    const bnorm_exec *exec = &batch->exec;
+static void run_job(const bnorm_job *job, const bnorm_exec *exec) {
     switch (job->op) {
     case BNORM_OP_APPLY:
         bnorm_apply(job->shape, job->x, job->out, job->affine, exec);
@@ -53,14 +40,36 @@ static void run_job(void *arg, size_t i) {
     }
 }
 
+/* What a job weighs when jobs are shared out: its elements, and something for the call. */
+static size_t weight_of(const bnorm_job *job) {
+    return 512 + job->shape->n * job->shape->c * job->shape->hw;
+}
+
+struct batch {
+    const bnorm_job *jobs;
+    size_t count;
+    size_t weight, parts; /* of all jobs together; tasks */
+    bnorm_exec exec;      /* of one job: on the thread that took it */
+};
+
+/* The jobs whose first element falls into this part. */
+static void run_part(void *arg, size_t i) {
+    const struct batch *batch = arg;
+    const size_t share = batch->weight / batch->parts, last = i + 1 == batch->parts;
+    size_t at = 0;
+    for (size_t k = 0; k < batch->count; k++) {
+        if (at >= i * share && (last || at < (i + 1) * share))
+            run_job(&batch->jobs[k], &batch->exec);
+        at += weight_of(&batch->jobs[k]);
+    }
+}
+
 bnorm_status bnorm_run_jobs(const bnorm_job *jobs, size_t count, size_t *failed,
                             const bnorm_exec *exec) {
-    struct batch batch = {jobs, {0}};
+    struct batch batch = {jobs, count, 0, 1, {0}};
     bnorm_status status = bnorm_check_exec(exec);
     if (!status && count && !jobs)
         status = BNORM_NULL_POINTER;
-    if (failed)
-        *failed = 0;
     if (exec)
         batch.exec = *exec;
     batch.exec.parallel = NULL;
@@ -68,14 +77,17 @@ bnorm_status bnorm_run_jobs(const bnorm_job *jobs, size_t count, size_t *failed,
         status = check_job(&jobs[i], &batch.exec);
         if (status && failed)
             *failed = i;
+        else if (!status)
+            batch.weight += weight_of(&jobs[i]);
     }
     if (status)
         return status;
-    if (count > 1 && exec && exec->parallel && exec->threads != 1) {
-        exec->parallel(exec->pool, run_job, &batch, count);
+    batch.parts = bnorm_min(bnorm_parts(exec, batch.weight), count ? count : 1);
+    if (batch.parts > 1) {
+        exec->parallel(exec->pool, run_part, &batch, batch.parts);
         return BNORM_OK;
     }
     for (size_t i = 0; i < count; i++)
-        run_job(&batch, i);
+        run_job(&jobs[i], &batch.exec);
     return BNORM_OK;
 }

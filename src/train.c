@@ -102,7 +102,8 @@ bnorm_status bnorm_plan_moments(const bnorm_shape *shape, bnorm_in x, float *mea
                                 bnorm_statistics *s) {
     bnorm_tensor tx;
     bnorm_status status = bnorm_check_float_shape(shape);
-    s->x.data = NULL;
+    if (s)
+        s->x.data = NULL;
     if (!status)
         status = bnorm_check_exec(exec);
     if (status || bnorm_is_empty(shape))
@@ -123,7 +124,7 @@ bnorm_status bnorm_plan_moments(const bnorm_shape *shape, bnorm_in x, float *mea
         bnorm_tensor_buffer(&tx),
     };
     status = bnorm_check_overlap(shape, buffers, sizeof buffers / sizeof buffers[0], 3);
-    if (bnorm_failed(status))
+    if (bnorm_failed(status) || !s)
         return status;
 
     plan_sums(s, shape, &tx, &view, &blocks, ws, exec);
@@ -165,7 +166,8 @@ bnorm_status bnorm_plan_train(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
                               const bnorm_exec *exec, bnorm_statistics *s) {
     bnorm_tensor tx, ty, tr;
     bnorm_status status = bnorm_check_float_shape(shape);
-    s->x.data = NULL;
+    if (s)
+        s->x.data = NULL;
     if (bnorm_failed(status))
         return status;
     if (!train)
@@ -203,7 +205,7 @@ bnorm_status bnorm_plan_train(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
         bnorm_array_buffer(train->beta, c),
     };
     status = bnorm_check_overlap(shape, buffers, sizeof buffers / sizeof buffers[0], 8);
-    if (bnorm_failed(status))
+    if (bnorm_failed(status) || !s)
         return status;
 
     const bnorm_running *running = &train->running;

@@ -20,7 +20,7 @@ typedef struct bnorm_statistics {
 } bnorm_statistics;
 
 /* The checks of bnorm_moments and bnorm_forward_train. Where they pass, *s says what there is to
- * do; x.data NULL = nothing. */
+ * do; x.data NULL = nothing. s NULL = only the checks. */
 bnorm_status bnorm_plan_moments(const bnorm_shape *shape, bnorm_in x, float *mean, float *var,
                                 void *ws, size_t ws_size, const bnorm_exec *exec,
                                 bnorm_statistics *s);

@@ -110,6 +110,13 @@ static inline vec_f vec_abs(vec_f v) {
 static inline vec_f vec_negate(vec_f v) {
     return _mm256_xor_ps(v, _mm256_set1_ps(-0.0f));
 }
+static inline vec_f vec_minus_abs(vec_f v) {
+    return _mm256_or_ps(v, _mm256_set1_ps(-0.0f));
+}
+/* a where it is greater, else b. */
+static inline vec_f vec_max(vec_f a, vec_f b) {
+    return _mm256_max_ps(a, b);
+}
 static inline vec_f vec_and(vec_f a, vec_f b) {
     return _mm256_and_ps(a, b);
 }
@@ -126,21 +133,27 @@ static inline vec_f vec_load_bf16(const uint16_t *p) {
 static inline __m128i vec_pack_16(__m256i v) {
     return _mm_packus_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
 }
-static inline void vec_store_bf16(uint16_t *p, vec_f v) {
+/* Rounded; a NaN, all of whose bits are set, would overflow. */
+static inline __m256i vec_round_bf16(vec_f v) {
     const __m256i bits = _mm256_castps_si256(v),
                   odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1)),
-                  up = _mm256_add_epi32(_mm256_set1_epi32(0x7fff), odd),
-                  nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
-    const __m256i rounded = _mm256_or_si256(_mm256_add_epi32(bits, up), nan);
-    _mm_storeu_si128((__m128i *)(void *)p, vec_pack_16(_mm256_srli_epi32(rounded, 16)));
+                  least = _mm256_min_epu32(bits, _mm256_set1_epi32(-0x8001)),
+                  sum = _mm256_add_epi32(_mm256_add_epi32(least, _mm256_set1_epi32(0x7fff)), odd);
+    return _mm256_srli_epi32(sum, 16);
+}
+static inline void vec_store_bf16(uint16_t *p, vec_f v) {
+    _mm_storeu_si128((__m128i *)(void *)p, vec_pack_16(vec_round_bf16(v)));
+}
+static inline void vec_store_bf16_2(uint16_t *p, vec_f a, vec_f b) {
+    const __m256i both = _mm256_packus_epi32(vec_round_bf16(a), vec_round_bf16(b));
+    _mm256_storeu_si256((__m256i *)(void *)p, _mm256_permute4x64_epi64(both, 0xd8));
 }
 static inline vec_f vec_load_f16(const uint16_t *p) {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p));
 }
 static inline void vec_store_f16(uint16_t *p, vec_f v) {
-    _mm_storeu_si128(
-        (__m128i *)(void *)p,
-        _mm256_cvtps_ph(vec_canonical(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    _mm_storeu_si128((__m128i *)(void *)p,
+                     _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 static inline vec_f vec_load_s8(const uint8_t *p) {
     return _mm256_cvtepi32_ps(

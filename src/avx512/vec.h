@@ -109,6 +109,13 @@ static inline vec_f vec_abs(vec_f v) {
 static inline vec_f vec_negate(vec_f v) {
     return _mm512_xor_ps(v, _mm512_set1_ps(-0.0f));
 }
+static inline vec_f vec_minus_abs(vec_f v) {
+    return _mm512_or_ps(v, _mm512_set1_ps(-0.0f));
+}
+/* a where it is greater, else b. */
+static inline vec_f vec_max(vec_f a, vec_f b) {
+    return _mm512_max_ps(a, b);
+}
 static inline vec_f vec_and(vec_f a, vec_f b) {
     return _mm512_and_ps(a, b);
 }
@@ -121,22 +128,30 @@ static inline vec_f vec_load_bf16(const uint16_t *p) {
     const __m256i h = _mm256_loadu_si256((const __m256i *)(const void *)p);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
 }
-static inline void vec_store_bf16(uint16_t *p, vec_f v) {
+/* Rounded in the upper halves; a NaN, all of whose bits are set, would overflow. */
+static inline __m512i vec_round_bf16(vec_f v) {
     const __m512i bits = _mm512_castps_si512(v),
                   odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1)),
-                  up = _mm512_add_epi32(_mm512_set1_epi32(0x7fff), odd);
-    const __m512i rounded = _mm512_mask_mov_epi32(
-        _mm512_add_epi32(bits, up), _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), _mm512_set1_epi32(-1));
+                  least = _mm512_min_epu32(bits, _mm512_set1_epi32(-0x8001));
+    return _mm512_add_epi32(_mm512_add_epi32(least, _mm512_set1_epi32(0x7fff)), odd);
+}
+static inline void vec_store_bf16(uint16_t *p, vec_f v) {
     _mm256_storeu_si256((__m256i *)(void *)p,
-                        _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+                        _mm512_cvtepi32_epi16(_mm512_srli_epi32(vec_round_bf16(v), 16)));
+}
+static inline void vec_store_bf16_2(uint16_t *p, vec_f a, vec_f b) {
+    static const uint16_t upper[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21,
+                                       23, 25, 27, 29, 31, 33, 35, 37, 39, 41, 43,
+                                       45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+    _mm512_storeu_si512(p, _mm512_permutex2var_epi16(vec_round_bf16(a), _mm512_loadu_si512(upper),
+                                                     vec_round_bf16(b)));
 }
 static inline vec_f vec_load_f16(const uint16_t *p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p));
 }
 static inline void vec_store_f16(uint16_t *p, vec_f v) {
-    _mm256_storeu_si256(
-        (__m256i *)(void *)p,
-        _mm512_cvtps_ph(vec_canonical(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    _mm256_storeu_si256((__m256i *)(void *)p,
+                        _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 static inline vec_f vec_load_s8(const uint8_t *p) {
     return _mm512_cvtepi32_ps(

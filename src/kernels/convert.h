@@ -16,6 +16,29 @@ BNORM_INLINE const void *element_at(const void *p, bnorm_dtype type, size_t i) {
     return (const char *)p + i * size_of(type);
 }
 
+/* n lanes of 16 bits, as load_lanes and store_lanes. */
+#define BNORM_HALF_LANES(type)                                                                     \
+    BNORM_INLINE vec_f load_##type##_lanes(const uint16_t *p, size_t n) {                          \
+        uint16_t all[VEC_F] = {0};                                                                 \
+        if (n == VEC_F)                                                                            \
+            return vec_load_##type(p);                                                             \
+        for (size_t k = 0; k < n; k++)                                                             \
+            all[k] = p[k];                                                                         \
+        return vec_load_##type(all);                                                               \
+    }                                                                                              \
+    BNORM_INLINE void store_##type##_lanes(uint16_t *p, vec_f v, size_t n) {                       \
+        uint16_t all[VEC_F];                                                                       \
+        if (n == VEC_F) {                                                                          \
+            vec_store_##type(p, v);                                                                \
+            return;                                                                                \
+        }                                                                                          \
+        vec_store_##type(all, v);                                                                  \
+        for (size_t k = 0; k < n; k++)                                                             \
+            p[k] = all[k];                                                                         \
+    }
+BNORM_HALF_LANES(bf16)
+BNORM_HALF_LANES(f16)
+
 /* The limits of S8 and U8. */
 BNORM_INLINE float least_of(bnorm_dtype type) {
     return type == BNORM_S8 ? -128 : 0;
@@ -32,12 +55,15 @@ BNORM_INLINE vec_f quantized(bnorm_dtype type, vec_f v, vec_f scale, vec_f zero_
     return vec_if_le(q, least, least, vec_if_le(most, q, most, q));
 }
 
-/* n elements to floats. Lines of the source are asked for `ahead` bytes before their use. */
-static void widen(float *to, const void *from, bnorm_dtype type, const bnorm_quant *quant, size_t n,
-                  size_t ahead) {
+/* `rows` rows of n elements, `stride` apart, to rows of floats without gaps. Lines of the source are
+ * asked for `ahead` bytes before their use. */
+static void widen_rows(float *to, const void *from, bnorm_dtype type, const bnorm_quant *quant,
+                       size_t stride, size_t rows, size_t n, size_t ahead) {
+    if (stride == n)
+        n *= rows, rows = 1;
 #define BNORM_WIDEN(element, expression)                                                           \
-    {                                                                                              \
-        const element *p = from;                                                                   \
+    for (const element *row = from; rows > 0; rows--, row += stride, to += n) {                    \
+        const element *p = row;                                                                    \
         element rest[VEC_F] = {0};                                                                 \
         size_t i = 0;                                                                              \
         for (; i + VEC_F <= n; i += VEC_F, p += VEC_F) {                                           \
@@ -50,8 +76,8 @@ static void widen(float *to, const void *from, bnorm_dtype type, const bnorm_qua
             p = rest;                                                                              \
             vec_store(to + i, expression);                                                         \
         }                                                                                          \
-        break;                                                                                     \
-    }
+    }                                                                                              \
+    break;
     switch (type) {
     case BNORM_F32:
         BNORM_WIDEN(float, vec_load(p))
@@ -69,6 +95,11 @@ static void widen(float *to, const void *from, bnorm_dtype type, const bnorm_qua
     }
     }
 #undef BNORM_WIDEN
+}
+
+BNORM_INLINE void widen(float *to, const void *from, bnorm_dtype type, const bnorm_quant *quant,
+                        size_t n, size_t ahead) {
+    widen_rows(to, from, type, quant, n, 1, n, ahead);
 }
 
 /* n floats to elements, rounded; every NaN is stored as the one of bnorm. */
@@ -95,9 +126,9 @@ static void narrow(void *to, bnorm_dtype type, const bnorm_quant *quant, const f
     case BNORM_F32:
         BNORM_NARROW(float, vec_store, vec_canonical(v))
     case BNORM_BF16:
-        BNORM_NARROW(uint16_t, vec_store_bf16, v)
+        BNORM_NARROW(uint16_t, vec_store_bf16, vec_canonical(v))
     case BNORM_F16:
-        BNORM_NARROW(uint16_t, vec_store_f16, v)
+        BNORM_NARROW(uint16_t, vec_store_f16, vec_canonical(v))
     case BNORM_S8:
     case BNORM_U8: {
         const vec_f zero = vec_set1((float)quant->zero_point), scale = vec_set1(quant->scale);
@@ -115,19 +146,10 @@ static float widened(const void *p, bnorm_dtype type, size_t i) {
 }
 
 /* n <= VEC_F elements; not for S8 and U8. */
-static vec_f widened_lanes(const void *p, bnorm_dtype type, size_t n) {
-    float v[VEC_F];
-    widen(v, p, type, NULL, n, 0);
-    return first_lanes(vec_load(v), n);
-}
-
-/* `rows` rows of n elements, `stride` apart, to rows without gaps. */
-static void widen_rows(float *to, const void *from, bnorm_dtype type, size_t stride, size_t rows,
-                       size_t n) {
-    if (stride == n)
-        n *= rows, rows = 1;
-    for (size_t r = 0; r < rows; r++, to += n)
-        widen(to, element_at(from, type, r * stride), type, NULL, n, 0);
+BNORM_INLINE vec_f widened_lanes(const void *p, bnorm_dtype type, size_t n) {
+    if (type == BNORM_F32)
+        return load_lanes(p, n);
+    return type == BNORM_BF16 ? load_bf16_lanes(p, n) : load_f16_lanes(p, n);
 }
 
 /* ---------------------------------------------------------------------------------------------- */

@@ -31,6 +31,7 @@ struct form {
     enum direction direction;
     bnorm_act_kind kind;
     int spread; /* planes: one parameter for all lanes */
+    int narrow; /* elements are of BF16 or F16, or of F32 too: asked once per group of vectors */
 };
 
 /* Arrays of parameters; those that are not wanted are any readable memory. */
@@ -43,8 +44,9 @@ struct parameters {
 struct streams {
     size_t count, total, len;
     size_t first; /* where in a run each stream begins */
-    const float *x, *dy, *extra;
-    float *out, *dresidual; /* out: y or dx; NULL = not wanted */
+    const void *x, *dy, *extra;
+    void *out, *dresidual;      /* out: y or dx; NULL = not wanted */
+    bnorm_dtype type, out_type; /* of inputs and outputs */
     size_t x_stride, dy_stride, extra_stride, out_stride, dresidual_stride;
     enum bnorm_pre pre;
     bnorm_act act;
@@ -72,8 +74,8 @@ BNORM_INLINE vec_f activate(bnorm_act_kind kind, vec_f v, vec_f a, vec_f b) {
         v = vec_zero_if_le(v, vec_set1(-3), vec_if_le(three, v, v, between));
         break;
     }
-    default: /* in staged.h */
-        break;
+    default:
+        return vec_canonical(smooth_value(kind, v, a));
     }
     return vec_canonical_result(v);
 }
@@ -83,22 +85,37 @@ struct lane_parameters {
     vec_f center, scale, shift, invstd, slope, offset;
 };
 
+/* Element e of an input or output. */
+BNORM_INLINE const void *in_at(const struct form f, const struct streams *s, const void *p,
+                               size_t e) {
+    return (const char *)p + e * (f.narrow ? size_of(s->type) : sizeof(float));
+}
+BNORM_INLINE void *out_at(const struct form f, const struct streams *s, void *p, size_t e) {
+    return (char *)p + e * (f.narrow ? size_of(s->out_type) : sizeof(float));
+}
+
+/* The lines that elements [e, end) will be followed by. */
 BNORM_INLINE void fetch_ahead(const struct form f, const struct streams *s, size_t e, size_t end) {
-    for (; e < end; e += BNORM_LINE) {
+    const int both = f.narrow && s->type != BNORM_F32 && s->out_type != BNORM_F32;
+#define BNORM_FETCH(p)    vec_fetch((const float *)in_at(f, s, p, e) + BNORM_AHEAD_IN)
+#define BNORM_FETCH_TO(p) vec_fetch_out((const float *)out_at(f, s, p, e) + BNORM_AHEAD_OUT)
+    for (; e < end; e += both ? 2 * BNORM_LINE : BNORM_LINE) {
         if (s->hints & BNORM_FETCH_IN) {
-            vec_fetch(s->x + e + BNORM_AHEAD_IN);
+            BNORM_FETCH(s->x);
             if (f.direction == BACKWARD)
-                vec_fetch(s->dy + e + BNORM_AHEAD_IN);
+                BNORM_FETCH(s->dy);
             if (s->extra)
-                vec_fetch(s->extra + e + BNORM_AHEAD_IN);
+                BNORM_FETCH(s->extra);
         }
         if (s->hints & BNORM_FETCH_OUT) {
             if (f.direction == FORWARD || s->out)
-                vec_fetch_out(s->out + e + BNORM_AHEAD_OUT);
+                BNORM_FETCH_TO(s->out);
             if (f.direction == BACKWARD && s->dresidual)
-                vec_fetch_out(s->dresidual + e + BNORM_AHEAD_OUT);
+                BNORM_FETCH_TO(s->dresidual);
         }
     }
+#undef BNORM_FETCH
+#undef BNORM_FETCH_TO
 }
 
 /* `count` vectors of n lanes from element e on, whose parameters are `all` or the arrays p from
@@ -112,30 +129,53 @@ BNORM_INLINE void group_lanes(const struct form f, const struct streams *s,
 #define BNORM_EACH                                                                                 \
     BNORM_UNROLL                                                                                   \
     for (size_t q = 0; q < count; q++)
+#define BNORM_PAIRS                                                                                \
+    BNORM_UNROLL                                                                                   \
+    for (size_t q = 0; q + 1 < count; q += 2)
 #define BNORM_P(name) (f.spread ? all->name : load_lanes(p->name + i + q * VEC_F, n))
+#define BNORM_LOAD(to, p)                                                                          \
+    if (!f.narrow || s->type == BNORM_F32)                                                         \
+        BNORM_EACH to[q] = load_lanes((const float *)in_at(f, s, p, e) + q * VEC_F, n);            \
+    else if (s->type == BNORM_BF16)                                                                \
+        BNORM_EACH to[q] = load_bf16_lanes((const uint16_t *)in_at(f, s, p, e) + q * VEC_F, n);    \
+    else                                                                                           \
+        BNORM_EACH to[q] = load_f16_lanes((const uint16_t *)in_at(f, s, p, e) + q * VEC_F, n)
+#define BNORM_STORE(p, v)                                                                          \
+    if (!f.narrow || s->out_type == BNORM_F32)                                                     \
+        BNORM_EACH store_lanes((float *)out_at(f, s, p, e) + q * VEC_F, v[q], n);                  \
+    else if (s->out_type == BNORM_BF16 && count % 2 == 0 && n == VEC_F)                            \
+        BNORM_PAIRS vec_store_bf16_2((uint16_t *)out_at(f, s, p, e) + q * VEC_F, v[q], v[q + 1]);  \
+    else if (s->out_type == BNORM_BF16)                                                            \
+        BNORM_EACH store_bf16_lanes((uint16_t *)out_at(f, s, p, e) + q * VEC_F, v[q], n);          \
+    else                                                                                           \
+        BNORM_EACH store_f16_lanes((uint16_t *)out_at(f, s, p, e) + q * VEC_F, v[q], n)
 
-    BNORM_EACH x[q] = load_lanes(s->x + e + q * VEC_F, n);
+    BNORM_LOAD(x, s->x);
     if (s->centred)
         BNORM_EACH x[q] = vec_sub(x[q], BNORM_P(center));
     if (has_argument) {
         if (f.direction == BACKWARD && s->pre == BNORM_PRE_Y) {
-            BNORM_EACH v[q] = load_lanes(s->extra + e + q * VEC_F, n);
+            BNORM_LOAD(v, s->extra);
         } else {
             BNORM_EACH v[q] = vec_fma(x[q], BNORM_P(scale), BNORM_P(shift));
-            if (s->pre == BNORM_PRE_RESIDUAL)
-                BNORM_EACH v[q] = vec_add(v[q], load_lanes(s->extra + e + q * VEC_F, n));
+            if (s->pre == BNORM_PRE_RESIDUAL) {
+                BNORM_LOAD(g, s->extra);
+                BNORM_EACH v[q] = vec_add(v[q], g[q]);
+            }
         }
     }
     if (f.direction == FORWARD) {
         BNORM_EACH v[q] = activate(f.kind, v[q], act_a, act_b);
-        BNORM_EACH store_lanes(s->out + e + q * VEC_F, v[q], n);
+        BNORM_STORE(s->out, v);
         return;
     }
-    BNORM_EACH g[q] = load_lanes(s->dy + e + q * VEC_F, n);
+    BNORM_LOAD(g, s->dy);
     if (has_argument)
         BNORM_EACH g[q] = gradient(f.kind, v[q], g[q], act_a, act_b);
-    if (s->dresidual)
-        BNORM_EACH store_lanes(s->dresidual + e + q * VEC_F, vec_canonical(g[q]), n);
+    if (s->dresidual) {
+        BNORM_EACH v[q] = vec_canonical(g[q]);
+        BNORM_STORE(s->dresidual, v);
+    }
     if (!s->out)
         return;
     if (s->sloped) {
@@ -145,9 +185,13 @@ BNORM_INLINE void group_lanes(const struct form f, const struct streams *s,
     } else {
         BNORM_EACH g[q] = vec_mul(g[q], BNORM_P(scale));
     }
-    BNORM_EACH store_lanes(s->out + e + q * VEC_F, vec_canonical_result(g[q]), n);
+    BNORM_EACH g[q] = vec_canonical_result(g[q]);
+    BNORM_STORE(s->out, g);
 #undef BNORM_EACH
+#undef BNORM_PAIRS
 #undef BNORM_P
+#undef BNORM_LOAD
+#undef BNORM_STORE
 }
 
 /* The parameters of run r. */
@@ -187,15 +231,15 @@ BNORM_INLINE void skip_parameters(struct parameters *p, size_t channels) {
 /* The streams from number `count` on. */
 BNORM_INLINE void skip_streams(const struct form f, struct streams *s, size_t count) {
     const size_t channels = f.spread ? count : 0;
-    s->x += count * s->x_stride;
+    s->x = in_at(f, s, s->x, count * s->x_stride);
     if (s->extra)
-        s->extra += count * s->extra_stride;
+        s->extra = in_at(f, s, s->extra, count * s->extra_stride);
     if (s->out)
-        s->out += count * s->out_stride;
+        s->out = out_at(f, s, s->out, count * s->out_stride);
     if (f.direction == BACKWARD) {
-        s->dy += count * s->dy_stride;
+        s->dy = in_at(f, s, s->dy, count * s->dy_stride);
         if (s->dresidual)
-            s->dresidual += count * s->dresidual_stride;
+            s->dresidual = out_at(f, s, s->dresidual, count * s->dresidual_stride);
     }
     skip_parameters(&s->p, channels);
 }
@@ -255,14 +299,14 @@ BNORM_INLINE struct place stream_body(const struct form f, const struct streams 
     }
 }
 
-/* Elements from p to the next line. */
-BNORM_INLINE size_t to_line(const float *p) {
-    return -((uintptr_t)p / sizeof *p) % BNORM_LINE;
+/* Elements of an output from p to the next line. */
+BNORM_INLINE size_t to_line(const struct streams *s, const void *p) {
+    return -(uintptr_t)p % 64 / size_of(s->out_type);
 }
 
 /* Elements before the first whole line; 0 where aligned stores would gain less than this costs. */
 BNORM_INLINE size_t head_of(const struct streams *s) {
-    return s->total < BNORM_SHORT ? 0 : to_line(s->out ? s->out : s->dresidual);
+    return s->total < BNORM_SHORT ? 0 : to_line(s, s->out ? s->out : s->dresidual);
 }
 
 /* Of the hints that were given, those that serve this stream: asking ahead needs one that goes on;
@@ -271,21 +315,21 @@ BNORM_INLINE unsigned stream_hints(const struct streams *s, unsigned hints) {
     if (s->total < 4 * BNORM_AHEAD_IN)
         hints &= BNORM_BYPASS;
     if (s->total < BNORM_SHORT ||
-        (s->out && s->dresidual && to_line(s->out) != to_line(s->dresidual)))
+        (s->out && s->dresidual && to_line(s, s->out) != to_line(s, s->dresidual)))
         hints &= ~(unsigned)BNORM_BYPASS;
     return hints;
 }
 
-/* Where element 0 would be if element e were at p. */
-BNORM_INLINE float *element_0(float *p, size_t e) {
-    return (float *)((uintptr_t)p - e * sizeof *p);
+/* Where element 0 of an output would be if element e were at p. */
+BNORM_INLINE void *element_0(const struct form f, const struct streams *s, void *p, size_t e) {
+    const size_t size = f.narrow ? size_of(s->out_type) : sizeof(float);
+    return (void *)((uintptr_t)p - e * size);
 }
 
-/* Stores elements [e, end) of out, whole lines, past the caches; they lie in `from`. */
-static float *pass_on(float *out, const float *from, size_t e, size_t end) {
-    for (; out && e < end; e += VEC_F, from += VEC_F)
-        vec_bypass(out + e, vec_load(from));
-    return out;
+/* Stores whole lines past the caches; NULL = none. */
+static void pass_on(char *to, const float *from, size_t bytes) {
+    for (; to && bytes; bytes -= sizeof(vec_f), to += sizeof(vec_f), from += VEC_F)
+        vec_bypass((float *)(void *)to, vec_load(from));
 }
 
 /* The members that this direction reads, each by its name: they stay in registers, as no pointer to
@@ -307,6 +351,8 @@ BNORM_INLINE struct streams local_streams(const struct form f, const struct stre
         .dy = backward ? s->dy : NULL,
         .extra = s->extra,
         .out = s->out,
+        .type = s->type,
+        .out_type = s->out_type,
         .dresidual = backward ? s->dresidual : NULL,
         .x_stride = s->x_stride,
         .dy_stride = backward ? s->dy_stride : 0,
@@ -330,7 +376,8 @@ BNORM_INLINE void all_streams(const struct form f, const struct streams *given) 
     _Alignas(64) float aside[2][BNORM_PART];
     for (size_t k = 0; k < s.count; k++) {
         const size_t head = s.len < VEC_F ? s.total : head_of(&s);
-        const size_t end = head + (s.total - head) / BNORM_LINE * BNORM_LINE;
+        const size_t line = f.narrow ? 2 * BNORM_LINE : BNORM_LINE;
+        const size_t end = head + (s.total - head) / line * line;
         struct place at = {0, s.first};
         s.hints = stream_hints(&s, hints);
         /* Both edges in one place, so that there is one copy of them. */
@@ -339,18 +386,21 @@ BNORM_INLINE void all_streams(const struct form f, const struct streams *given) 
             if (stop == s.total)
                 break;
             for (e = head; e < end;) {
-                float *const out = s.out, *const dresidual = s.dresidual;
+                void *const out = s.out, *const dresidual = s.dresidual;
                 const size_t part = s.hints ? lesser(end, e + BNORM_PART) : end;
                 if (s.hints & (BNORM_FETCH_IN | BNORM_FETCH_OUT))
                     fetch_ahead(f, &s, e, part);
                 if (s.hints & BNORM_BYPASS) {
-                    s.out = out ? element_0(aside[0], e) : NULL;
-                    s.dresidual = dresidual ? element_0(aside[1], e) : NULL;
+                    s.out = out ? element_0(f, &s, aside[0], e) : NULL;
+                    s.dresidual = dresidual ? element_0(f, &s, aside[1], e) : NULL;
                 }
                 at = stream_body(f, &s, at, e, part);
                 if (s.hints & BNORM_BYPASS) {
-                    s.out = pass_on(out, aside[0], e, part);
-                    s.dresidual = pass_on(dresidual, aside[1], e, part);
+                    const size_t bytes = (part - e) * (f.narrow ? size_of(s.out_type) : 4);
+                    pass_on(out ? out_at(f, &s, out, e) : NULL, aside[0], bytes);
+                    pass_on(dresidual ? out_at(f, &s, dresidual, e) : NULL, aside[1], bytes);
+                    s.out = out;
+                    s.dresidual = dresidual;
                 }
                 e = part;
             }
@@ -362,26 +412,46 @@ BNORM_INLINE void all_streams(const struct form f, const struct streams *given) 
     vec_leave();
 }
 
-#define BNORM_FORM(direction, kind, spread)                                                        \
+#define BNORM_FORM(direction, kind, spread, narrow)                                                \
     case kind:                                                                                     \
-        all_streams((struct form){direction, kind, spread}, s);                                    \
+        all_streams((struct form){direction, kind, spread, narrow}, s);                            \
         break;
-#define BNORM_FORMS(name, direction, spread)                                                       \
+#if BNORM_SLEEF
+#define BNORM_SMOOTH_FORMS(spread)                                                                 \
+    BNORM_FORM(FORWARD, BNORM_ACT_SIGMOID, spread, 0)                                              \
+    BNORM_FORM(FORWARD, BNORM_ACT_SILU, spread, 0)                                                 \
+    BNORM_FORM(FORWARD, BNORM_ACT_TANH, spread, 0)                                                 \
+    BNORM_FORM(FORWARD, BNORM_ACT_GELU, spread, 0)                                                 \
+    BNORM_FORM(FORWARD, BNORM_ACT_ELU, spread, 0)                                                  \
+    BNORM_FORM(FORWARD, BNORM_ACT_SOFTPLUS, spread, 0)                                             \
+    BNORM_FORM(FORWARD, BNORM_ACT_MISH, spread, 0)
+#else
+#define BNORM_SMOOTH_FORMS(spread)
+#endif
+#define BNORM_NO_FORMS(spread)
+/* clang-format off */
+#define BNORM_FORMS(name, direction, spread, narrow, others)                                       \
     static void name(const struct streams *s) {                                                    \
         switch (s->act.kind) {                                                                     \
-            BNORM_FORM(direction, BNORM_ACT_IDENTITY, spread)                                      \
-            BNORM_FORM(direction, BNORM_ACT_RELU, spread)                                          \
-            BNORM_FORM(direction, BNORM_ACT_CLAMP, spread)                                         \
-            BNORM_FORM(direction, BNORM_ACT_LEAKY_RELU, spread)                                    \
-            BNORM_FORM(direction, BNORM_ACT_HARD_SWISH, spread)                                    \
+            BNORM_FORM(direction, BNORM_ACT_IDENTITY, spread, narrow)                              \
+            BNORM_FORM(direction, BNORM_ACT_RELU, spread, narrow)                                  \
+            BNORM_FORM(direction, BNORM_ACT_CLAMP, spread, narrow)                                 \
+            BNORM_FORM(direction, BNORM_ACT_LEAKY_RELU, spread, narrow)                            \
+            BNORM_FORM(direction, BNORM_ACT_HARD_SWISH, spread, narrow)                            \
+            others(spread)                                                                         \
         default: /* in staged.h */                                                                 \
             break;                                                                                 \
         }                                                                                          \
     }
-BNORM_FORMS(forward_rows, FORWARD, 0)
-BNORM_FORMS(forward_span, FORWARD, 1)
-BNORM_FORMS(backward_rows, BACKWARD, 0)
-BNORM_FORMS(backward_span, BACKWARD, 1)
+/* clang-format on */
+BNORM_FORMS(forward_rows, FORWARD, 0, 0, BNORM_SMOOTH_FORMS)
+BNORM_FORMS(forward_span, FORWARD, 1, 0, BNORM_SMOOTH_FORMS)
+BNORM_FORMS(backward_rows, BACKWARD, 0, 0, BNORM_NO_FORMS)
+BNORM_FORMS(backward_span, BACKWARD, 1, 0, BNORM_NO_FORMS)
+BNORM_FORMS(forward_narrow_rows, FORWARD, 0, 1, BNORM_NO_FORMS)
+BNORM_FORMS(forward_narrow_span, FORWARD, 1, 1, BNORM_NO_FORMS)
+BNORM_FORMS(backward_narrow_rows, BACKWARD, 0, 1, BNORM_NO_FORMS)
+BNORM_FORMS(backward_narrow_span, BACKWARD, 1, 1, BNORM_NO_FORMS)
 
 /* Member by member, as compilers clear whole structs first. */
 BNORM_INLINE void fill_streams(struct streams *s, const bnorm_grad_args *a) {
@@ -395,6 +465,7 @@ BNORM_INLINE void fill_streams(struct streams *s, const bnorm_grad_args *a) {
     s->extra = reads_extra(a->pre) ? a->extra : NULL;
     s->out = a->dx;
     s->dresidual = a->dresidual;
+    s->type = s->out_type = a->type;
     s->x_stride = a->x_stride;
     s->dy_stride = a->dy_stride;
     s->extra_stride = a->extra_stride;
@@ -434,6 +505,7 @@ BNORM_INLINE bnorm_grad_args forward_args(const bnorm_apply_args *a) {
         .extra_stride = a->residual_stride,
         .pre = a->residual ? BNORM_PRE_RESIDUAL : BNORM_PRE_X,
         .act = a->act,
+        .type = a->x_type,
         .center = a->center,
         .scale = a->scale,
         .shift = a->shift,
@@ -445,21 +517,21 @@ BNORM_INLINE bnorm_grad_args forward_args(const bnorm_apply_args *a) {
 
 /* Parameters of rows as a stream takes them. */
 struct written {
-    _Alignas(64) float array[6][BNORM_PERIOD + 3 * BNORM_LINE];
+    _Alignas(64) float array[6][BNORM_PERIOD + 4 * BNORM_LINE];
     float joint[6][2 * VEC_F];
 };
 
-/* p[0..c) over and over, from p[first] on, first < BNORM_LINE; `least` is vector_multiple(c). */
+/* p[0..c) over and over, from p[first] on, first < 2*BNORM_LINE; `least` is vector_multiple(c). */
 BNORM_INLINE const float *write_period(float *array, const float *p, size_t c, size_t first,
                                        size_t least, size_t period) {
-    float *const begin = array + BNORM_LINE - first;
+    float *const begin = array + 2 * BNORM_LINE - first;
     const size_t again = least + first, end = period + first;
     for (size_t j = 0; j < again; j += c)
         for (size_t i = 0; i < c && j + i < again; i += VEC_F)
             vec_store(begin + j + i, load_lanes(p + i, lesser(VEC_F, c - i)));
     for (size_t j = again; j < end; j += VEC_F)
         vec_store(begin + j, vec_load(begin + j - least));
-    return array + BNORM_LINE;
+    return array + 2 * BNORM_LINE;
 }
 
 BNORM_INLINE const float *write_joint(float *to, const float *p, size_t c) {

@@ -18,9 +18,12 @@
  *   vec_canonical_result          the same, of what arithmetic gave: no NaN is a signalling one
  *   vec_relu, vec_clamp           vec_canonical_result of these activations
  *   vec_join                      the first n lanes of one vector, the others of another
- *   vec_div, vec_sqrt, vec_abs, vec_negate, vec_and
+ *   vec_div, vec_sqrt, vec_abs, vec_negate, vec_minus_abs, vec_and
+ *   vec_max                       (a, b): a where it is greater, else b
  *   vec_round                     to whole numbers, ties to even
- *   vec_load_..., vec_store_...   bf16, f16, and VEC_F bytes: s8, u8, and 8 for numbers that fit
+ *   vec_load_..., vec_store_...   bf16, f16, and VEC_F bytes: s8, u8, and 8 for numbers that fit;
+ *                                 a NaN that is stored is that of vec_canonical
+ *   vec_store_bf16_2              two vectors, one behind the other
  *   vec_from_bits                 1 where one of the lowest VEC_F bits is set, else 0
  *   vec_bits_gt                   (a, b): a bit per lane
  *   ..._d                         the same for doubles, and vec_div_d, vec_sqrt_d, vec_if_eq_d,
@@ -170,8 +173,9 @@ BNORM_INLINE vec_d fold_plane(const plane_lanes *p) {
 #include "smooth.h"
 #else
 /* Never called: the drivers refuse these activations. */
-static void smooth_values(bnorm_act_kind kind, float a, float *v, size_t n) {
-    (void)kind, (void)a, (void)v, (void)n;
+BNORM_INLINE vec_f smooth_value(bnorm_act_kind kind, vec_f v, vec_f a) {
+    (void)kind, (void)a;
+    return v;
 }
 static void smooth_gradients(bnorm_act_kind kind, float a, const float *v, float *dy, size_t n) {
     (void)kind, (void)a, (void)v, (void)dy, (void)n;

@@ -217,7 +217,7 @@ BNORM_INLINE void typed_strip(int wanted, const struct rows *r, size_t len, size
             const size_t extra = last && tail > i ? lesser(lanes, tail - i) : 0;
             const struct strip s = {wide, lanes, count, lanes, extra};
             const void *const from = element_at(r->x, r->type, row * r->stride + i);
-            widen_rows(wide, from, r->type, r->stride, count, lanes);
+            widen_rows(wide, from, r->type, NULL, r->stride, count, lanes, 0);
             if (extra)
                 widen(wide + count * lanes, element_at(from, r->type, count * r->stride), r->type,
                       NULL, extra, 0);
@@ -475,8 +475,8 @@ static void moments_span(const bnorm_block_args *a, double *sum, double *m2) {
         const size_t fit = BNORM_PLANES_LEN / a->len;
         for (size_t r = 0; r < a->runs; r += fit) {
             const size_t count = lesser(fit, a->runs - r);
-            widen_rows(wide, element_at(a->x, a->type, r * a->stride), a->type, a->stride, count,
-                       a->len);
+            widen_rows(wide, element_at(a->x, a->type, r * a->stride), a->type, NULL, a->stride,
+                       count, a->len, 0);
             moments_planes(wide, a->len, count, a->len, sum + r, m2 + r);
         }
     }

@@ -55,7 +55,7 @@ SMOOTH_FUNCTION(sleef_tanh, VEC_SLEEF(tanh, u35))
 #define SMOOTH_NORMAL_ZERO (-15)
 
 BNORM_INLINE vec_f minus_abs(vec_f v) {
-    return vec_negate(vec_abs(v));
+    return vec_minus_abs(v);
 }
 
 /* The greater of -|v| and the limit; a NaN stays. */
@@ -78,7 +78,7 @@ BNORM_INLINE vec_f sigmoid_slope(vec_f v) {
 /* v*sigmoid(v) */
 BNORM_INLINE vec_f silu_value(vec_f v) {
     const vec_f e = sleef_exp(minus_abs(v));
-    const vec_f below = vec_zero_if_le(v, vec_set1(SMOOTH_EXP_ZERO), vec_mul(v, e));
+    const vec_f below = vec_mul(vec_max(v, vec_set1(SMOOTH_EXP_ZERO)), e);
     return vec_div(vec_if_gt(v, vec_set1(0), v, below), vec_add(vec_set1(1), e));
 }
 
@@ -272,16 +272,7 @@ BNORM_INLINE vec_f smooth_slope(bnorm_act_kind kind, vec_f v, vec_f a) {
         break;                                                                                     \
     }
 
-/* v[i] = act(v[i]) in whole vectors: up to VEC_F - 1 elements behind n are computed too. */
-static void smooth_values(bnorm_act_kind kind, float a, float *v, size_t n) {
-#define SMOOTH_VALUES(kind)                                                                        \
-    for (size_t i = 0; i < n; i += VEC_F)                                                          \
-    vec_store(v + i, vec_canonical(smooth_value(kind, vec_load(v + i), vec_set1(a))))
-    SMOOTH_KINDS(SMOOTH_VALUES)
-#undef SMOOTH_VALUES
-}
-
-/* dy[i] *= act'(v[i]), likewise. */
+/* dy[i] *= act'(v[i]) in whole vectors: up to VEC_F - 1 elements behind n are computed too. */
 static void smooth_gradients(bnorm_act_kind kind, float a, const float *v, float *dy, size_t n) {
 #define SMOOTH_GRADIENTS(kind)                                                                     \
     for (size_t i = 0; i < n; i += VEC_F)                                                          \

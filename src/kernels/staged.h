@@ -45,9 +45,17 @@ static void gather(float *to, const struct tensor *t, size_t len, struct part pa
     }
     while (part.n) {
         const void *const from = element_at(t->data, t->type, part.r * t->stride + part.i);
-        const size_t n = next_piece(&part, len);
-        widen(to, from, t->type, t->quant, n, 0);
-        to += n;
+        if (part.i == 0 && part.n >= len) {
+            const size_t rows = part.n / len;
+            widen_rows(to, from, t->type, t->quant, t->stride, rows, len, 0);
+            to += rows * len;
+            part.r += rows;
+            part.n -= rows * len;
+        } else {
+            const size_t n = next_piece(&part, len);
+            widen(to, from, t->type, t->quant, n, 0);
+            to += n;
+        }
     }
 }
 
@@ -102,8 +110,11 @@ static void scatter(const struct tensor *t, size_t len, struct part part, const 
 
 static void gather_bits(float *to, const bnorm_bits *mask, size_t len, struct part part) {
     while (part.n) {
-        const size_t at = mask->at + part.r * mask->stride + part.i, n = next_piece(&part, len);
+        const size_t at = mask->at + part.r * mask->stride + part.i,
+                     n = mask->stride == len ? part.n : next_piece(&part, len);
         widen_bits(to, mask->bits, at, n);
+        if (mask->stride == len)
+            return;
         to += n;
     }
 }
@@ -111,8 +122,11 @@ static void gather_bits(float *to, const bnorm_bits *mask, size_t len, struct pa
 static void scatter_bits(const bnorm_bits *mask, size_t len, struct part part, const bnorm_act *act,
                          const float *v) {
     while (part.n) {
-        const size_t at = mask->at + part.r * mask->stride + part.i, n = next_piece(&part, len);
+        const size_t at = mask->at + part.r * mask->stride + part.i,
+                     n = mask->stride == len ? part.n : next_piece(&part, len);
         store_bits(mask->bits, at, act, v, n);
+        if (mask->stride == len)
+            return;
         v += n;
     }
 }
@@ -136,7 +150,7 @@ static void fill_padding(const struct padding *p, size_t len, size_t i, float *v
                   vec_if_le(vec_load(p->keep + (i + k) % len), zero, other, vec_load(v + k)));
 }
 
-/* Activations of n values, in place. */
+/* Activations that go with a mask, of n values, in place. */
 static void activate_values(const bnorm_act *act, float *v, size_t n) {
     const vec_f a = vec_set1(act->a), b = vec_set1(act->b);
 #define BNORM_CASE(kind)                                                                           \
@@ -149,7 +163,7 @@ static void activate_values(const bnorm_act *act, float *v, size_t n) {
         BNORM_CASE(BNORM_ACT_CLAMP)
         BNORM_CASE(BNORM_ACT_LEAKY_RELU)
     default:
-        smooth_values(act->kind, act->a, v, whole_vectors(n));
+        break;
     }
 #undef BNORM_CASE
 }
@@ -157,8 +171,10 @@ static void activate_values(const bnorm_act *act, float *v, size_t n) {
 /* The loops for one set of arguments. */
 typedef void run_streams(const struct streams *s);
 
+/* Of a size that no two of them lie at the same place of a page: loads would seem to depend on
+ * stores. */
 struct room {
-    _Alignas(64) float array[BNORM_STAGE + VEC_F];
+    _Alignas(64) float array[BNORM_STAGE + 336];
 };
 
 /* Where the loops store a part: where it belongs, or in `room`. */
@@ -264,6 +280,7 @@ static void stage_streams(const struct staged *t, struct streams s, int spread,
     s.count = 1;
     s.total = total;
     s.hints = 0;
+    s.type = s.out_type = BNORM_F32;
     s.out = s.dresidual = NULL; /* no particular place */
     if (t->valid < t->len) {
         write_padding(&padding, t->len, t->valid);
@@ -297,8 +314,15 @@ static void stage_streams(const struct staged *t, struct streams s, int spread,
 /* ---------------------------------------------------------------------------------------------- */
 /* The kernels */
 
+/* Whether the loops for floats, and those for 16 bits, do. */
 BNORM_INLINE int is_plain_apply(const bnorm_apply_args *a) {
-    return a->x_type == BNORM_F32 && a->y_type == BNORM_F32 && !a->mask.bits && !is_smooth(&a->act);
+    return a->x_type == BNORM_F32 && a->y_type == BNORM_F32 && !a->mask.bits;
+}
+BNORM_INLINE int is_narrow_apply(const bnorm_apply_args *a) {
+    return a->x_type <= BNORM_F16 && a->y_type <= BNORM_F16 && !a->mask.bits && !is_smooth(&a->act);
+}
+BNORM_INLINE int is_narrow_grad(const bnorm_grad_args *a) {
+    return a->pre != BNORM_PRE_MASK && (a->pre == BNORM_PRE_NONE || !is_smooth(&a->act));
 }
 
 static void apply_staged(const bnorm_apply_args *a, const struct streams *s, int spread,
@@ -312,7 +336,7 @@ static void apply_staged(const bnorm_apply_args *a, const struct streams *s, int
         .out = {a->y, a->y_stride, a->y_type, &a->y_quant},
         .mask = a->mask.bits ? &a->mask : NULL,
         .act = a->act,
-        .apart = a->mask.bits || is_smooth(&a->act),
+        .apart = a->mask.bits != NULL,
         .hints = a->hints,
     };
     stage_streams(&t, *s, spread, forward, NULL);
@@ -342,44 +366,57 @@ static void dx_staged(const bnorm_grad_args *a, const struct streams *s, int spr
 
 static void apply_rows(const bnorm_apply_args *a) {
     const bnorm_grad_args args = forward_args(a);
+    const int plain = is_plain_apply(a);
     struct streams s;
+    struct written written;
     fill_streams(&s, &args);
-    if (!is_plain_apply(a) || a->valid < a->len) {
+    s.out_type = a->y_type;
+    if (a->valid < a->len || !(plain || is_narrow_apply(a))) {
         apply_staged(a, &s, 0, forward_rows);
         return;
     }
-    struct written written;
     join_rows(&s, &written);
-    forward_rows(&s);
+    if (plain)
+        forward_rows(&s);
+    else
+        forward_narrow_rows(&s);
 }
 
 static void apply_span(const bnorm_apply_args *a) {
     const bnorm_grad_args args = forward_args(a);
     struct streams s;
     fill_streams(&s, &args);
+    s.out_type = a->y_type;
     if (is_plain_apply(a))
         forward_span(&s);
+    else if (is_narrow_apply(a))
+        forward_narrow_span(&s);
     else
         apply_staged(a, &s, 1, forward_span);
 }
 
 static void dx_rows(const bnorm_grad_args *a) {
     struct streams s;
+    struct written written;
     fill_streams(&s, a);
-    if (!is_plain_grad(a) || a->valid < a->len) {
+    if (a->valid < a->len || !is_narrow_grad(a)) {
         dx_staged(a, &s, 0, forward_rows, backward_rows);
         return;
     }
-    struct written written;
     join_rows(&s, &written);
-    backward_rows(&s);
+    if (a->type == BNORM_F32)
+        backward_rows(&s);
+    else
+        backward_narrow_rows(&s);
 }
 
 static void dx_span(const bnorm_grad_args *a) {
     struct streams s;
     fill_streams(&s, a);
-    if (is_plain_grad(a))
+    if (!is_narrow_grad(a))
+        dx_staged(a, &s, 1, forward_span, backward_span);
+    else if (a->type == BNORM_F32)
         backward_span(&s);
     else
-        dx_staged(a, &s, 1, forward_span, backward_span);
+        backward_narrow_span(&s);
 }

@@ -34,12 +34,12 @@ BNORM_INLINE struct grad_rows grad_rows_from(const bnorm_grad_args *a, const str
  * with spread one per row. All have room for whole vectors; v is scratch. */
 static void widen_grads(const bnorm_grad_args *a, const struct grad_rows *r, size_t rows, size_t n,
                         int spread, float *x, float *g, float *v) {
-    widen_rows(x, r->x, a->type, r->x_stride, rows, n);
-    widen_rows(g, r->dy, a->type, r->dy_stride, rows, n);
+    widen_rows(x, r->x, a->type, NULL, r->x_stride, rows, n, 0);
+    widen_rows(g, r->dy, a->type, NULL, r->dy_stride, rows, n, 0);
     if (a->pre == BNORM_PRE_NONE)
         return;
     if (r->extra)
-        widen_rows(v, r->extra, a->type, r->extra_stride, rows, n);
+        widen_rows(v, r->extra, a->type, NULL, r->extra_stride, rows, n, 0);
     for (size_t q = 0; a->pre == BNORM_PRE_MASK && q < rows; q++)
         widen_bits(v + q * n, a->mask.bits, r->mask_at + q * r->mask_stride, n);
     for (size_t q = 0; reads_x(a->pre) && q < rows; q++)
@@ -428,7 +428,8 @@ BNORM_INLINE const float *repeat(float *pattern, const float *p, size_t c, size_
                                  size_t chains) {
     for (size_t j = 0; j < chains; j++) {
         memcpy(pattern + j * c, p, valid * sizeof *p);
-        memset(pattern + j * c + valid, 0, (c - valid) * sizeof *p);
+        if (valid < c)
+            memset(pattern + j * c + valid, 0, (c - valid) * sizeof *p);
     }
     return pattern;
 }

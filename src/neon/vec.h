@@ -114,6 +114,13 @@ static inline vec_f vec_abs(vec_f v) {
 static inline vec_f vec_negate(vec_f v) {
     return vnegq_f32(v);
 }
+static inline vec_f vec_minus_abs(vec_f v) {
+    return vnegq_f32(vabsq_f32(v));
+}
+/* a where it is greater, else b. */
+static inline vec_f vec_max(vec_f a, vec_f b) {
+    return vbslq_f32(vcgtq_f32(a, b), a, b);
+}
 static inline vec_f vec_and(vec_f a, vec_f b) {
     return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(a), vreinterpretq_u32_f32(b)));
 }
@@ -125,17 +132,24 @@ static inline vec_f vec_round(vec_f v) {
 static inline vec_f vec_load_bf16(const uint16_t *p) {
     return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16));
 }
-static inline void vec_store_bf16(uint16_t *p, vec_f v) {
+/* Rounded in the upper halves; a NaN, all of whose bits are set, would overflow. */
+static inline uint16x8_t vec_round_bf16(vec_f v) {
     const uint32x4_t bits = vreinterpretq_u32_f32(v),
                      odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1)),
-                     up = vaddq_u32(vdupq_n_u32(0x7fff), odd), nan = vmvnq_u32(vceqq_f32(v, v));
-    vst1_u16(p, vshrn_n_u32(vorrq_u32(vaddq_u32(bits, up), nan), 16));
+                     least = vminq_u32(bits, vdupq_n_u32(0xffff7fff));
+    return vreinterpretq_u16_u32(vaddq_u32(vaddq_u32(least, vdupq_n_u32(0x7fff)), odd));
+}
+static inline void vec_store_bf16(uint16_t *p, vec_f v) {
+    vst1_u16(p, vshrn_n_u32(vreinterpretq_u32_u16(vec_round_bf16(v)), 16));
+}
+static inline void vec_store_bf16_2(uint16_t *p, vec_f a, vec_f b) {
+    vst1q_u16(p, vuzp2q_u16(vec_round_bf16(a), vec_round_bf16(b)));
 }
 static inline vec_f vec_load_f16(const uint16_t *p) {
     return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
 }
 static inline void vec_store_f16(uint16_t *p, vec_f v) {
-    vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(vec_canonical(v))));
+    vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(v)));
 }
 /* 4 bytes. */
 static inline uint8x8_t vec_load_8(const uint8_t *p) {

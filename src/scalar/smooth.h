@@ -27,10 +27,8 @@ static float sigmoid_slope(float v) {
 
 /* Below -104 e is 0, and -inf*0 would be NaN. */
 static float silu(float v) {
-    const float e = exp_minus_abs(v);
-    if (v <= -104)
-        return 0;
-    return (v > 0 ? v : v * e) / (1 + e);
+    const float e = exp_minus_abs(v), least = v > -104 ? v : -104;
+    return (v > 0 ? v : least * e) / (1 + e);
 }
 
 /* s*(1 + v*(1 - s)) with s = sigmoid(v), for v <= 0; at -v it is 1 less that. */
