@@ -110,9 +110,8 @@ typedef struct bnorm_shape {
 
 /* Channel-blocked tensors have the order (N, C/b, H, W, b) with b = c_block: nChw8c and nChw16c of
  * oneDNN, elempack of ncnn, NC4HW4 of MNN. Where b does not divide C, the last block is padded:
- * padding is
- * written as zero (zero_point in S8 and U8) and never influences a result. Other values of c_block,
- * and NHWC with one, are BNORM_UNSUPPORTED. */
+ * padding is written as zero (zero_point in S8 and U8) and never influences a result. Other values
+ * of c_block, and NHWC with one, are BNORM_UNSUPPORTED. */
 
 /* A run is the contiguous axis: the C values of one pixel (NHWC), the HW values of one plane (NCHW)
  * or the HW*b values of one block of channels (channel-blocked).
