@@ -93,6 +93,9 @@ static uint16_t to_f16(float v) {
     return (uint16_t)(sign | round_off((size & 0x7fffff) | 0x800000, 126 - (size >> 23)));
 }
 
+/* For types that are not quantized. */
+static const bnorm_quant no_quant = {1, 0};
+
 static float lower_limit(bnorm_dtype type) {
     return type == BNORM_S8 ? -128 : 0;
 }
@@ -185,7 +188,7 @@ struct chain {
 };
 
 static float member(struct chain chain, size_t q) {
-    return load(chain.block->x, chain.block->type, NULL, chain.first + q * chain.step);
+    return load(chain.block->x, chain.block->type, &no_quant, chain.first + q * chain.step);
 }
 
 /* A channel of a block. */
@@ -449,11 +452,11 @@ static void apply_span(const bnorm_apply_args *a) {
 }
 
 static float x_minus_center(const bnorm_grad_args *a, size_t r, size_t i, size_t ch) {
-    return load(a->x, a->type, NULL, r * a->x_stride + i) - a->center[ch];
+    return load(a->x, a->type, &no_quant, r * a->x_stride + i) - a->center[ch];
 }
 
 static float grad_element(const bnorm_grad_args *a, size_t r, size_t i, size_t ch) {
-    const float dy = load(a->dy, a->type, NULL, r * a->dy_stride + i);
+    const float dy = load(a->dy, a->type, &no_quant, r * a->dy_stride + i);
     float v = 0;
     switch (a->pre) {
     case BNORM_PRE_NONE:
@@ -463,10 +466,10 @@ static float grad_element(const bnorm_grad_args *a, size_t r, size_t i, size_t c
         break;
     case BNORM_PRE_RESIDUAL:
         v = fmaf(x_minus_center(a, r, i, ch), a->scale[ch], a->shift[ch]);
-        v = v + load(a->extra, a->type, NULL, r * a->extra_stride + i);
+        v = v + load(a->extra, a->type, &no_quant, r * a->extra_stride + i);
         break;
     case BNORM_PRE_Y:
-        v = load(a->extra, a->type, NULL, r * a->extra_stride + i);
+        v = load(a->extra, a->type, &no_quant, r * a->extra_stride + i);
         break;
     case BNORM_PRE_MASK:
         v = load_bit(&a->mask, r, i);
@@ -488,7 +491,7 @@ static void sums_channel(const bnorm_grad_args *a, size_t ch, size_t count, size
             for (size_t k = 0; k < BNORM_GROUP && q + k * chains < count; k++) {
                 const size_t r = along_run ? ch : q + k * chains,
                              i = along_run ? q + k * chains : ch;
-                const float x = load(a->x, a->type, NULL, r * a->x_stride + i),
+                const float x = load(a->x, a->type, &no_quant, r * a->x_stride + i),
                             center = a->center[ch];
                 const float g_float = grad_element(a, r, i, ch), d = x - center;
                 g[k] = (double)g_float;
@@ -532,16 +535,16 @@ static void dx_element(const bnorm_grad_args *a, size_t r, size_t i, size_t ch) 
         dx = fmaf(xh, a->slope[ch], fmaf(g, a->scale[ch], a->offset[ch]));
     }
     if (a->dx)
-        store(a->dx, a->type, NULL, r * a->dx_stride + i, dx);
+        store(a->dx, a->type, &no_quant, r * a->dx_stride + i, dx);
     if (a->dresidual)
-        store(a->dresidual, a->type, NULL, r * a->dresidual_stride + i, g);
+        store(a->dresidual, a->type, &no_quant, r * a->dresidual_stride + i, g);
 }
 
 static void dx_padding(const bnorm_grad_args *a, size_t r, size_t i) {
     if (a->dx)
-        store(a->dx, a->type, NULL, r * a->dx_stride + i, 0);
+        store(a->dx, a->type, &no_quant, r * a->dx_stride + i, 0);
     if (a->dresidual)
-        store(a->dresidual, a->type, NULL, r * a->dresidual_stride + i, 0);
+        store(a->dresidual, a->type, &no_quant, r * a->dresidual_stride + i, 0);
 }
 
 static void dx_rows(const bnorm_grad_args *a) {
