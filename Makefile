@@ -276,9 +276,9 @@ MCA_CC = aarch64-linux-gnu-gcc
 $(BUILD)/neon.so: $(call objects,$(wildcard src/neon/*.c))
 	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -shared -nostdlib -o $@ $^
 
-sanitize: ## the tests under ASan and UBSan, those with threads under TSan
+sanitize: ## the tests under ASan and UBSan, those with threads and of jobs under TSan
 	BNORM_TEST_QUICK=1 $(MAKE) BUILD=$(BUILD)/asan LDFLAGS= CFLAGS='$(asan)' run-tests
-	BNORM_TEST_QUICK=1 $(MAKE) BUILD=$(BUILD)/tsan LDFLAGS= CFLAGS='$(tsan)' run-tests TESTS='threads/*'
+	BNORM_TEST_QUICK=1 $(MAKE) BUILD=$(BUILD)/tsan LDFLAGS= CFLAGS='$(tsan)' run-tests TESTS='*threads* jobs/*'
 
 asan = -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 tsan = -O1 -g -fsanitize=thread
@@ -331,9 +331,9 @@ digits: $(BUILD)/digits ## trains a small network on handwritten digits, with an
 $(BUILD)/digits: $(digits_objects) $(static_lib)
 	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lpthread $(libs)
 
-examples: $(BUILD)/hello $(BUILD)/threads ## the README's example, and bnorm on a thread pool
+examples: $(BUILD)/hello $(BUILD)/mixed $(BUILD)/threads ## the README's example, training in bfloat16, and bnorm on a thread pool
 
-$(BUILD)/hello: $(BUILD)/examples/hello.c.o $(static_lib)
+$(BUILD)/hello $(BUILD)/mixed: $(BUILD)/%: $(BUILD)/examples/%.c.o $(static_lib)
 	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(libs)
 
 $(BUILD)/threads: examples/threads.c $(static_lib) $(BUILD)/flags

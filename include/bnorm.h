@@ -203,7 +203,8 @@ typedef void (*bnorm_parallel)(void *pool, void (*task)(void *arg, size_t i), vo
 
 /* Arithmetic on denormals (below 1.2e-38) takes x86 CPUs many times as long as on other numbers.
  * FLUSH takes them for zero, on every thread that works on the call, and restores each thread's
- * mode. It is for data that is full of denormals and does not need them. */
+ * mode. It is for data that is full of denormals and does not need them. Values that are only
+ * passed on, as dy to dresidual, may stay denormal. */
 typedef enum bnorm_denormals {
     BNORM_DENORMALS_CALLER = 0, /* whatever mode the thread is in */
     BNORM_DENORMALS_FLUSH

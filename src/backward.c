@@ -140,14 +140,15 @@ static bnorm_status check_grad(const bnorm_grad *grad, const bnorm_exec *exec,
     bnorm_status status = bnorm_check_act(act, bnorm_exec_isa(exec));
     if (status)
         return status;
+    *pre = BNORM_PRE_NONE;
+    if (act->kind == BNORM_ACT_IDENTITY)
+        return BNORM_OK;
     if ((grad->residual.data != NULL) + (grad->y.data != NULL) + (mask != NULL) > 1)
         return BNORM_BAD_PARAMETER;
     if (bnorm_failed(status = bnorm_check_mask(act, &mask)))
         return status;
     *pre = BNORM_PRE_X;
-    if (act->kind == BNORM_ACT_IDENTITY)
-        *pre = BNORM_PRE_NONE;
-    else if (grad->residual.data)
+    if (grad->residual.data)
         *pre = BNORM_PRE_RESIDUAL;
     else if (grad->y.data)
         *pre = BNORM_PRE_Y;

@@ -51,8 +51,8 @@ bnorm_status bnorm_check_mask(const bnorm_act *act, unsigned char **mask);
 bnorm_status bnorm_check_eps(double eps);
 bnorm_status bnorm_check_workspace(size_t need, size_t ws_size); /* need 0: the size overflows */
 
-/* Fills *tensor, with the type of the shape; a NULL data pointer is an absent tensor. The shape has been checked and is not
- * empty. */
+/* Fills *tensor, with the type of the shape; a NULL data pointer is an absent tensor. The shape has
+ * been checked and is not empty. */
 bnorm_status bnorm_check_tensor(const bnorm_shape *shape, const void *data, size_t run_stride,
                                 size_t image_stride, bnorm_tensor *tensor);
 

@@ -29,7 +29,7 @@ typedef struct bnorm_view {
 /* One tensor seen through a view: element (image, run, i) is at
  *   image*image_stride + run*run_stride + i*step            rows and planes
  *   image*image_stride + run*run_stride + i/unit*step       blocked, i a multiple of unit
- * step is 1 for rows and planes, except for NCHW with HW = 1 and padded planes. An absent tensor
+ * step is 1 for rows and planes, except for NCHW with HW = 1. An absent tensor
  * has data NULL. */
 typedef struct bnorm_walk {
     char *data;

@@ -76,8 +76,8 @@ static double running_divisor(const bnorm_running *running, double n) {
     return n > 1 ? n - 1 : 1;
 }
 
-/* What both operations share. Plans are filled member by member: compilers fill a whole struct aside
- * and copy it, which takes as long as a small batch. */
+/* What both operations share. Plans are filled member by member: compilers fill a whole struct
+ * aside and copy it, which takes as long as a small batch. */
 static bnorm_tables plan_sums(bnorm_statistics *s, const bnorm_shape *shape, const bnorm_tensor *x,
                               const bnorm_view *view, const bnorm_blocks *blocks, void *ws,
                               const bnorm_exec *exec) {
@@ -128,6 +128,7 @@ bnorm_status bnorm_plan_moments(const bnorm_shape *shape, bnorm_in x, float *mea
         return status;
 
     plan_sums(s, shape, &tx, &view, &blocks, ws, exec);
+    s->pass.view = view;
     s->pass.y.data = NULL;
     /* As running statistics that take the batch's values. */
     s->derived.scale = NULL;

@@ -4,8 +4,9 @@
  *
  * Every function of bnorm.h runs on made-up data, on every kernel set that this CPU has. Each group
  * of cases gives one hash of all that was written, gaps between runs included; the hashes that
- * belong to this version of the library are in verify_hashes.inc. One static program without other
- * files, so that it can be copied to a device and run there.
+ * belong to this version of the library are in verify_hashes.inc. One program without other files,
+ * so that it can be copied to a device and run there; static, unless SLEEF is at hand as a shared
+ * library only: then the device needs that, too, or a build with SLEEF=0.
  *
  * The data comes from integers alone, so that no libm and no compiler has a say in it. How cases
  * are executed (alignment of buffers, one thread or tasks in shuffled order) differs from set to

@@ -101,12 +101,6 @@ static inline vec_f vec_first_n(vec_f v, size_t n) {
 static inline vec_f vec_div(vec_f a, vec_f b) {
     return _mm256_div_ps(a, b);
 }
-static inline vec_f vec_sqrt(vec_f v) {
-    return _mm256_sqrt_ps(v);
-}
-static inline vec_f vec_abs(vec_f v) {
-    return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v);
-}
 static inline vec_f vec_negate(vec_f v) {
     return _mm256_xor_ps(v, _mm256_set1_ps(-0.0f));
 }
@@ -116,9 +110,6 @@ static inline vec_f vec_minus_abs(vec_f v) {
 /* a where it is greater, else b. */
 static inline vec_f vec_max(vec_f a, vec_f b) {
     return _mm256_max_ps(a, b);
-}
-static inline vec_f vec_and(vec_f a, vec_f b) {
-    return _mm256_and_ps(a, b);
 }
 static inline vec_f vec_round(vec_f v) {
     return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);

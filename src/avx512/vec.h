@@ -100,12 +100,6 @@ static inline vec_f vec_first_n(vec_f v, size_t n) {
 static inline vec_f vec_div(vec_f a, vec_f b) {
     return _mm512_div_ps(a, b);
 }
-static inline vec_f vec_sqrt(vec_f v) {
-    return _mm512_sqrt_ps(v);
-}
-static inline vec_f vec_abs(vec_f v) {
-    return _mm512_abs_ps(v);
-}
 static inline vec_f vec_negate(vec_f v) {
     return _mm512_xor_ps(v, _mm512_set1_ps(-0.0f));
 }
@@ -115,9 +109,6 @@ static inline vec_f vec_minus_abs(vec_f v) {
 /* a where it is greater, else b. */
 static inline vec_f vec_max(vec_f a, vec_f b) {
     return _mm512_max_ps(a, b);
-}
-static inline vec_f vec_and(vec_f a, vec_f b) {
-    return _mm512_and_ps(a, b);
 }
 static inline vec_f vec_round(vec_f v) {
     return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);

@@ -18,7 +18,7 @@
  *   vec_canonical_result          the same, of what arithmetic gave: no NaN is a signalling one
  *   vec_relu, vec_clamp           vec_canonical_result of these activations
  *   vec_join                      the first n lanes of one vector, the others of another
- *   vec_div, vec_sqrt, vec_abs, vec_negate, vec_minus_abs, vec_and
+ *   vec_div, vec_negate, vec_minus_abs
  *   vec_max                       (a, b): a where it is greater, else b
  *   vec_round                     to whole numbers, ties to even
  *   vec_load_..., vec_store_...   bf16, f16, and VEC_F bytes: s8, u8, and 8 for numbers that fit;

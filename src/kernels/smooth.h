@@ -54,30 +54,26 @@ SMOOTH_FUNCTION(sleef_tanh, VEC_SLEEF(tanh, u35))
 #define SMOOTH_EXP_ZERO    (-104)
 #define SMOOTH_NORMAL_ZERO (-15)
 
-BNORM_INLINE vec_f minus_abs(vec_f v) {
-    return vec_minus_abs(v);
-}
-
 /* The greater of -|v| and the limit; a NaN stays. */
 BNORM_INLINE vec_f minus_abs_from(vec_f v, float limit) {
-    const vec_f n = minus_abs(v);
+    const vec_f n = vec_minus_abs(v);
     return vec_if_le(n, vec_set1(limit), vec_set1(limit), n);
 }
 
 /* 1/(1 + exp(-v)) */
 BNORM_INLINE vec_f sigmoid_value(vec_f v) {
-    const vec_f one = vec_set1(1), e = sleef_exp(minus_abs(v));
+    const vec_f one = vec_set1(1), e = sleef_exp(vec_minus_abs(v));
     return vec_div(vec_if_gt(v, vec_set1(0), one, e), vec_add(one, e));
 }
 
 BNORM_INLINE vec_f sigmoid_slope(vec_f v) {
-    const vec_f e = sleef_exp(minus_abs(v)), d = vec_add(vec_set1(1), e);
+    const vec_f e = sleef_exp(vec_minus_abs(v)), d = vec_add(vec_set1(1), e);
     return vec_div(e, vec_mul(d, d));
 }
 
 /* v*sigmoid(v) */
 BNORM_INLINE vec_f silu_value(vec_f v) {
-    const vec_f e = sleef_exp(minus_abs(v));
+    const vec_f e = sleef_exp(vec_minus_abs(v));
     const vec_f below = vec_mul(vec_max(v, vec_set1(SMOOTH_EXP_ZERO)), e);
     return vec_div(vec_if_gt(v, vec_set1(0), v, below), vec_add(vec_set1(1), e));
 }
@@ -92,7 +88,7 @@ BNORM_INLINE vec_f silu_slope(vec_f v) {
 
 /* 1 - tanh(v)^2 = 4q/(1 + q)^2 with q = exp(-2|v|) */
 BNORM_INLINE vec_f tanh_slope(vec_f v) {
-    const vec_f n = minus_abs(v), q = sleef_exp(vec_add(n, n));
+    const vec_f n = vec_minus_abs(v), q = sleef_exp(vec_add(n, n));
     const vec_f d = vec_add(vec_set1(1), q);
     return vec_div(vec_mul(q, vec_set1(4)), vec_mul(d, d));
 }
@@ -162,7 +158,7 @@ BNORM_INLINE vec_f elu_slope(vec_f v, vec_f a) {
 
 /* log(1 + exp(v)) = max(v, 0) + log(1 + e) */
 BNORM_INLINE vec_f softplus_value(vec_f v) {
-    const vec_f log1p = sleef_log1p(sleef_exp(minus_abs(v)));
+    const vec_f log1p = sleef_log1p(sleef_exp(vec_minus_abs(v)));
     return vec_add(vec_zero_unless_gt(v, vec_set1(0), v), log1p);
 }
 
@@ -184,7 +180,7 @@ BNORM_INLINE struct mish_fraction mish_fraction(vec_f v, vec_f e) {
 
 /* v*tanh(log(1 + exp(v))) */
 BNORM_INLINE vec_f mish_value(vec_f v) {
-    const struct mish_fraction f = mish_fraction(v, sleef_exp(minus_abs(v)));
+    const struct mish_fraction f = mish_fraction(v, sleef_exp(vec_minus_abs(v)));
     return vec_div(vec_zero_if_le(v, vec_set1(SMOOTH_EXP_ZERO), vec_mul(v, f.numerator)),
                    f.denominator);
 }

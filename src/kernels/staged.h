@@ -268,12 +268,11 @@ BNORM_INLINE size_t first_part(const struct staged *t) {
     return BNORM_STAGE - (uintptr_t)out->data % 64 / size_of(out->type);
 }
 
-/* All runs as one stream; backward NULL = forward. */
-static void stage_streams(const struct staged *t, struct streams s, int spread,
+/* All runs as one stream; backward NULL = forward, `written` NULL = planes. */
+static void stage_streams(const struct staged *t, struct streams s, struct written *written,
                           run_streams *forward, run_streams *backward) {
     const size_t total = t->runs * t->len;
     const struct parameters p = s.p;
-    struct written written;
     struct padded padded;
     struct padding padding;
 
@@ -288,10 +287,10 @@ static void stage_streams(const struct staged *t, struct streams s, int spread,
         BNORM_FOR_PARAMETERS(&s, BNORM_PAD_ARRAY)
 #undef BNORM_PAD_ARRAY
     }
-    if (!spread) {
-        join_rows(&s, &written);
+    if (written) {
+        join_rows(&s, written);
         if (s.len >= VEC_F) /* a part may begin anywhere */
-            join_ends(&s, &written);
+            join_ends(&s, written);
     }
     for (size_t e = 0, n; e < total; e += n) {
         n = lesser(e ? BNORM_STAGE : first_part(t), total - e);
@@ -299,7 +298,7 @@ static void stage_streams(const struct staged *t, struct streams s, int spread,
         struct streams sub = s;
         sub.total = n;
         sub.first = e % s.len;
-        if (spread)
+        if (!written)
             skip_parameters(&sub.p, part.r);
         if (backward)
             stage_backward(t, sub, part, &padding, forward, backward);
@@ -325,12 +324,12 @@ BNORM_INLINE int is_narrow_grad(const bnorm_grad_args *a) {
     return a->pre != BNORM_PRE_MASK && (a->pre == BNORM_PRE_NONE || !is_smooth(&a->act));
 }
 
-static void apply_staged(const bnorm_apply_args *a, const struct streams *s, int spread,
-                         run_streams *forward) {
+static void apply_staged(const bnorm_apply_args *a, const struct streams *s,
+                         struct written *written, run_streams *forward) {
     const struct staged t = {
         .runs = a->runs,
         .len = a->len,
-        .valid = spread ? a->len : a->valid,
+        .valid = written ? a->valid : a->len,
         .x = {a->x, a->x_stride, a->x_type, &a->x_quant},
         .extra = {a->residual, a->residual_stride, a->x_type, &a->residual_quant},
         .out = {a->y, a->y_stride, a->y_type, &a->y_quant},
@@ -339,15 +338,15 @@ static void apply_staged(const bnorm_apply_args *a, const struct streams *s, int
         .apart = a->mask.bits != NULL,
         .hints = a->hints,
     };
-    stage_streams(&t, *s, spread, forward, NULL);
+    stage_streams(&t, *s, written, forward, NULL);
 }
 
-static void dx_staged(const bnorm_grad_args *a, const struct streams *s, int spread,
+static void dx_staged(const bnorm_grad_args *a, const struct streams *s, struct written *written,
                       run_streams *forward, run_streams *backward) {
     const struct staged t = {
         .runs = a->runs,
         .len = a->len,
-        .valid = spread ? a->len : a->valid,
+        .valid = written ? a->valid : a->len,
         .x = {a->x, a->x_stride, a->type, NULL},
         .dy = {a->dy, a->dy_stride, a->type, NULL},
         .extra = {reads_extra(a->pre) ? a->extra : NULL, a->extra_stride, a->type, NULL},
@@ -361,7 +360,7 @@ static void dx_staged(const bnorm_grad_args *a, const struct streams *s, int spr
     struct streams floats = *s;
     if (t.mask)
         floats.pre = BNORM_PRE_Y;
-    stage_streams(&t, floats, spread, forward, backward);
+    stage_streams(&t, floats, written, forward, backward);
 }
 
 static void apply_rows(const bnorm_apply_args *a) {
@@ -372,7 +371,7 @@ static void apply_rows(const bnorm_apply_args *a) {
     fill_streams(&s, &args);
     s.out_type = a->y_type;
     if (a->valid < a->len || !(plain || is_narrow_apply(a))) {
-        apply_staged(a, &s, 0, forward_rows);
+        apply_staged(a, &s, &written, forward_rows);
         return;
     }
     join_rows(&s, &written);
@@ -392,7 +391,7 @@ static void apply_span(const bnorm_apply_args *a) {
     else if (is_narrow_apply(a))
         forward_narrow_span(&s);
     else
-        apply_staged(a, &s, 1, forward_span);
+        apply_staged(a, &s, NULL, forward_span);
 }
 
 static void dx_rows(const bnorm_grad_args *a) {
@@ -400,7 +399,7 @@ static void dx_rows(const bnorm_grad_args *a) {
     struct written written;
     fill_streams(&s, a);
     if (a->valid < a->len || !is_narrow_grad(a)) {
-        dx_staged(a, &s, 0, forward_rows, backward_rows);
+        dx_staged(a, &s, &written, forward_rows, backward_rows);
         return;
     }
     join_rows(&s, &written);
@@ -414,7 +413,7 @@ static void dx_span(const bnorm_grad_args *a) {
     struct streams s;
     fill_streams(&s, a);
     if (!is_narrow_grad(a))
-        dx_staged(a, &s, 1, forward_span, backward_span);
+        dx_staged(a, &s, NULL, forward_span, backward_span);
     else if (a->type == BNORM_F32)
         backward_span(&s);
     else

@@ -283,7 +283,8 @@ static void plane_grads(const bnorm_grad_args *a, const struct grad_strip *s, ve
 #undef BNORM_CALL
 }
 
-/* A strip of r->count rows of `len` lanes and a tail of another one, as typed_strip in moments.h. */
+/* A strip of r->count rows of `len` lanes and a tail of another one, as typed_strip in moments.h.
+ * */
 static void typed_grad_strip(const bnorm_grad_args *a, const struct grad_rows *r, size_t len,
                              size_t tail, double *sum_g, double *sum_gx) {
     if (is_plain_grad(a)) {

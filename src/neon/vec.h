@@ -105,12 +105,6 @@ static inline vec_f vec_first_n(vec_f v, size_t n) {
 static inline vec_f vec_div(vec_f a, vec_f b) {
     return vdivq_f32(a, b);
 }
-static inline vec_f vec_sqrt(vec_f v) {
-    return vsqrtq_f32(v);
-}
-static inline vec_f vec_abs(vec_f v) {
-    return vabsq_f32(v);
-}
 static inline vec_f vec_negate(vec_f v) {
     return vnegq_f32(v);
 }
@@ -120,9 +114,6 @@ static inline vec_f vec_minus_abs(vec_f v) {
 /* a where it is greater, else b. */
 static inline vec_f vec_max(vec_f a, vec_f b) {
     return vbslq_f32(vcgtq_f32(a, b), a, b);
-}
-static inline vec_f vec_and(vec_f a, vec_f b) {
-    return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(a), vreinterpretq_u32_f32(b)));
 }
 static inline vec_f vec_round(vec_f v) {
     return vrndnq_f32(v);
