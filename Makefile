@@ -149,7 +149,7 @@ test: hygiene $(BUILD)/bnorm-tests ## all tests; TESTS=apply/* picks some, BNORM
 run-tests: $(BUILD)/bnorm-tests
 	$(run_tests)
 
-run_tests = $(RUN) $(BUILD)/bnorm-tests $(TESTS)
+run_tests = $(RUN) $(BUILD)/bnorm-tests $(patsubst %,'%',$(TESTS))
 
 hygiene: $(static_lib) $(shared_lib)
 	CC='$(CC)' CXX='$(CXX)' NM='$(NM)' OBJDUMP='$(OBJDUMP)' STATIC_LIB='$(static_lib)' \
@@ -165,7 +165,7 @@ test-cross: ## the tests for Arm and older x86 CPUs under qemu, and two CPUs wit
 
 # The scalar set's cases run on the machine itself.
 emulate-aarch64:
-	BNORM_REQUIRE=neon $(MAKE) run-tests RUN=qemu-aarch64 TESTS='$(or $(TESTS),neon)' \
+	BNORM_REQUIRE=neon $(MAKE) run-tests RUN=qemu-aarch64 TESTS='$(or $(TESTS),$(addsuffix neon*,$(most_tests)))' \
 		BUILD=$(BUILD)/aarch64 CC=aarch64-linux-gnu-gcc LDFLAGS= SLEEF=$(SLEEF)
 
 # Has AVX2 but not AVX-512. Emulated AVX2 is slow: the hashes, and the cases of inference.
@@ -277,8 +277,11 @@ $(BUILD)/neon.so: $(call objects,$(wildcard src/neon/*.c))
 	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -shared -nostdlib -o $@ $^
 
 sanitize: ## the tests under ASan and UBSan, those with threads and of jobs under TSan
-	BNORM_TEST_QUICK=1 $(MAKE) BUILD=$(BUILD)/asan LDFLAGS= CFLAGS='$(asan)' run-tests
-	BNORM_TEST_QUICK=1 $(MAKE) BUILD=$(BUILD)/tsan LDFLAGS= CFLAGS='$(tsan)' run-tests TESTS='*threads* jobs/*'
+	BNORM_TEST_QUICK=1 $(MAKE) BUILD=$(BUILD)/asan LDFLAGS= CFLAGS='$(asan)' run-tests TESTS='$(or $(TESTS),$(most_tests))'
+	BNORM_TEST_QUICK=1 $(MAKE) BUILD=$(BUILD)/tsan LDFLAGS= CFLAGS='$(tsan)' run-tests TESTS='$(or $(TESTS),*threads* jobs/*)'
+
+# All but the element types of the other layouts: those cases differ in the layout alone.
+most_tests = [!t]* train/* threads/* types/nhwc/*
 
 asan = -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 tsan = -O1 -g -fsanitize=thread

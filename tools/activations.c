@@ -86,7 +86,7 @@ static const struct activation {
     {"GELU", {BNORM_ACT_GELU, 0, 0}, gelu, gelu_slope, 4, 4},
     {"ELU", {BNORM_ACT_ELU, 1, 0}, elu, elu_slope, 4, 4},
     {"SOFTPLUS", {BNORM_ACT_SOFTPLUS, 0, 0}, softplus, sigmoid, 4, 4},
-    {"MISH", {BNORM_ACT_MISH, 0, 0}, mish, mish_slope, 4, 4},
+    {"MISH", {BNORM_ACT_MISH, 0, 0}, mish, mish_slope, 4, 5},
 };
 enum { ACTIVATIONS = sizeof activations / sizeof activations[0] };
 
