@@ -378,6 +378,8 @@ BNORM_INLINE void all_streams(const struct form f, const struct streams *given) 
         const size_t head = s.len < VEC_F ? s.total : head_of(&s);
         const size_t line = f.narrow ? 2 * BNORM_LINE : BNORM_LINE;
         const size_t end = head + (s.total - head) / line * line;
+        /* The same number of bytes for elements of half the size. */
+        const size_t step = f.narrow && s.out_type != BNORM_F32 ? 2 * BNORM_PART : BNORM_PART;
         struct place at = {0, s.first};
         s.hints = stream_hints(&s, hints);
         /* Both edges in one place, so that there is one copy of them. */
@@ -387,7 +389,7 @@ BNORM_INLINE void all_streams(const struct form f, const struct streams *given) 
                 break;
             for (e = head; e < end;) {
                 void *const out = s.out, *const dresidual = s.dresidual;
-                const size_t part = s.hints ? lesser(end, e + BNORM_PART) : end;
+                const size_t part = s.hints ? lesser(end, e + step) : end;
                 if (s.hints & (BNORM_FETCH_IN | BNORM_FETCH_OUT))
                     fetch_ahead(f, &s, e, part);
                 if (s.hints & BNORM_BYPASS) {
