@@ -237,7 +237,7 @@ bnorm_status bnorm_plan_apply(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
     const bnorm_buffer buffers[] = {
         /* outputs */
         bnorm_tensor_buffer(&ty),
-        bnorm_memory_buffer(mask, mask ? bnorm_mask_size(shape) : 0),
+        bnorm_mask_buffer(shape, mask),
         /* inputs */
         bnorm_tensor_buffer(&tx),
         bnorm_tensor_buffer(&tr),

@@ -246,7 +246,7 @@ bnorm_status bnorm_plan_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in 
         bnorm_array_buffer(grad->save_mean, c),
         bnorm_array_buffer(grad->save_invstd, c),
         bnorm_array_buffer(grad->save_mean_lo, c),
-        bnorm_memory_buffer(mask, mask ? bnorm_mask_size(shape) : 0),
+        bnorm_mask_buffer(shape, mask),
     };
     status = bnorm_check_overlap(shape, buffers, sizeof buffers / sizeof buffers[0], 5);
     if (bnorm_failed(status) || !s)

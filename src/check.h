@@ -87,6 +87,11 @@ static inline bnorm_buffer bnorm_memory_buffer(const void *begin, size_t bytes) 
     return (bnorm_buffer){first, first ? first + bytes : 0, NULL};
 }
 
+/* A mask of this shape, or nothing. */
+static inline bnorm_buffer bnorm_mask_buffer(const bnorm_shape *shape, const unsigned char *mask) {
+    return bnorm_memory_buffer(mask, mask ? bnorm_mask_size(shape) : 0);
+}
+
 /* An array of c floats, or nothing. */
 static inline bnorm_buffer bnorm_array_buffer(const float *array, size_t c) {
     return bnorm_memory_buffer(array, c * sizeof(float));

@@ -97,7 +97,7 @@ static inline size_t bnorm_stride(const bnorm_view *view, const bnorm_walk *walk
 
 /* Channels of the block that begins with this one, up to its padding. */
 static inline size_t bnorm_valid(const bnorm_view *view, size_t channel) {
-    return view->unit < view->c - channel ? view->unit : view->c - channel;
+    return bnorm_min(view->unit, view->c - channel);
 }
 
 /* The bits of a mask: those of the dense tensor. */

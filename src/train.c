@@ -198,7 +198,7 @@ bnorm_status bnorm_plan_train(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
         bnorm_array_buffer(train->save_mean, c),
         bnorm_array_buffer(train->save_invstd, c),
         bnorm_array_buffer(train->save_mean_lo, c),
-        bnorm_memory_buffer(mask, mask ? bnorm_mask_size(shape) : 0),
+        bnorm_mask_buffer(shape, mask),
         /* inputs */
         bnorm_tensor_buffer(&tx),
         bnorm_tensor_buffer(&tr),

@@ -38,10 +38,12 @@ BNORM_INLINE int is_smooth(const bnorm_act *act) {
     return act->kind > BNORM_ACT_HARD_SWISH;
 }
 
-/* Whether the loops for floats do. */
+/* Whether the elementwise loops do, and those of the sums, which are for floats. */
+BNORM_INLINE int is_narrow_grad(const bnorm_grad_args *a) {
+    return a->pre != BNORM_PRE_MASK && (a->pre == BNORM_PRE_NONE || !is_smooth(&a->act));
+}
 BNORM_INLINE int is_plain_grad(const bnorm_grad_args *a) {
-    return a->type == BNORM_F32 && a->pre != BNORM_PRE_MASK &&
-           (a->pre == BNORM_PRE_NONE || !is_smooth(&a->act));
+    return a->type == BNORM_F32 && is_narrow_grad(a);
 }
 
 BNORM_INLINE size_t whole_vectors(size_t n) {

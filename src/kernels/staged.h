@@ -26,9 +26,10 @@ struct part {
     size_t r, i, n;
 };
 
-/* Takes the piece of a part that lies in one run off it; how long it was. */
-BNORM_INLINE size_t next_piece(struct part *part, size_t len) {
-    const size_t n = lesser(len - part->i, part->n);
+/* Takes the piece of a part that lies in one run off it, or all where runs have no gaps; how long
+ * it was. */
+BNORM_INLINE size_t next_piece(struct part *part, size_t len, size_t stride) {
+    const size_t n = stride == len ? part->n : lesser(len - part->i, part->n);
     part->n -= n;
     part->r++;
     part->i = 0;
@@ -52,7 +53,7 @@ static void gather(float *to, const struct tensor *t, size_t len, struct part pa
             part.r += rows;
             part.n -= rows * len;
         } else {
-            const size_t n = next_piece(&part, len);
+            const size_t n = next_piece(&part, len, t->stride);
             widen(to, from, t->type, t->quant, n, 0);
             to += n;
         }
@@ -102,7 +103,7 @@ static void scatter(const struct tensor *t, size_t len, struct part part, const 
     }
     while (part.n) {
         const uintptr_t to = (uintptr_t)element_at(t->data, t->type, part.r * t->stride + part.i);
-        const size_t n = next_piece(&part, len);
+        const size_t n = next_piece(&part, len, t->stride);
         narrow((void *)to, t->type, t->quant, from, n, 0);
         from += n;
     }
@@ -111,10 +112,8 @@ static void scatter(const struct tensor *t, size_t len, struct part part, const 
 static void gather_bits(float *to, const bnorm_bits *mask, size_t len, struct part part) {
     while (part.n) {
         const size_t at = mask->at + part.r * mask->stride + part.i,
-                     n = mask->stride == len ? part.n : next_piece(&part, len);
+                     n = next_piece(&part, len, mask->stride);
         widen_bits(to, mask->bits, at, n);
-        if (mask->stride == len)
-            return;
         to += n;
     }
 }
@@ -123,10 +122,8 @@ static void scatter_bits(const bnorm_bits *mask, size_t len, struct part part, c
                          const float *v) {
     while (part.n) {
         const size_t at = mask->at + part.r * mask->stride + part.i,
-                     n = mask->stride == len ? part.n : next_piece(&part, len);
+                     n = next_piece(&part, len, mask->stride);
         store_bits(mask->bits, at, act, v, n);
-        if (mask->stride == len)
-            return;
         v += n;
     }
 }
@@ -319,9 +316,6 @@ BNORM_INLINE int is_plain_apply(const bnorm_apply_args *a) {
 }
 BNORM_INLINE int is_narrow_apply(const bnorm_apply_args *a) {
     return a->x_type <= BNORM_F16 && a->y_type <= BNORM_F16 && !a->mask.bits && !is_smooth(&a->act);
-}
-BNORM_INLINE int is_narrow_grad(const bnorm_grad_args *a) {
-    return a->pre != BNORM_PRE_MASK && (a->pre == BNORM_PRE_NONE || !is_smooth(&a->act));
 }
 
 static void apply_staged(const bnorm_apply_args *a, const struct streams *s,
