@@ -390,6 +390,26 @@ BNORM_API size_t bnorm_workspace(bnorm_op op, const bnorm_shape *shape);
 BNORM_API bnorm_status bnorm_moments(const bnorm_shape *shape, bnorm_in x, float *mean, float *var,
                                      void *ws, size_t ws_size, const bnorm_exec *exec);
 
+/* Weights of positions, also member of bnorm_train and bnorm_grad: masked statistics. The
+ * weight of position p of sample n is values[n*HW + p], whatever the layout; a mask has 0 and 1.
+ * With W = sum(w) over all positions:
+ *   mean = sum(w*x)/(W + epsilon)
+ *   var  = sum(w*(x - mean)^2)/(W + epsilon)
+ * Keras 3 with a mask: epsilon = 1e-7; tf.nn.weighted_moments: 0. Weights must be finite and not
+ * negative, epsilon >= 0 and finite (else BNORM_BAD_PARAMETER). x where the weight is 0 is not
+ * looked at for the statistics, but normalised like the rest, as in Keras. Where W + epsilon is 0
+ * statistics are NaN, as 0/0 gives. BNORM_VARIANCE_SAMPLE counts W for n. */
+typedef struct bnorm_weighting {
+    const float *values; /* NULL = none: all weights 1, epsilon 0 */
+    double epsilon;
+} bnorm_weighting;
+
+/* bnorm_moments with weights; weights NULL = none. */
+BNORM_API bnorm_status bnorm_weighted_moments(const bnorm_shape *shape, bnorm_in x,
+                                              const bnorm_weighting *weights, float *mean,
+                                              float *var, void *ws, size_t ws_size,
+                                              const bnorm_exec *exec);
+
 typedef enum bnorm_variance {
     BNORM_VARIANCE_POPULATION = 0, /* sum((x - mean)^2)/n, n = N*HW */
     BNORM_VARIANCE_SAMPLE          /* sum((x - mean)^2)/max(n - 1, 1) */
@@ -408,6 +428,15 @@ typedef struct bnorm_running {
     double rate;
     bnorm_variance variance;
 } bnorm_running;
+
+/* The update alone, with statistics from elsewhere: an exponential moving average over given
+ * statistics. mean and var (population variance) are those of a batch of n values per channel; n is
+ * used for BNORM_VARIANCE_SAMPLE, where var counts n/max(n - 1, 1) times. The arrays of `running`
+ * must not overlap mean and var.
+ *   BNORM_BAD_SHAPE       c = 0
+ *   BNORM_BAD_PARAMETER   n < 1 or not finite; rate not finite */
+BNORM_API bnorm_status bnorm_running_update(size_t c, const float *mean, const float *var, double n,
+                                            const bnorm_running *running);
 
 /* What each framework means by "momentum", as a bnorm_running. Defaults of the frameworks are in
  * docs/numerics.md. No checks are made here: bnorm_forward_train refuses a rate that is not finite.
@@ -430,6 +459,21 @@ BNORM_API bnorm_running bnorm_running_pytorch_cumulative(float *mean, float *var
 BNORM_API bnorm_running bnorm_running_onnx(float *mean, float *var, double momentum);
 BNORM_API bnorm_running bnorm_running_caffe(float *mean, float *var, double fraction, size_t step);
 
+/* Batch renormalization (Ioffe 2017), member `renorm` of bnorm_train. With the batch's standard
+ * deviation sd = sqrt(var + eps) and those of the running statistics as they were before the
+ * update, rs = sqrt(running var + eps), all in double:
+ *   r = min(max(sd/rs, r_min), r_max)                          rounded to a float
+ *   d = min(max((mean - running mean)/rs, -d_max), d_max)      rounded to a float
+ *   y = act(gamma*((x - mean)*invstd*r + d) + beta + residual)
+ * that is, training with gamma*r and gamma*d + beta (each rounded once) for gamma and beta. Needs
+ * running statistics. INFINITY = not clipped; r_min = r_max = 1 with d_max = 0 is plain batch
+ * normalization, the usual beginning. NaN, r_min < 0, r_min > r_max or d_max < 0 are
+ * BNORM_BAD_PARAMETER. */
+typedef struct bnorm_renorm {
+    double r_min, r_max, d_max;
+    float *save_r, *save_d; /* NULL = not wanted; for bnorm_backward */
+} bnorm_renorm;
+
 /* Options of bnorm_forward_train. */
 typedef struct bnorm_train {
     const float *gamma; /* NULL = 1 */
@@ -442,6 +486,8 @@ typedef struct bnorm_train {
     bnorm_in residual;   /* data NULL = none */
     bnorm_act act;
     void *mask; /* NULL = not wanted; bnorm_mask_size() bytes */
+    bnorm_weighting weights;
+    const bnorm_renorm *renorm; /* NULL = none */
 } bnorm_train;
 
 /* Training forward pass: batch statistics, then
@@ -476,6 +522,9 @@ typedef struct bnorm_grad {
     bnorm_out dresidual;       /* data NULL = not wanted */
     float *dgamma;             /* NULL = not wanted */
     float *dbeta;              /* NULL = not wanted */
+    bnorm_weighting weights;   /* as in forward; frozen: ignored */
+    const float *renorm_r;     /* forward's save_r and save_d: both or none (else */
+    const float *renorm_d;     /* BNORM_NULL_POINTER); frozen: must be NULL, BNORM_BAD_PARAMETER */
 } bnorm_grad;
 
 /* Training backward pass. With g = dy*act'(v), xh = (x - mean)*invstd and n = N*HW:
@@ -484,6 +533,13 @@ typedef struct bnorm_grad {
  *   dresidual = g
  *   dx        = gamma*invstd*(g - dbeta/n - xh*dgamma/n)
  *   dx        = gamma*invstd*g                               frozen
+ * With batch renormalization, whose r and d are constants here:
+ *   dgamma    = r*sum(g*xh) + d*sum(g)
+ *   dx        = gamma*r*invstd*(g - dbeta/n - xh*sum(g*xh)/n)
+ * With weights, at a position of weight w:
+ *   dx        = gamma*invstd*(g - w*(dbeta + xh*dgamma - mean*epsilon/D*invstd*dgamma)/D)
+ * where D = W + epsilon. The last term is the derivative of var by a mean that is not quite the
+ * weighted one; 0 for epsilon = 0.
  * Results are overwritten, never added to. x (forward's input), dy and the workspace are always
  * required. dx.data NULL = not wanted. dx may be dy or x; dresidual too; dx and dresidual must not
  * be the same tensor. The products of dgamma are in float: it is good to some ulp of itself or of
@@ -507,6 +563,123 @@ typedef struct bnorm_grad {
 BNORM_API bnorm_status bnorm_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in dy,
                                       bnorm_out dx, const bnorm_grad *grad, void *ws,
                                       size_t ws_size, const bnorm_exec *exec);
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Ghost batches */
+
+typedef enum bnorm_ghost_order {
+    BNORM_GHOST_CONTIGUOUS = 0, /* group k: samples k*N/G to (k + 1)*N/G - 1 */
+    BNORM_GHOST_INTERLEAVED     /* group k: samples k, k + G, k + 2G, ... as in tf-keras */
+} bnorm_ghost_order;
+
+typedef enum bnorm_ghost_running {
+    BNORM_GHOST_AVERAGE = 0, /* one update, with the averages of the groups' statistics: tf-keras */
+    BNORM_GHOST_SUCCESSIVE   /* one update per group, in order: a loop over chunks in PyTorch */
+} bnorm_ghost_running;
+
+/* Ghost (virtual) batches: the batch is cut into G groups of N/G samples, each of which is
+ * normalised with its own statistics. G must divide N and not be 0 (else BNORM_BAD_SHAPE). */
+typedef struct bnorm_ghost {
+    size_t groups;
+    bnorm_ghost_order order;
+    bnorm_ghost_running running;
+} bnorm_ghost;
+
+/* bnorm_forward_train and bnorm_backward for ghost batches; results are those of one call per
+ * group. save_mean, save_mean_lo and save_invstd have G*C floats, group after group; dgamma and
+ * dbeta are the sums over all groups, in double, rounded once. The workspace is that of the whole
+ * shape. A mask, weights and renorm are BNORM_UNSUPPORTED here: call once per group instead. */
+BNORM_API bnorm_status bnorm_forward_train_ghost(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
+                                                 const bnorm_train *train, const bnorm_ghost *ghost,
+                                                 void *ws, size_t ws_size, const bnorm_exec *exec);
+BNORM_API bnorm_status bnorm_backward_ghost(const bnorm_shape *shape, bnorm_in x, bnorm_in dy,
+                                            bnorm_out dx, const bnorm_grad *grad,
+                                            const bnorm_ghost *ghost, void *ws, size_t ws_size,
+                                            const bnorm_exec *exec);
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Batches in pieces */
+
+/* What the batch's images [first, first + n) contribute to its statistics, or to the sums of
+ * backward, for a batch that lies in pieces: over several calls, because it is larger than memory;
+ * in threads of another runtime; in processes. The images of the whole batch are numbered from 0.
+ *
+ * Per channel, three numbers in double: how many values, their mean, and the sum of squared
+ * deviations from it, M2; or sum(g) and sum(g*(x - save_mean)). Those of images are merged along a
+ * binary tree over the images' numbers, in pieces as in a single call:
+ *   n = na + nb, d = mean_b - mean_a, mean = mean_a + d*nb/n, M2 = M2_a + M2_b + d^2*na*nb/n
+ * (Chan, Golub, LeVeque 1979). So the bits are those of one call over the whole batch, wherever
+ * between images it is cut and in whatever order neighbours are merged. For that a piece is kept as
+ * the whole subtrees it consists of, at most two per binary digit of n ("nodes").
+ *
+ * A plain struct: to send a piece elsewhere, send these numbers and bnorm_partial_used() bytes of
+ * `nodes`. An empty piece (n = 0) may be used everywhere; hw and nodes are then not looked at. */
+typedef struct bnorm_partial {
+    bnorm_op op;     /* BNORM_OP_MOMENTS (0): statistics; BNORM_OP_BACKWARD: sums of backward */
+    size_t c;        /* channels */
+    size_t hw;       /* positions per image; collecting into an empty piece sets it */
+    size_t first, n; /* images */
+    double *nodes;   /* the caller's memory: nodes*2*c doubles, (node, which of two, channel) */
+    size_t size;     /* bytes at nodes */
+} bnorm_partial;
+
+/* Bytes of `nodes` that are enough for any n images of c channels, wherever they begin: at most
+ * 2*c*sizeof(double) times two per binary digit of n. 0 where c is 0 or that overflows. */
+BNORM_API size_t bnorm_partial_size(size_t c, size_t n);
+
+/* Bytes of `nodes` that a piece fills; they depend on c, first and n alone. */
+BNORM_API size_t bnorm_partial_used(const bnorm_partial *piece);
+
+/* Appends the statistics of shape->n images to a piece, as its images n, n + 1, ... A piece begins
+ * empty, with op, c, first, nodes and size set. Workspace: BNORM_OP_MOMENTS. An empty batch leaves
+ * it as it is.
+ *   BNORM_BAD_ENUM              piece->op is not BNORM_OP_MOMENTS
+ *   BNORM_BAD_SHAPE             c or hw is not that of the piece; first + n overflows
+ *   BNORM_WORKSPACE_TOO_SMALL   also: piece->size is less than bnorm_partial_size() of all its
+ *                               images */
+BNORM_API bnorm_status bnorm_collect(const bnorm_shape *shape, bnorm_in x, bnorm_partial *piece,
+                                     void *ws, size_t ws_size, const bnorm_exec *exec);
+
+/* The same for the sums of backward. Of grad, what the sums depend on is used: save_mean,
+ * save_invstd, gamma, beta, save_mean_lo, act and residual, y or mask of these images. Workspace:
+ * BNORM_OP_BACKWARD. Weights and renorm: BNORM_UNSUPPORTED. */
+BNORM_API bnorm_status bnorm_collect_grad(const bnorm_shape *shape, bnorm_in x, bnorm_in dy,
+                                          const bnorm_grad *grad, bnorm_partial *piece, void *ws,
+                                          size_t ws_size, const bnorm_exec *exec);
+
+/* left = left and right, where right begins with the image after the last one of left (also where
+ * one is empty; else BNORM_BAD_SHAPE). Both are of one op, c and hw. left->size must be
+ * bnorm_partial_size() of all their images, right->size what is used. The two do not overlap. */
+BNORM_API bnorm_status bnorm_merge(bnorm_partial *left, const bnorm_partial *right);
+
+/* A piece's totals: *count values per channel, and c doubles each: the mean and M2, or the two
+ * sums. Each may be NULL. Of an empty piece all are 0. */
+BNORM_API bnorm_status bnorm_total(const bnorm_partial *piece, double *count, double *mean,
+                                   double *m2);
+
+/* What bnorm_forward_train does with its statistics, once for the whole batch: writes save_mean,
+ * save_mean_lo and save_invstd, updates running statistics (all in `train`, of which act, and
+ * whether there is a residual, count as described there), and gives 3*c floats: center, scale and
+ * shift. y of each piece is then
+ *   bnorm_apply(shape, x, y, &affine, exec), affine = {center, scale, shift, residual, act, ...}
+ * to the same bits, also for another type of y. An empty piece updates nothing: coefficients and
+ * save arrays become 0. Weights and renorm: BNORM_UNSUPPORTED. */
+BNORM_API bnorm_status bnorm_finish(const bnorm_partial *piece, const bnorm_train *train,
+                                    float *coefficients);
+
+/* What bnorm_backward does with its sums, once for the whole batch: writes dgamma and dbeta where
+ * wanted, and gives the 4*c floats that bnorm_apply_grad takes (NULL = not wanted). Of grad, gamma,
+ * beta, save_invstd, save_mean_lo and frozen are used. An empty piece: dgamma, dbeta and
+ * coefficients become 0. */
+BNORM_API bnorm_status bnorm_finish_grad(const bnorm_partial *piece, const bnorm_grad *grad,
+                                         float *coefficients);
+
+/* The rest of bnorm_backward for one piece: dx and grad->dresidual, each if wanted. grad as for
+ * bnorm_collect_grad; dgamma and dbeta are not touched. Needs no workspace. Aliasing as in
+ * bnorm_backward. */
+BNORM_API bnorm_status bnorm_apply_grad(const bnorm_shape *shape, bnorm_in x, bnorm_in dy,
+                                        bnorm_out dx, const bnorm_grad *grad,
+                                        const float *coefficients, const bnorm_exec *exec);
 
 /* ---------------------------------------------------------------------------------------------- */
 /* Many small batch norms */
