@@ -102,13 +102,26 @@ typedef struct bnorm_block_args {
     size_t valid; /* rows only: results are wanted of the first `valid` elements of a row */
 } bnorm_block_args;
 
-/* Partial results of every block: two tables, in which block b of channel i is b*stride + i. */
+/* Partial results of every block of images [first, first + n): two tables, in which block b of
+ * channel i is b*stride + i. They are merged where they are: afterwards the whole subtrees of these
+ * images (bnorm_subtree in src/plan.h), mean and M2 or two sums, are at their first blocks. */
 typedef struct bnorm_partials {
-    const double *entries[2];
+    double *entries[2];
     size_t stride;
-    size_t blocks, per_image; /* altogether, and of one image */
-    double size, last;        /* elements per block; of the last one of each image */
+    size_t first, n;
+    size_t leaf;       /* images that have one block together, at most; else 1 */
+    size_t per_image;  /* blocks of an image; 1 for leaves */
+    double size, last; /* values per block of an image, and in the last one of each */
+    double hw;         /* values of an image */
 } bnorm_partials;
+
+/* Statistics of two neighbouring pieces of the batch, of n[0] and n[1] values per channel: the
+ * first becomes that of both. */
+typedef struct bnorm_pair_args {
+    double n[2];
+    double *mean, *m2;
+    const double *next_mean, *next_m2;
+} bnorm_pair_args;
 
 /* What training derives from the merged statistics, with
  *   high, low = mean as the sum of two floats
@@ -162,14 +175,19 @@ typedef struct bnorm_grad_coefficient_args {
     X(moments_rows, (const bnorm_block_args *a, size_t chains, double *sum, double *m2))           \
     /* One block of each plane: c = 1, 32 chains, squares about the mean. */                       \
     X(moments_span, (const bnorm_block_args *a, double *sum, double *m2))                          \
-    /* Merge the sums and m2 of all blocks, in order; an m2 that is NaN makes the mean NaN. */     \
+    /* The same for up to BNORM_LEAF rows, a power of two: merged pair by pair, each an image. */  \
+    X(moments_tree, (const bnorm_block_args *a, double *sum, double *m2))                          \
+    /* Merge blocks along the tree; a NaN in m2 makes the mean NaN. NULL: only subtrees. */        \
     X(merge, (const bnorm_partials *p, size_t first, size_t c, double *mean, double *m2))          \
+    X(merge_pair, (const bnorm_pair_args *a, size_t c))                                            \
     X(coefficients, (const bnorm_coefficient_args *a, size_t first, size_t c))                     \
     X(apply_rows, (const bnorm_apply_args *a))                                                     \
     X(apply_span, (const bnorm_apply_args *a))                                                     \
     X(sums_rows, (const bnorm_grad_args *a, size_t chains, double *sum_g, double *sum_gx))         \
     X(sums_span, (const bnorm_grad_args *a, double *sum_g, double *sum_gx))                        \
-    /* Add the sums of all blocks, in order. */                                                    \
+    /* As moments_tree. */                                                                         \
+    X(sums_tree, (const bnorm_grad_args *a, double *sum_g, double *sum_gx))                        \
+    /* Add the sums of blocks, in the same order as merge. */                                      \
     X(add_blocks,                                                                                  \
       (const bnorm_partials *p, size_t first, size_t c, double *sum_g, double *sum_gx))            \
     X(scale_shift, (const bnorm_scale_args *a, size_t c))                                          \

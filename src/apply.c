@@ -19,7 +19,7 @@ bnorm_view bnorm_elementwise_view(const bnorm_shape *shape, bnorm_walk *const *w
         for (size_t i = 0; i < count; i++)
             *walks[i] = (bnorm_walk){walks[i]->data, walks[i]->run_stride, walks[i]->step, 1,
                                      walks[i]->type};
-        return (bnorm_view){0, shape->n, shape->c, 1, shape->c, 1, 1};
+        return (bnorm_view){0, 0, shape->n, shape->c, 1, shape->c, 1, 1};
     }
     if (dense) {
         view.runs *= view.images;

@@ -47,6 +47,8 @@ static void reduce(const void *self, size_t b, size_t channel, size_t channels) 
         };
         if (planes)
             s->isa->sums_span(&args, sum_g, sum_gx);
+        else if (view->leaves)
+            s->isa->sums_tree(&args, sum_g + i, sum_gx + i);
         else
             s->isa->sums_rows(&args, s->blocks.chains, sum_g + i, sum_gx + i);
     }
@@ -61,6 +63,10 @@ static void prepare(void *arg, size_t task) {
 
 static void finish(const void *self, size_t channel, size_t channels) {
     const bnorm_gradients *s = self;
+    if (s->collected) {
+        s->isa->add_blocks(&s->partials, channel, channels, NULL, NULL);
+        return;
+    }
     s->isa->add_blocks(&s->partials, channel, channels, s->sum_g, s->sum_gx);
     s->isa->grad_coefficients(&s->derived, channel, channels);
 }
@@ -196,9 +202,11 @@ static bnorm_act act_of(const bnorm_grad *grad, enum bnorm_pre pre, bnorm_dtype 
 }
 
 bnorm_status bnorm_plan_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in dy, bnorm_out dx,
-                                 const bnorm_grad *grad, void *ws, size_t ws_size,
-                                 const bnorm_exec *exec, bnorm_gradients *s) {
+                                 const bnorm_grad *grad, const bnorm_grad_phase *phase, void *ws,
+                                 size_t ws_size, const bnorm_exec *exec, bnorm_gradients *s) {
     bnorm_tensor tx, tdy, tdx, tdresidual, textra;
+    const bnorm_partial *const piece = phase ? phase->piece : NULL;
+    const float *const given = phase ? phase->coefficients : NULL;
     enum bnorm_pre pre;
     bnorm_status status = bnorm_check_float_shape(shape);
     if (s)
@@ -211,9 +219,11 @@ bnorm_status bnorm_plan_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in 
         bnorm_failed(status = bnorm_check_exec(exec)) || bnorm_is_empty(shape))
         return status;
     const size_t c = shape->c;
-    if (!x.data || !dy.data || !grad->save_mean || !grad->save_invstd || !ws)
+    if (!x.data || !dy.data || !grad->save_mean || !grad->save_invstd || (!ws && !given))
         return BNORM_NULL_POINTER;
     const bnorm_in none = {0};
+    const bnorm_out nowhere = {0};
+    float *const dgamma = phase ? NULL : grad->dgamma, *const dbeta = phase ? NULL : grad->dbeta;
     unsigned char *const mask =
         pre == BNORM_PRE_MASK ? (unsigned char *)(uintptr_t)grad->mask : NULL;
     const bnorm_in extra = pre == BNORM_PRE_RESIDUAL ? grad->residual
@@ -223,20 +233,22 @@ bnorm_status bnorm_plan_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in 
         bnorm_failed(status = bnorm_check_in(shape, dy, &tdy)) ||
         bnorm_failed(status = bnorm_check_in(shape, extra, &textra)) ||
         bnorm_failed(status = bnorm_check_out(shape, dx, &tdx)) ||
-        bnorm_failed(status = bnorm_check_out(shape, grad->dresidual, &tdresidual)))
+        bnorm_failed(status =
+                         bnorm_check_out(shape, piece ? nowhere : grad->dresidual, &tdresidual)))
         return status;
     const bnorm_view view = bnorm_view_of(shape);
-    const bnorm_blocks blocks = bnorm_blocks_of(&view);
-    const size_t need = bnorm_reduction_workspace(&view, &blocks);
-    if (bnorm_failed(status = bnorm_check_workspace(need, ws_size)))
+    const bnorm_blocks blocks = bnorm_blocks_of(&view, piece ? piece->first + piece->n : 0);
+    const size_t need = given ? 0 : bnorm_reduction_workspace(&view, &blocks);
+    if (!given && bnorm_failed(status = bnorm_check_workspace(need, ws_size)))
         return status;
     const bnorm_buffer buffers[] = {
         /* outputs */
         bnorm_memory_buffer(ws, need),
         bnorm_tensor_buffer(&tdx),
         bnorm_tensor_buffer(&tdresidual),
-        bnorm_array_buffer(grad->dgamma, c),
-        bnorm_array_buffer(grad->dbeta, c),
+        bnorm_array_buffer(dgamma, c),
+        bnorm_array_buffer(dbeta, c),
+        bnorm_piece_buffer(piece, shape->n),
         /* inputs */
         bnorm_tensor_buffer(&tx),
         bnorm_tensor_buffer(&tdy),
@@ -247,16 +259,20 @@ bnorm_status bnorm_plan_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in 
         bnorm_array_buffer(grad->save_invstd, c),
         bnorm_array_buffer(grad->save_mean_lo, c),
         bnorm_mask_buffer(shape, mask),
+        bnorm_array_buffer(given, 4 * c),
     };
-    status = bnorm_check_overlap(shape, buffers, sizeof buffers / sizeof buffers[0], 5);
+    status = bnorm_check_overlap(shape, buffers, sizeof buffers / sizeof buffers[0], 6);
     if (bnorm_failed(status) || !s)
         return status;
 
-    const bnorm_tables tables = bnorm_tables_of(&view, &blocks, ws);
+    bnorm_tables tables = bnorm_tables_of(&view, &blocks, ws);
+    for (size_t i = 0; given && i < 4; i++) /* only read */
+        tables.coefficients[i] = (float *)(uintptr_t)given + i * c;
     float *const scale = tables.coefficients[0];
     bnorm_walk *const walks[] = {&s->ax, &s->ady, &s->aextra, &s->adx, &s->adresidual, &s->amask};
     const size_t count = sizeof walks / sizeof walks[0];
     /* Member by member, as in train.c. */
+    s->collected = piece != NULL;
     s->x = s->ax = bnorm_walk_of(shape, &tx);
     s->dy = s->ady = bnorm_walk_of(shape, &tdy);
     s->extra = s->aextra = bnorm_walk_of(shape, &textra);
@@ -283,8 +299,8 @@ bnorm_status bnorm_plan_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in 
     s->derived.gamma = grad->gamma;
     s->derived.mean_lo = grad->save_mean_lo;
     s->derived.invstd = grad->save_invstd;
-    s->derived.dgamma = grad->dgamma;
-    s->derived.dbeta = grad->dbeta;
+    s->derived.dgamma = dgamma;
+    s->derived.dbeta = dbeta;
     s->derived.scale = scale;
     s->derived.slope = grad->frozen || !tdx.data ? NULL : tables.coefficients[2];
     s->derived.offset = tables.coefficients[3];
@@ -293,11 +309,12 @@ bnorm_status bnorm_plan_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in 
     s->act = act_of(grad, pre, shape->dtype, bnorm_exec_isa(exec));
     s->save_mean = grad->save_mean;
     s->isa = bnorm_exec_isa(exec);
-    s->has_sums = s->derived.slope || grad->dgamma || grad->dbeta;
+    s->has_sums = piece || (!given && (s->derived.slope || dgamma || dbeta));
+    s->has_scale = !given;
     return BNORM_OK;
 }
 
-static void run(const bnorm_gradients *s, const bnorm_exec *exec) {
+void bnorm_gradients_run(const bnorm_gradients *s, const bnorm_exec *exec) {
     const bnorm_reduction op = {
         .self = s,
         .view = s->view,
@@ -309,7 +326,8 @@ static void run(const bnorm_gradients *s, const bnorm_exec *exec) {
         .apply = s->adx.data || s->adresidual.data ? apply : NULL,
         .apply_near = apply_near,
     };
-    bnorm_run(exec, prepare, (void *)(uintptr_t)s, 1);
+    if (s->has_scale)
+        bnorm_run(exec, prepare, (void *)(uintptr_t)s, 1);
     bnorm_reduction_run(&op, exec);
 }
 
@@ -317,11 +335,12 @@ bnorm_status bnorm_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in dy, b
                             const bnorm_grad *grad, void *ws, size_t ws_size,
                             const bnorm_exec *exec) {
     bnorm_gradients s;
-    const bnorm_status status = bnorm_plan_backward(shape, x, dy, dx, grad, ws, ws_size, exec, &s);
+    const bnorm_status status =
+        bnorm_plan_backward(shape, x, dy, dx, grad, NULL, ws, ws_size, exec, &s);
     if (status)
         return status;
     if (s.x.data) {
-        run(&s, exec);
+        bnorm_gradients_run(&s, exec);
     } else {
         zero(grad->dgamma, shape->c);
         zero(grad->dbeta, shape->c);

@@ -92,6 +92,12 @@ static inline bnorm_buffer bnorm_mask_buffer(const bnorm_shape *shape, const uns
     return bnorm_memory_buffer(mask, mask ? bnorm_mask_size(shape) : 0);
 }
 
+/* What n more images may change of a piece, or nothing. */
+static inline bnorm_buffer bnorm_piece_buffer(const bnorm_partial *piece, size_t n) {
+    return bnorm_memory_buffer(piece ? piece->nodes : NULL,
+                               piece ? bnorm_partial_size(piece->c, piece->n + n) : 0);
+}
+
 /* An array of c floats, or nothing. */
 static inline bnorm_buffer bnorm_array_buffer(const float *array, size_t c) {
     return bnorm_memory_buffer(array, c * sizeof(float));

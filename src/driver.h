@@ -18,9 +18,9 @@
  *   blocked  a run is `len/unit` rows of `unit` channels, unit = c_block; row element k of run r
  *            belongs to channel r*unit + k, or is padding
  * NCHW with HW = 1 is (N, C) data and walks as rows, whatever the strides. (N, C) data is one
- * image of N rows. */
+ * image of N rows here, though each of them is one of the batch's (`leaves`). */
 typedef struct bnorm_view {
-    int rows;
+    int rows, leaves;
     size_t images, runs, len;
     size_t c, unit;
     size_t positions; /* of a channel in an image */
@@ -49,14 +49,14 @@ static inline bnorm_view bnorm_view_of(const bnorm_shape *shape) {
     const size_t n = shape->n, c = shape->c, hw = shape->hw, b = shape->c_block;
     const size_t blocks = bnorm_channel_blocks(shape);
     if (b && hw == 1)
-        return (bnorm_view){0, 1, blocks, n * b, c, b, n};
+        return (bnorm_view){0, 1, 1, blocks, n * b, c, b, n};
     if (b)
-        return (bnorm_view){0, n, blocks, hw * b, c, b, hw};
+        return (bnorm_view){0, 0, n, blocks, hw * b, c, b, hw};
     if (hw == 1)
-        return (bnorm_view){1, 1, n, c, c, 1, n};
+        return (bnorm_view){1, 1, 1, n, c, c, 1, n};
     if (shape->layout == BNORM_NHWC)
-        return (bnorm_view){1, n, hw, c, c, 1, hw};
-    return (bnorm_view){0, n, c, hw, c, 1, hw};
+        return (bnorm_view){1, 0, n, hw, c, c, 1, hw};
+    return (bnorm_view){0, 0, n, c, hw, c, 1, hw};
 }
 
 static inline bnorm_walk bnorm_walk_of(const bnorm_shape *shape, const bnorm_tensor *tensor) {
@@ -242,16 +242,25 @@ static inline size_t bnorm_parts(const bnorm_exec *exec, size_t elements) {
                      elements / BNORM_LEAST_ELEMENTS);
 }
 
-/* Blocks of the reductions per image and altogether. */
+/* Blocks of the reductions per image and altogether; with leaves, those. */
 typedef struct bnorm_blocks {
     size_t size; /* positions of a channel per block; the last one of an image may have fewer */
     size_t per_image;
     size_t count;
     size_t chains;
+    size_t first; /* number of the first image in the whole batch */
 } bnorm_blocks;
 
-static inline bnorm_blocks bnorm_blocks_of(const bnorm_view *view) {
-    bnorm_blocks blocks = {BNORM_BLOCK_SPAN, 0, 0, BNORM_SPAN_LANES};
+/* For images [first, first + n) of a batch. */
+static inline bnorm_blocks bnorm_blocks_of(const bnorm_view *view, size_t first) {
+    bnorm_blocks blocks = {BNORM_BLOCK_SPAN, 0, 0, BNORM_SPAN_LANES, first};
+    if (view->leaves) {
+        blocks.size = BNORM_LEAF;
+        blocks.chains = 1;
+        blocks.count = bnorm_subtrees(first, view->positions, BNORM_LEAF);
+        blocks.per_image = 1;
+        return blocks;
+    }
     if (view->rows || view->unit > 1) {
         const size_t lanes = view->rows ? view->c : view->unit;
         blocks.size = bnorm_block_rows(lanes, view->positions);
@@ -271,6 +280,26 @@ typedef struct bnorm_block {
 static inline bnorm_block bnorm_block_at(const bnorm_view *view, const bnorm_blocks *blocks,
                                          size_t b) {
     bnorm_block block = {b, 0, view->positions};
+    if (view->leaves) {
+        const size_t first = blocks->first, end = first + view->positions;
+        size_t at = first, before = 0;
+        block.image = 0;
+        if (first % BNORM_LEAF == 0) { /* leaves of full size come first */
+            before = bnorm_min(b, view->positions / BNORM_LEAF);
+            at += before * BNORM_LEAF;
+        }
+        for (; before < b; before++) {
+            at += bnorm_subtree(at, end, BNORM_LEAF);
+            if (at % BNORM_LEAF == 0) {
+                const size_t whole = bnorm_min(b - before - 1, (end - at) / BNORM_LEAF);
+                before += whole;
+                at += whole * BNORM_LEAF;
+            }
+        }
+        block.from = at - first;
+        block.len = bnorm_subtree(at, end, BNORM_LEAF);
+        return block;
+    }
     if (blocks->per_image > 1) {
         block.image = b / blocks->per_image;
         block.from = b % blocks->per_image * blocks->size;

@@ -51,4 +51,34 @@ static inline size_t bnorm_block_rows(size_t c, size_t hw) {
 /* Pixels of one plane that form a block. */
 #define BNORM_BLOCK_SPAN 2048
 
+/* Images are merged along a binary tree over their numbers in the whole batch. The largest whole
+ * subtree of at most `most` images, a power of two, that begins with image i and ends before `end`:
+ * its images. */
+static inline size_t bnorm_subtree(size_t i, size_t end, size_t most) {
+    const size_t aligned = i ? i & (0 - i) : most;
+    size_t images = aligned < most ? aligned : most;
+    while (images > end - i)
+        images /= 2;
+    return images;
+}
+
+/* How many of them images [first, first + n) are. */
+static inline size_t bnorm_subtrees(size_t first, size_t n, size_t most) {
+    const size_t end = first + n;
+    size_t i = first, count = 0;
+    for (; i < end && i % most; count++)
+        i += bnorm_subtree(i, end, most);
+    count += (end - i) / most;
+    for (size_t rest = (end - i) % most; rest; rest &= rest - 1)
+        count++;
+    return count;
+}
+
+/* The largest subtree there can be, and the most levels. */
+#define BNORM_TREE   (~(~(size_t)0 >> 1))
+#define BNORM_LEVELS (2 * sizeof(size_t) * 8)
+
+/* Images of one position, as those of (N, C) data, are reduced in leaves of up to so many. */
+#define BNORM_LEAF ((size_t)64)
+
 #endif

@@ -2,7 +2,7 @@
  *
  * Reduce, finish, apply: the course of every operation with per-channel sums.
  *   reduce  fill a table of partial results, one entry per block and channel; any order
- *   finish  merge the entries of a channel in index order and derive its coefficients
+ *   finish  merge the entries of a channel in a fixed order and derive its coefficients
  *   apply   an elementwise pass that uses the coefficients
  * The blocks depend on the shape alone; how they are grouped into tasks changes nothing but the
  * time. */
@@ -11,18 +11,21 @@
 
 #include "driver.h"
 
-/* What lies in the workspace: two tables of partial results (blocks x c), two merged results and up
- * to four coefficients per channel. */
+/* What lies in the workspace: two tables of partial results (blocks x c), two merged results, up to
+ * four coefficients and, for variants of the operations, two totals and two parameters per channel.
+ */
 typedef struct bnorm_tables {
     double *entries[2];
     double *merged[2];
+    double *totals[2];
     float *coefficients[4];
+    float *params[2];
 } bnorm_tables;
 
-/* Bytes; 0 where that overflows. */
+/* Bytes, wherever in the batch the images are; 0 where that overflows. */
 size_t bnorm_reduction_workspace(const bnorm_view *view, const bnorm_blocks *blocks);
 bnorm_tables bnorm_tables_of(const bnorm_view *view, const bnorm_blocks *blocks, void *ws);
-/* The entries as the merging kernels read them. */
+/* The entries as the merging kernels take them. */
 bnorm_partials bnorm_partials_of(const bnorm_view *view, const bnorm_blocks *blocks,
                                  const bnorm_tables *tables);
 

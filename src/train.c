@@ -29,12 +29,19 @@ static void reduce(const void *self, size_t b, size_t channel, size_t channels) 
                      : bnorm_at(view, &s->x, block.image, (channel + i) / unit, block.from * unit);
         args.len = at_once;
         args.valid = bnorm_min(at_once, channels - i);
-        s->isa->moments_rows(&args, s->blocks.chains, sum + i, m2 + i);
+        if (view->leaves)
+            s->isa->moments_tree(&args, sum + i, m2 + i);
+        else
+            s->isa->moments_rows(&args, s->blocks.chains, sum + i, m2 + i);
     }
 }
 
 static void finish(const void *self, size_t channel, size_t channels) {
     const bnorm_statistics *s = self;
+    if (s->collected) {
+        s->isa->merge(&s->partials, channel, channels, NULL, NULL);
+        return;
+    }
     s->isa->merge(&s->partials, channel, channels, s->mean, s->m2);
     s->isa->coefficients(&s->derived, channel, channels);
 }
@@ -69,19 +76,24 @@ static double element_count(const bnorm_shape *shape) {
     return (double)shape->n * (double)shape->hw;
 }
 
-/* Of m2, in the running variance. */
-static double running_divisor(const bnorm_running *running, double n) {
+double bnorm_running_divisor(const bnorm_running *running, double n) {
     if (running->variance == BNORM_VARIANCE_POPULATION)
         return n;
     return n > 1 ? n - 1 : 1;
 }
 
-/* What both operations share. Plans are filled member by member: compilers fill a whole struct
+int bnorm_drops_low(const bnorm_train *train) {
+    return train->act.kind != BNORM_ACT_IDENTITY && !train->residual.data && train->save_mean &&
+           !train->save_mean_lo;
+}
+
+/* What all operations share. Plans are filled member by member: compilers fill a whole struct
  * aside and copy it, which takes as long as a small batch. */
 static bnorm_tables plan_sums(bnorm_statistics *s, const bnorm_shape *shape, const bnorm_tensor *x,
                               const bnorm_view *view, const bnorm_blocks *blocks, void *ws,
                               const bnorm_exec *exec) {
     const bnorm_tables tables = bnorm_tables_of(view, blocks, ws);
+    s->collected = 0;
     s->view = *view;
     s->blocks = *blocks;
     s->x = bnorm_walk_of(shape, x);
@@ -98,8 +110,8 @@ static bnorm_tables plan_sums(bnorm_statistics *s, const bnorm_shape *shape, con
 }
 
 bnorm_status bnorm_plan_moments(const bnorm_shape *shape, bnorm_in x, float *mean, float *var,
-                                void *ws, size_t ws_size, const bnorm_exec *exec,
-                                bnorm_statistics *s) {
+                                const bnorm_partial *piece, void *ws, size_t ws_size,
+                                const bnorm_exec *exec, bnorm_statistics *s) {
     bnorm_tensor tx;
     bnorm_status status = bnorm_check_float_shape(shape);
     if (s)
@@ -113,21 +125,21 @@ bnorm_status bnorm_plan_moments(const bnorm_shape *shape, bnorm_in x, float *mea
     if (bnorm_failed(status = bnorm_check_in(shape, x, &tx)))
         return status;
     const bnorm_view view = bnorm_view_of(shape);
-    const bnorm_blocks blocks = bnorm_blocks_of(&view);
+    const bnorm_blocks blocks = bnorm_blocks_of(&view, piece ? piece->first + piece->n : 0);
     const size_t need = bnorm_reduction_workspace(&view, &blocks);
     if (bnorm_failed(status = bnorm_check_workspace(need, ws_size)))
         return status;
     const bnorm_buffer buffers[] = {
-        bnorm_memory_buffer(ws, need),
-        bnorm_array_buffer(mean, shape->c),
-        bnorm_array_buffer(var, shape->c),
+        bnorm_memory_buffer(ws, need),     bnorm_array_buffer(mean, shape->c),
+        bnorm_array_buffer(var, shape->c), bnorm_piece_buffer(piece, shape->n),
         bnorm_tensor_buffer(&tx),
     };
-    status = bnorm_check_overlap(shape, buffers, sizeof buffers / sizeof buffers[0], 3);
+    status = bnorm_check_overlap(shape, buffers, sizeof buffers / sizeof buffers[0], 4);
     if (bnorm_failed(status) || !s)
         return status;
 
     plan_sums(s, shape, &tx, &view, &blocks, ws, exec);
+    s->collected = piece != NULL;
     s->pass.view = view;
     s->pass.y.data = NULL;
     /* As running statistics that take the batch's values. */
@@ -142,13 +154,14 @@ bnorm_status bnorm_plan_moments(const bnorm_shape *shape, bnorm_in x, float *mea
 bnorm_status bnorm_moments(const bnorm_shape *shape, bnorm_in x, float *mean, float *var, void *ws,
                            size_t ws_size, const bnorm_exec *exec) {
     bnorm_statistics s;
-    const bnorm_status status = bnorm_plan_moments(shape, x, mean, var, ws, ws_size, exec, &s);
+    const bnorm_status status =
+        bnorm_plan_moments(shape, x, mean, var, NULL, ws, ws_size, exec, &s);
     if (!status && s.x.data)
         bnorm_statistics_run(&s, exec);
     return status;
 }
 
-static bnorm_status check_train(const bnorm_train *train, const bnorm_exec *exec) {
+bnorm_status bnorm_check_train(const bnorm_train *train, const bnorm_exec *exec) {
     const bnorm_running *running = &train->running;
     bnorm_status status = bnorm_check_act(&train->act, bnorm_exec_isa(exec));
     if (!status)
@@ -174,7 +187,7 @@ bnorm_status bnorm_plan_train(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
     if (!train)
         return BNORM_NULL_POINTER;
     unsigned char *mask = train->mask;
-    if (bnorm_failed(status = check_train(train, exec)) ||
+    if (bnorm_failed(status = bnorm_check_train(train, exec)) ||
         bnorm_failed(status = bnorm_check_mask(&train->act, &mask)) ||
         bnorm_failed(status = bnorm_check_exec(exec)) || bnorm_is_empty(shape))
         return status;
@@ -185,7 +198,7 @@ bnorm_status bnorm_plan_train(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
         bnorm_failed(status = bnorm_check_in(shape, train->residual, &tr)))
         return status;
     const bnorm_view view = bnorm_view_of(shape);
-    const bnorm_blocks blocks = bnorm_blocks_of(&view);
+    const bnorm_blocks blocks = bnorm_blocks_of(&view, 0);
     const size_t c = shape->c, need = bnorm_reduction_workspace(&view, &blocks);
     if (bnorm_failed(status = bnorm_check_workspace(need, ws_size)))
         return status;
@@ -217,8 +230,7 @@ bnorm_status bnorm_plan_train(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
     s->derived.eps = train->eps;
     s->derived.gamma = train->gamma;
     s->derived.beta = train->beta;
-    s->derived.drop_low = train->act.kind != BNORM_ACT_IDENTITY && !tr.data && train->save_mean &&
-                          !train->save_mean_lo;
+    s->derived.drop_low = bnorm_drops_low(train);
     s->derived.center = tables.coefficients[0];
     s->derived.scale = tables.coefficients[1];
     s->derived.shift = tables.coefficients[2];
@@ -228,7 +240,7 @@ bnorm_status bnorm_plan_train(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
     s->derived.running_mean = running->mean;
     s->derived.running_var = running->var;
     s->derived.rate = running->rate;
-    s->derived.divisor = running_divisor(running, s->derived.n);
+    s->derived.divisor = bnorm_running_divisor(running, s->derived.n);
     pass->x = s->x;
     pass->residual = bnorm_walk_of(shape, &tr);
     pass->y = bnorm_walk_of(shape, &ty);

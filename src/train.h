@@ -8,6 +8,7 @@
 #include "reduce.h"
 
 typedef struct bnorm_statistics {
+    int collected; /* not 0: whole subtrees are all that is wanted */
     bnorm_view view;
     bnorm_blocks blocks;
     bnorm_walk x;
@@ -19,15 +20,21 @@ typedef struct bnorm_statistics {
     const bnorm_isa *isa;
 } bnorm_statistics;
 
-/* The checks of bnorm_moments and bnorm_forward_train. Where they pass, *s says what there is to
- * do; x.data NULL = nothing. s NULL = only the checks. */
+/* The checks of bnorm_moments, bnorm_collect and bnorm_forward_train. Where they pass, *s says what
+ * there is to do; x.data NULL = nothing. s NULL = only the checks. piece NULL = bnorm_moments. */
 bnorm_status bnorm_plan_moments(const bnorm_shape *shape, bnorm_in x, float *mean, float *var,
-                                void *ws, size_t ws_size, const bnorm_exec *exec,
-                                bnorm_statistics *s);
+                                const bnorm_partial *piece, void *ws, size_t ws_size,
+                                const bnorm_exec *exec, bnorm_statistics *s);
 bnorm_status bnorm_plan_train(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
                               const bnorm_train *train, void *ws, size_t ws_size,
                               const bnorm_exec *exec, bnorm_statistics *s);
 
 void bnorm_statistics_run(const bnorm_statistics *s, const bnorm_exec *exec);
+
+bnorm_status bnorm_check_train(const bnorm_train *train, const bnorm_exec *exec);
+/* Of M2, in the running variance. */
+double bnorm_running_divisor(const bnorm_running *running, double n);
+/* Whether the low part of the mean is left out of y, as backward will not have it. */
+int bnorm_drops_low(const bnorm_train *train);
 
 #endif

@@ -51,76 +51,160 @@ BNORM_INLINE vec_d plus_product(vec_d a, vec_d b, vec_d c) {
             body(i, 1, end - i);                                                                   \
     } while (0)
 
-BNORM_INLINE void merge_lanes(const bnorm_partials *p, size_t i, size_t vectors, size_t n,
-                              double *mean, double *m2) {
-    const double *sum = p->entries[0] + i, *block_m2 = p->entries[1] + i;
-    vec_d merged[BNORM_SIDE], squares[BNORM_SIDE];
-    double before = p->per_image > 1 ? p->size : p->last;
+/* Channels [i, i + vectors*VEC_D), or the first n lanes of one vector, of a part of the batch:
+ * their mean and M2, or their two sums. */
+struct nodes {
+    vec_d a[BNORM_SIDE], b[BNORM_SIDE];
+};
+
+enum tree { BNORM_MERGED, BNORM_ADDED };
+
+BNORM_INLINE struct nodes load_nodes(const bnorm_partials *p, size_t row, size_t i, size_t vectors,
+                                     size_t n) {
+    const size_t at = row * p->stride + i;
+    struct nodes all;
     BNORM_UNROLL
     for (size_t v = 0; v < vectors; v++) {
-        merged[v] = vec_div_d(load_d_lanes(sum + v * VEC_D, n), vec_set1_d(before));
-        squares[v] = load_d_lanes(block_m2 + v * VEC_D, n);
+        all.a[v] = load_d_lanes(p->entries[0] + at + v * VEC_D, n);
+        all.b[v] = load_d_lanes(p->entries[1] + at + v * VEC_D, n);
     }
-    for (size_t b = 1, of_image = 1; b < p->blocks; b++, of_image++) {
-        if (of_image == p->per_image)
-            of_image = 0;
-        const double block = of_image + 1 < p->per_image ? p->size : p->last;
-        const double all = before + block;
-        const vec_d inverse = vec_set1_d(1 / all), weight = vec_set1_d(before / (block * all));
-        const vec_d minus_block = vec_set1_d(-block);
-        sum += p->stride;
-        block_m2 += p->stride;
-        before = all;
-        BNORM_UNROLL
-        for (size_t v = 0; v < vectors; v++) {
-            const vec_d excess =
-                vec_fma_d(minus_block, merged[v], load_d_lanes(sum + v * VEC_D, n));
-            const vec_d both = vec_add_d(squares[v], load_d_lanes(block_m2 + v * VEC_D, n));
-            merged[v] = vec_canonical_d(vec_fma_d(excess, inverse, merged[v]));
-            squares[v] = vec_canonical_d(vec_fma_d(vec_mul_d(excess, excess), weight, both));
+    return all;
+}
+
+BNORM_INLINE void store_nodes(const bnorm_partials *p, size_t row, size_t i, size_t vectors,
+                              size_t n, const struct nodes *all) {
+    const size_t at = row * p->stride + i;
+    BNORM_UNROLL
+    for (size_t v = 0; v < vectors; v++) {
+        store_d_lanes(p->entries[0] + at + v * VEC_D, all->a[v], n);
+        store_d_lanes(p->entries[1] + at + v * VEC_D, all->b[v], n);
+    }
+}
+
+/* One piece and the one after it, of n_left and n_right values. */
+BNORM_INLINE void join_nodes(enum tree tree, size_t vectors, const struct nodes *left,
+                             struct nodes *right, double n_left, double n_right) {
+    const double share = tree == BNORM_MERGED ? n_right / (n_left + n_right) : 0;
+    const vec_d shares = vec_set1_d(share), weight = vec_set1_d(n_left * share);
+    BNORM_UNROLL
+    for (size_t v = 0; v < vectors; v++) {
+        const vec_d d = vec_sub_d(right->a[v], left->a[v]),
+                    both = vec_add_d(left->b[v], right->b[v]);
+        if (tree == BNORM_MERGED) {
+            right->a[v] = vec_fma_d(d, shares, left->a[v]);
+            right->b[v] = vec_fma_d(vec_mul_d(d, d), weight, both);
+        } else {
+            right->a[v] = vec_add_d(left->a[v], right->a[v]);
+            right->b[v] = both;
         }
     }
+}
+
+/* sum/n, as in scalar.c: a division takes longer. */
+BNORM_INLINE vec_d quotient(vec_d sum, double n) {
+    const vec_d inverse = vec_set1_d(1 / n), product = vec_mul_d(sum, inverse);
+    return vec_fma_d(vec_fma_d(vec_set1_d(-n), product, sum), inverse, product);
+}
+
+/* An image from its blocks, or a leaf of `images`, from this row on. */
+BNORM_INLINE struct nodes image_nodes(enum tree tree, const bnorm_partials *p, size_t row,
+                                      size_t images, size_t i, size_t vectors, size_t n) {
+    struct nodes all = load_nodes(p, row, i, vectors, n);
+    double before = p->per_image > 1 ? p->size : p->last * (double)images;
+    BNORM_UNROLL
+    for (size_t v = 0; tree == BNORM_MERGED && v < vectors; v++)
+        all.a[v] = quotient(all.a[v], before);
+    for (size_t b = 1; b < p->per_image; b++) {
+        const struct nodes next = load_nodes(p, row + b, i, vectors, n);
+        if (tree == BNORM_ADDED) {
+            join_nodes(tree, vectors, &next, &all, 0, 0);
+            continue;
+        }
+        const double block = b + 1 < p->per_image ? p->size : p->last, count = before + block;
+        const vec_d inverse = vec_set1_d(1 / count), weight = vec_set1_d(before / (block * count));
+        const vec_d minus_block = vec_set1_d(-block);
+        before = count;
+        BNORM_UNROLL
+        for (size_t v = 0; v < vectors; v++) {
+            const vec_d excess = vec_fma_d(minus_block, all.a[v], next.a[v]);
+            const vec_d both = vec_add_d(all.b[v], next.b[v]);
+            all.a[v] = vec_fma_d(excess, inverse, all.a[v]);
+            all.b[v] = vec_fma_d(vec_mul_d(excess, excess), weight, both);
+        }
+    }
+    return all;
+}
+
+/* Images come in order; a subtree waits where its blocks were for the one next to it. */
+BNORM_INLINE void tree_lanes(enum tree tree, const bnorm_partials *p, size_t i, size_t vectors,
+                             size_t n, double *first, double *second) {
+    struct {
+        size_t images, row;
+    } waiting[BNORM_LEVELS];
+    const size_t end = p->first + p->n;
+    size_t depth = 0, row = 0;
+    struct nodes all, left;
+    for (size_t image = p->first, next; image < end; image = next) {
+        size_t images = bnorm_subtree(image, end, p->leaf), begin = image, at = row;
+        next = image + images;
+        all = image_nodes(tree, p, row, images, i, vectors, n);
+        row += p->per_image;
+        for (; depth && waiting[depth - 1].images == images && (begin & images); images *= 2) {
+            at = waiting[--depth].row;
+            left = load_nodes(p, at, i, vectors, n);
+            join_nodes(tree, vectors, &left, &all, (double)images * p->hw, (double)images * p->hw);
+            begin -= images;
+        }
+        store_nodes(p, at, i, vectors, n, &all);
+        waiting[depth].images = images;
+        waiting[depth++].row = at;
+    }
+    if (!first)
+        return;
+    double behind = (double)waiting[depth - 1].images;
+    while (--depth) {
+        const double images = (double)waiting[depth - 1].images;
+        left = load_nodes(p, waiting[depth - 1].row, i, vectors, n);
+        join_nodes(tree, vectors, &left, &all, images * p->hw, behind * p->hw);
+        behind += images;
+    }
     BNORM_UNROLL
     for (size_t v = 0; v < vectors; v++) {
-        const vec_d q = squares[v];
-        store_d_lanes(mean + i + v * VEC_D, vec_if_eq_d(q, q, merged[v], q), n);
-        store_d_lanes(m2 + i + v * VEC_D, q, n);
+        const vec_d b = vec_canonical_d(all.b[v]), a = tree == BNORM_MERGED
+                                                           ? vec_if_eq_d(b, b, all.a[v], b)
+                                                           : vec_canonical_d(all.a[v]);
+        store_d_lanes(first + i + v * VEC_D, a, n);
+        store_d_lanes(second + i + v * VEC_D, b, n);
     }
 }
 
 static void merge(const bnorm_partials *p, size_t first, size_t c, double *mean, double *m2) {
-#define BNORM_CALL(i, vectors, n) merge_lanes(p, i, vectors, n, mean, m2)
+#define BNORM_CALL(i, vectors, n) tree_lanes(BNORM_MERGED, p, i, vectors, n, mean, m2)
     BNORM_FOR_CHANNELS(first, c, BNORM_SIDE, BNORM_CALL);
 #undef BNORM_CALL
     vec_leave();
 }
 
-BNORM_INLINE void add_lanes(const bnorm_partials *p, size_t i, size_t vectors, size_t n,
-                            double *sum_g, double *sum_gx) {
-    const double *block_g = p->entries[0] + i, *block_gx = p->entries[1] + i;
-    vec_d g[BNORM_SIDE], gx[BNORM_SIDE];
-    BNORM_UNROLL
-    for (size_t v = 0; v < vectors; v++)
-        g[v] = gx[v] = vec_set1_d(0);
-    for (size_t b = 0; b < p->blocks; b++, block_g += p->stride, block_gx += p->stride) {
-        BNORM_UNROLL
-        for (size_t v = 0; v < vectors; v++) {
-            g[v] = vec_add_d(g[v], load_d_lanes(block_g + v * VEC_D, n));
-            gx[v] = vec_add_d(gx[v], load_d_lanes(block_gx + v * VEC_D, n));
-        }
-    }
-    BNORM_UNROLL
-    for (size_t v = 0; v < vectors; v++) {
-        store_d_lanes(sum_g + i + v * VEC_D, vec_canonical_d(g[v]), n);
-        store_d_lanes(sum_gx + i + v * VEC_D, vec_canonical_d(gx[v]), n);
-    }
-}
-
 static void add_blocks(const bnorm_partials *p, size_t first, size_t c, double *sum_g,
                        double *sum_gx) {
-#define BNORM_CALL(i, vectors, n) add_lanes(p, i, vectors, n, sum_g, sum_gx)
+#define BNORM_CALL(i, vectors, n) tree_lanes(BNORM_ADDED, p, i, vectors, n, sum_g, sum_gx)
     BNORM_FOR_CHANNELS(first, c, BNORM_SIDE, BNORM_CALL);
 #undef BNORM_CALL
+    vec_leave();
+}
+
+static void merge_pair(const bnorm_pair_args *a, size_t c) {
+    for (size_t i = 0; i < c; i += VEC_D) {
+        const size_t n = lesser(VEC_D, c - i);
+        struct nodes left, right;
+        left.a[0] = load_d_lanes(a->mean + i, n);
+        left.b[0] = load_d_lanes(a->m2 + i, n);
+        right.a[0] = load_d_lanes(a->next_mean + i, n);
+        right.b[0] = load_d_lanes(a->next_m2 + i, n);
+        join_nodes(BNORM_MERGED, 1, &left, &right, a->n[0], a->n[1]);
+        store_d_lanes(a->mean + i, vec_canonical_d(right.a[0]), n);
+        store_d_lanes(a->m2 + i, vec_canonical_d(right.b[0]), n);
+    }
     vec_leave();
 }
 

@@ -405,6 +405,79 @@ static void moments_rows(const bnorm_block_args *a, size_t chains, double *sum, 
     vec_leave();
 }
 
+/* The sum and squared deviations of whole subtrees of rows. */
+struct leaf {
+    vec_d sum, m2;
+};
+
+/* Two neighbours of `rows` rows each. */
+BNORM_INLINE struct leaf join_leaves(struct leaf a, struct leaf b, size_t rows) {
+    const vec_d d = vec_sub_d(b.sum, a.sum), share = vec_set1_d(0.5 / (double)rows);
+    return (struct leaf){vec_add_d(a.sum, b.sum),
+                         vec_fma_d(vec_mul_d(d, d), share, vec_add_d(a.m2, b.m2))};
+}
+
+BNORM_INLINE struct leaf leaf_1(const float *x, size_t n) {
+    return (struct leaf){widen_lanes(x, n), vec_set1_d(0)};
+}
+
+BNORM_INLINE struct leaf leaf_2(const float *x, size_t stride, size_t n) {
+    return join_leaves(leaf_1(x, n), leaf_1(x + stride, n), 1);
+}
+
+BNORM_INLINE struct leaf leaf_4(const float *x, size_t stride, size_t n) {
+    return join_leaves(leaf_2(x, stride, n), leaf_2(x + 2 * stride, stride, n), 2);
+}
+
+BNORM_INLINE struct leaf leaf_8(const float *x, size_t stride, size_t n) {
+    return join_leaves(leaf_4(x, stride, n), leaf_4(x + 4 * stride, stride, n), 4);
+}
+
+/* n lanes of `rows` rows, a power of two. Subtrees of 8 rows wait for their neighbours. */
+BNORM_INLINE struct leaf leaf_of(const float *x, size_t stride, size_t rows, size_t n) {
+    struct leaf waiting[4];
+    size_t depth = 0;
+    if (rows < 8)
+        return rows == 4 ? leaf_4(x, stride, n) : rows == 2 ? leaf_2(x, stride, n) : leaf_1(x, n);
+    for (size_t q = 0; q < rows / 8; q++, x += 8 * stride) {
+        struct leaf all = leaf_8(x, stride, n);
+        for (size_t joined = 1; q & joined; joined *= 2)
+            all = join_leaves(waiting[--depth], all, 8 * joined);
+        waiting[depth++] = all;
+    }
+    return waiting[0];
+}
+
+static void leaf_moments(const float *x, size_t stride, size_t rows, size_t c, double *sum,
+                         double *m2) {
+    for (size_t i = 0; i < c; i += VEC_D) {
+        const size_t n = lesser(VEC_D, c - i);
+        const struct leaf all =
+            n == VEC_D ? leaf_of(x + i, stride, rows, VEC_D) : leaf_of(x + i, stride, rows, n);
+        /* An infinity leaves no squares either. */
+        const vec_d squares = vec_add_d(all.m2, vec_sub_d(all.sum, all.sum));
+        vec_store_d_n(sum + i, vec_canonical_d(all.sum), n);
+        vec_store_d_n(m2 + i, vec_canonical_d(squares), n);
+    }
+}
+
+/* Lanes whose rows are widened side by side. */
+#define BNORM_LEAF_LANES (2 * BNORM_STAGE / BNORM_LEAF)
+
+static void moments_tree(const bnorm_block_args *a, double *sum, double *m2) {
+    if (a->type == BNORM_F32) {
+        leaf_moments(a->x, a->stride, a->runs, a->valid, sum, m2);
+    } else {
+        float wide[BNORM_LEAF * BNORM_LEAF_LANES + VEC_F];
+        for (size_t i = 0; i < a->valid; i += BNORM_LEAF_LANES) {
+            const size_t n = lesser(BNORM_LEAF_LANES, a->valid - i);
+            widen_rows(wide, element_at(a->x, a->type, i), a->type, NULL, a->stride, a->runs, n, 0);
+            leaf_moments(wide, n, a->runs, n, sum + i, m2 + i);
+        }
+    }
+    vec_leave();
+}
+
 /* Elements of planes that are reduced side by side, so that their second pass reads from L1. */
 #define BNORM_PLANES_LEN 4096
 

@@ -474,6 +474,80 @@ static void sums_rows(const bnorm_grad_args *a, size_t chains, double *sum_g, do
     vec_leave();
 }
 
+/* Sums of whole subtrees of rows. */
+struct grad_leaf {
+    vec_d g, gx;
+};
+
+BNORM_INLINE struct grad_leaf add_leaves(struct grad_leaf a, struct grad_leaf b) {
+    return (struct grad_leaf){vec_add_d(a.g, b.g), vec_add_d(a.gx, b.gx)};
+}
+
+BNORM_INLINE struct grad_leaf grad_leaf_1(const float *x, const float *g, vec_d center, size_t n) {
+    const vec_d wide_g = widen_lanes(g, n);
+    return (struct grad_leaf){wide_g, vec_mul_d(wide_g, vec_sub_d(widen_lanes(x, n), center))};
+}
+
+BNORM_INLINE struct grad_leaf grad_leaf_2(const float *x, size_t x_stride, const float *g,
+                                          size_t g_stride, vec_d center, size_t n) {
+    return add_leaves(grad_leaf_1(x, g, center, n),
+                      grad_leaf_1(x + x_stride, g + g_stride, center, n));
+}
+
+BNORM_INLINE struct grad_leaf grad_leaf_4(const float *x, size_t x_stride, const float *g,
+                                          size_t g_stride, vec_d center, size_t n) {
+    return add_leaves(
+        grad_leaf_2(x, x_stride, g, g_stride, center, n),
+        grad_leaf_2(x + 2 * x_stride, x_stride, g + 2 * g_stride, g_stride, center, n));
+}
+
+BNORM_INLINE struct grad_leaf grad_leaf_of(const float *x, size_t x_stride, const float *g,
+                                           size_t g_stride, size_t rows, vec_d center, size_t n) {
+    struct grad_leaf waiting[5];
+    size_t depth = 0;
+    if (rows < 4)
+        return rows == 2 ? grad_leaf_2(x, x_stride, g, g_stride, center, n)
+                         : grad_leaf_1(x, g, center, n);
+    for (size_t q = 0; q < rows / 4; q++, x += 4 * x_stride, g += 4 * g_stride) {
+        struct grad_leaf all = grad_leaf_4(x, x_stride, g, g_stride, center, n);
+        for (size_t joined = 1; q & joined; joined *= 2)
+            all = add_leaves(waiting[--depth], all);
+        waiting[depth++] = all;
+    }
+    return waiting[0];
+}
+
+static void leaf_sums(const float *x, size_t x_stride, const float *g, size_t g_stride, size_t rows,
+                      size_t c, const float *center, double *sum_g, double *sum_gx) {
+    for (size_t i = 0; i < c; i += VEC_D) {
+        const size_t n = lesser(VEC_D, c - i);
+        const vec_d middle = widen_lanes(center + i, n);
+        const struct grad_leaf all =
+            n == VEC_D ? grad_leaf_of(x + i, x_stride, g + i, g_stride, rows, middle, VEC_D)
+                       : grad_leaf_of(x + i, x_stride, g + i, g_stride, rows, middle, n);
+        vec_store_d_n(sum_g + i, vec_canonical_d(all.g), n);
+        vec_store_d_n(sum_gx + i, vec_canonical_d(all.gx), n);
+    }
+}
+
+/* g of all but the plainest case goes through L1. */
+static void sums_tree(const bnorm_grad_args *a, double *sum_g, double *sum_gx) {
+    if (a->pre == BNORM_PRE_NONE && a->type == BNORM_F32) {
+        leaf_sums(a->x, a->x_stride, a->dy, a->dy_stride, a->runs, a->valid, a->center, sum_g,
+                  sum_gx);
+    } else {
+        enum { ROOM = BNORM_LEAF * BNORM_LEAF_LANES + VEC_F };
+        float x[ROOM], g[ROOM], v[ROOM];
+        for (size_t i = 0; i < a->valid; i += BNORM_LEAF_LANES) {
+            const size_t n = lesser(BNORM_LEAF_LANES, a->valid - i);
+            const struct grad_rows rows = grad_rows_at(a, 0, i, i);
+            widen_grads(a, &rows, a->runs, n, 0, x, g, v);
+            leaf_sums(x, n, g, n, a->runs, n, rows.center, sum_g + i, sum_gx + i);
+        }
+    }
+    vec_leave();
+}
+
 /* Planes of floats: each is a strip of BNORM_SPAN_LANES lanes of one channel. */
 static void sums_planes(const bnorm_grad_args *a, double *sum_g, double *sum_gx) {
     vec_d v_g[VEC_D], v_gx[VEC_D];

@@ -327,30 +327,107 @@ static void moments_span(const bnorm_block_args *a, double *sum, double *m2) {
     }
 }
 
-/* Elements of one channel in block b. */
-static double block_len(const bnorm_partials *p, size_t b) {
-    return (b + 1) % p->per_image ? p->size : p->last;
+/* Rows [r, r + rows) of one channel: sums, and squares about the mean of two halves. */
+static void tree_sums(const bnorm_block_args *a, size_t i, size_t r, size_t rows, double *sum,
+                      double *m2) {
+    double left, right, left_m2, right_m2;
+    if (rows == 1) {
+        *sum = (double)load(a->x, a->type, &no_quant, r * a->stride + i);
+        *m2 = 0;
+        return;
+    }
+    tree_sums(a, i, r, rows / 2, &left, &left_m2);
+    tree_sums(a, i, r + rows / 2, rows / 2, &right, &right_m2);
+    const double d = right - left;
+    *sum = left + right;
+    *m2 = fma(d * d, 1 / (double)rows, left_m2 + right_m2);
+}
+
+static void moments_tree(const bnorm_block_args *a, double *sum, double *m2) {
+    for (size_t i = 0; i < a->valid; i++) {
+        double total, squares;
+        tree_sums(a, i, 0, a->runs, &total, &squares);
+        sum[i] = canonical_double(total);
+        m2[i] = canonical_double(squares + (total - total)); /* NaN where an infinity is */
+    }
+}
+
+/* What a tree is made of: statistics of n values. */
+struct node {
+    double mean, m2, n;
+};
+
+/* sum/n: what a product with 1/n misses of it is added. Exact where the quotient is a double. */
+static double quotient(double sum, double n) {
+    const double inverse = 1 / n, product = sum * inverse;
+    return fma(fma(-n, product, sum), inverse, product);
 }
 
 /* Chan, Golub, LeVeque: "Updating formulae and a pairwise algorithm for computing sample variances"
- * (1979), with excess = n_block*(block mean - mean), which is exactly 0 for equal means. */
+ * (1979). */
+static struct node pair_of(struct node a, struct node b) {
+    const double n = a.n + b.n, share = b.n / n, d = b.mean - a.mean;
+    return (struct node){fma(d, share, a.mean), fma(d * d, a.n * share, a.m2 + b.m2), n};
+}
+
+/* The row of the tables with the first block of image i. */
+static size_t row_of(const bnorm_partials *p, size_t i) {
+    return bnorm_subtrees(p->first, i - p->first, p->leaf) * p->per_image * p->stride;
+}
+
+/* An image, or a leaf of several. Blocks come in order, with excess = n_block*(block mean - mean),
+ * which is exactly 0 for equal means. */
+static struct node image_node(const bnorm_partials *p, size_t row, size_t images) {
+    const double *const sum = p->entries[0] + row, *const m2 = p->entries[1] + row;
+    const double n_first = p->per_image > 1 ? p->size : p->last * (double)images;
+    struct node all = {quotient(sum[0], n_first), m2[0], n_first};
+    for (size_t b = 1; b < p->per_image; b++) {
+        const double n_block = b + 1 < p->per_image ? p->size : p->last, n = all.n + n_block;
+        const double inverse_n = 1 / n, weight = all.n / (n_block * n);
+        const double excess = fma(-n_block, all.mean, sum[b * p->stride]);
+        all.mean = fma(excess, inverse_n, all.mean);
+        all.m2 = fma(excess * excess, weight, all.m2 + m2[b * p->stride]);
+        all.n = n;
+    }
+    return all;
+}
+
+/* Images [i, end): the largest whole subtree that they begin with, and what is behind it. Whole
+ * subtrees are two halves. */
+static struct node merge_images(const bnorm_partials *p, size_t channel, size_t i, size_t end) {
+    const size_t images = bnorm_subtree(i, end, BNORM_TREE), row = row_of(p, i) + channel;
+    struct node all;
+    if (images < end - i)
+        return pair_of(merge_images(p, channel, i, i + images),
+                       merge_images(p, channel, i + images, end));
+    if (images <= p->leaf)
+        all = image_node(p, row, images);
+    else
+        all = pair_of(merge_images(p, channel, i, i + images / 2),
+                      merge_images(p, channel, i + images / 2, end));
+    p->entries[0][row] = all.mean;
+    p->entries[1][row] = all.m2;
+    return all;
+}
+
 static void merge(const bnorm_partials *p, size_t first, size_t c, double *mean, double *m2) {
     for (size_t i = first; i < first + c; i++) {
-        double n_before = block_len(p, 0);
-        mean[i] = p->entries[0][i] / n_before;
-        m2[i] = p->entries[1][i];
-        for (size_t b = 1; b < p->blocks; b++) {
-            const double sum = p->entries[0][b * p->stride + i];
-            const double block_m2 = p->entries[1][b * p->stride + i];
-            const double n_block = block_len(p, b), n = n_before + n_block;
-            const double inverse_n = 1 / n, weight = n_before / (n_block * n);
-            const double excess = fma(-n_block, mean[i], sum);
-            mean[i] = canonical_double(fma(excess, inverse_n, mean[i]));
-            m2[i] = canonical_double(fma(excess * excess, weight, m2[i] + block_m2));
-            n_before = n;
-        }
-        if (m2[i] != m2[i]) /* an infinity among the data leaves no mean either */
-            mean[i] = m2[i];
+        const struct node all = merge_images(p, i, p->first, p->first + p->n);
+        if (!mean)
+            continue;
+        m2[i] = canonical_double(all.m2);
+        /* an infinity among the data leaves no mean either */
+        mean[i] = all.m2 != all.m2 ? m2[i] : all.mean;
+    }
+}
+
+static void merge_pair(const bnorm_pair_args *a, size_t c) {
+    for (size_t i = 0; i < c; i++) {
+        const struct node left = {a->mean[i], a->m2[i], a->n[0]},
+                          right = {a->next_mean[i], a->next_m2[i], a->n[1]},
+                          both = pair_of(left, right);
+        a->mean[i] = canonical_double(both.mean);
+        a->m2[i] = canonical_double(both.m2);
     }
 }
 
@@ -527,6 +604,31 @@ static void sums_span(const bnorm_grad_args *a, double *sum_g, double *sum_gx) {
         accurate_sums(a, ch, a->len, BNORM_SPAN_LANES, 1, &sum_g[ch], &sum_gx[ch]);
 }
 
+/* Rows [r, r + rows) of one channel, two halves; products in double. */
+static void tree_products(const bnorm_grad_args *a, size_t i, size_t r, size_t rows, double *sum_g,
+                          double *sum_gx) {
+    double next_g, next_gx;
+    if (rows == 1) {
+        const float x = load(a->x, a->type, &no_quant, r * a->x_stride + i);
+        *sum_g = (double)grad_element(a, r, i, i);
+        *sum_gx = *sum_g * ((double)x - (double)a->center[i]);
+        return;
+    }
+    tree_products(a, i, r, rows / 2, sum_g, sum_gx);
+    tree_products(a, i, r + rows / 2, rows / 2, &next_g, &next_gx);
+    *sum_g += next_g;
+    *sum_gx += next_gx;
+}
+
+static void sums_tree(const bnorm_grad_args *a, double *sum_g, double *sum_gx) {
+    for (size_t i = 0; i < a->valid; i++) {
+        double g, gx;
+        tree_products(a, i, 0, a->runs, &g, &gx);
+        sum_g[i] = canonical_double(g);
+        sum_gx[i] = canonical_double(gx);
+    }
+}
+
 static void dx_element(const bnorm_grad_args *a, size_t r, size_t i, size_t ch) {
     const float g = grad_element(a, r, i, ch);
     float dx = g * a->scale[ch];
@@ -618,14 +720,40 @@ static void coefficients(const bnorm_coefficient_args *a, size_t first, size_t c
     }
 }
 
+/* As merge_images. */
+static void add_images(const bnorm_partials *p, size_t channel, size_t i, size_t end, double *g,
+                       double *gx) {
+    const size_t images = bnorm_subtree(i, end, BNORM_TREE), row = row_of(p, i) + channel;
+    const int whole = images == end - i;
+    double *const block_g = p->entries[0] + row, *const block_gx = p->entries[1] + row;
+    if (whole && images <= p->leaf) {
+        *g = block_g[0];
+        *gx = block_gx[0];
+        for (size_t b = 1; b < p->per_image; b++) {
+            *g += block_g[b * p->stride];
+            *gx += block_gx[b * p->stride];
+        }
+    } else {
+        const size_t middle = i + (whole ? images / 2 : images);
+        double next_g, next_gx;
+        add_images(p, channel, i, middle, g, gx);
+        add_images(p, channel, middle, end, &next_g, &next_gx);
+        *g += next_g;
+        *gx += next_gx;
+    }
+    if (whole) {
+        *block_g = *g;
+        *block_gx = *gx;
+    }
+}
+
 static void add_blocks(const bnorm_partials *p, size_t first, size_t c, double *sum_g,
                        double *sum_gx) {
     for (size_t i = first; i < first + c; i++) {
-        double g = 0, gx = 0;
-        for (size_t b = 0; b < p->blocks; b++) {
-            g += p->entries[0][b * p->stride + i];
-            gx += p->entries[1][b * p->stride + i];
-        }
+        double g, gx;
+        add_images(p, i, p->first, p->first + p->n, &g, &gx);
+        if (!sum_g)
+            continue;
         sum_g[i] = canonical_double(g);
         sum_gx[i] = canonical_double(gx);
     }

@@ -1,0 +1,435 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Batches in pieces: whole subtrees of the tree that images are merged along. */
+#include "backward.h"
+#include "train.h"
+
+#include <string.h>
+
+/* Channels whose totals lie on the stack. */
+#define CHANNELS ((size_t)128)
+
+size_t bnorm_partial_size(size_t c, size_t n) {
+    size_t nodes = 0, bytes;
+    for (; n; n /= 2)
+        nodes += 2;
+    return __builtin_mul_overflow(c, nodes * 2 * sizeof(double), &bytes) ? 0 : bytes;
+}
+
+static size_t nodes_of(const bnorm_partial *piece) {
+    return bnorm_subtrees(piece->first, piece->n, BNORM_TREE);
+}
+
+size_t bnorm_partial_used(const bnorm_partial *piece) {
+    return piece ? nodes_of(piece) * 2 * piece->c * sizeof(double) : 0;
+}
+
+static double *node_at(const bnorm_partial *piece, size_t k) {
+    return piece->nodes + k * 2 * piece->c;
+}
+
+static double values_of(const bnorm_partial *piece, size_t images) {
+    return (double)images * (double)piece->hw;
+}
+
+static void canonical(double *array, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        if (array[i] != array[i])
+            memset(&array[i], 0xff, sizeof array[i]);
+}
+
+/* Two arrays of one node: n values, c channels. */
+struct node {
+    double *a, *b;
+    double n;
+};
+
+/* left and the node after it. */
+static void join(bnorm_op op, struct node left, struct node right, size_t c) {
+    if (op == BNORM_OP_MOMENTS) {
+        const bnorm_pair_args args = {{left.n, right.n}, left.a, left.b, right.a, right.b};
+        bnorm_isa_best()->merge_pair(&args, c);
+        return;
+    }
+    for (size_t i = 0; i < c; i++) {
+        left.a[i] += right.a[i];
+        left.b[i] += right.b[i];
+    }
+    canonical(left.a, c);
+    canonical(left.b, c);
+}
+
+/* Appends a subtree of so many images and merges what has become whole. */
+static void push(bnorm_partial *piece, size_t images, const double *a, const double *b) {
+    const size_t c = piece->c, count = nodes_of(piece);
+    size_t begin = piece->first + piece->n, k = count, size = images;
+    struct node right = {(double *)(uintptr_t)a, (double *)(uintptr_t)b, 0};
+    for (; (begin & size) && begin - piece->first >= size; begin -= size, size *= 2) {
+        double *const at = node_at(piece, --k);
+        struct node left = {at, at + c, values_of(piece, size)};
+        right.n = left.n;
+        join(piece->op, left, right, c);
+        right = left;
+    }
+    if (k == count) {
+        double *const at = node_at(piece, k);
+        memcpy(at, a, c * sizeof *a);
+        memcpy(at + c, b, c * sizeof *b);
+        canonical(at, 2 * c);
+    }
+    piece->n += images;
+}
+
+/* The subtrees that the merging kernel has left in the tables. */
+static void push_all(bnorm_partial *piece, const bnorm_partials *p) {
+    const size_t end = p->first + p->n;
+    for (size_t i = p->first, images; i < end; i += images) {
+        const size_t row = bnorm_subtrees(p->first, i - p->first, p->leaf) * p->per_image;
+        images = bnorm_subtree(i, end, BNORM_TREE);
+        push(piece, images, p->entries[0] + row * p->stride, p->entries[1] + row * p->stride);
+    }
+}
+
+static bnorm_status check_piece(const bnorm_partial *piece, bnorm_op op) {
+    if (!piece)
+        return BNORM_NULL_POINTER;
+    if (piece->op != op)
+        return BNORM_BAD_ENUM;
+    if (piece->c == 0 || piece->first + piece->n < piece->first)
+        return BNORM_BAD_SHAPE;
+    if (piece->n == 0)
+        return BNORM_OK;
+    size_t bytes;
+    if (piece->hw == 0 ||
+        __builtin_mul_overflow(nodes_of(piece) * 2 * sizeof(double), piece->c, &bytes))
+        return BNORM_BAD_SHAPE;
+    if (!piece->nodes)
+        return BNORM_NULL_POINTER;
+    return piece->size < bytes ? BNORM_WORKSPACE_TOO_SMALL : BNORM_OK;
+}
+
+/* Whether n more images of hw positions fit. */
+static bnorm_status check_room(const bnorm_partial *piece, size_t n, size_t hw) {
+    const size_t all = piece->n + n;
+    if ((piece->n && piece->hw != hw) || all < n || piece->first + all < all)
+        return BNORM_BAD_SHAPE;
+    if (!piece->nodes)
+        return BNORM_NULL_POINTER;
+    const size_t need = bnorm_partial_size(piece->c, all);
+    if (need == 0)
+        return BNORM_BAD_SHAPE;
+    return piece->size < need ? BNORM_WORKSPACE_TOO_SMALL : BNORM_OK;
+}
+
+/* The piece that a collecting function appends to. */
+static bnorm_status check_target(const bnorm_shape *shape, const bnorm_partial *piece,
+                                 bnorm_op op) {
+    bnorm_status status = bnorm_check_float_shape(shape);
+    if (!status)
+        status = check_piece(piece, op);
+    if (!status && piece->c != shape->c)
+        status = BNORM_BAD_SHAPE;
+    return status || bnorm_is_empty(shape) ? status : check_room(piece, shape->n, shape->hw);
+}
+
+static void append(bnorm_partial *piece, size_t hw, const bnorm_partials *p) {
+    piece->hw = hw;
+    push_all(piece, p);
+}
+
+struct appending {
+    bnorm_partial *piece;
+    size_t hw;
+    const bnorm_partials *p;
+};
+
+/* A task, so that it runs in exec's mode. */
+static void append_task(void *arg, size_t i) {
+    const struct appending *a = arg;
+    (void)i;
+    append(a->piece, a->hw, a->p);
+}
+
+bnorm_status bnorm_collect(const bnorm_shape *shape, bnorm_in x, bnorm_partial *piece, void *ws,
+                           size_t ws_size, const bnorm_exec *exec) {
+    bnorm_statistics s;
+    bnorm_status status = check_target(shape, piece, BNORM_OP_MOMENTS);
+    if (!status)
+        status = bnorm_plan_moments(shape, x, NULL, NULL, piece, ws, ws_size, exec, &s);
+    if (status || !s.x.data)
+        return status;
+    bnorm_statistics_run(&s, exec);
+    struct appending a = {piece, shape->hw, &s.partials};
+    bnorm_run(exec, append_task, &a, 1);
+    return BNORM_OK;
+}
+
+bnorm_status bnorm_collect_grad(const bnorm_shape *shape, bnorm_in x, bnorm_in dy,
+                                const bnorm_grad *grad, bnorm_partial *piece, void *ws,
+                                size_t ws_size, const bnorm_exec *exec) {
+    bnorm_gradients s;
+    const bnorm_out none = {0};
+    const bnorm_grad_phase phase = {piece, NULL};
+    bnorm_status status = check_target(shape, piece, BNORM_OP_BACKWARD);
+    if (!status)
+        status = bnorm_plan_backward(shape, x, dy, none, grad, &phase, ws, ws_size, exec, &s);
+    if (status || !s.x.data)
+        return status;
+    bnorm_gradients_run(&s, exec);
+    struct appending a = {piece, shape->hw, &s.partials};
+    bnorm_run(exec, append_task, &a, 1);
+    return BNORM_OK;
+}
+
+bnorm_status bnorm_apply_grad(const bnorm_shape *shape, bnorm_in x, bnorm_in dy, bnorm_out dx,
+                              const bnorm_grad *grad, const float *coefficients,
+                              const bnorm_exec *exec) {
+    bnorm_gradients s;
+    const bnorm_grad_phase phase = {NULL, coefficients};
+    bnorm_status status = bnorm_check_float_shape(shape);
+    if (!status && !bnorm_is_empty(shape) && !coefficients)
+        status = BNORM_NULL_POINTER;
+    if (!status)
+        status = bnorm_plan_backward(shape, x, dy, dx, grad, &phase, NULL, 0, exec, &s);
+    if (!status && s.x.data)
+        bnorm_gradients_run(&s, exec);
+    return status;
+}
+
+static int overlap(bnorm_buffer a, bnorm_buffer b) {
+    return a.begin < b.end && b.begin < a.end;
+}
+
+bnorm_status bnorm_merge(bnorm_partial *left, const bnorm_partial *right) {
+    if (!left || !right)
+        return BNORM_NULL_POINTER;
+    bnorm_status status =
+        (unsigned)left->op > BNORM_OP_BACKWARD || left->op == BNORM_OP_FORWARD_TRAIN
+            ? BNORM_BAD_ENUM
+            : check_piece(left, left->op);
+    if (!status)
+        status = check_piece(right, left->op);
+    if (status)
+        return status;
+    if (left->c != right->c || left->first + left->n != right->first)
+        return BNORM_BAD_SHAPE;
+    if (right->n == 0)
+        return BNORM_OK;
+    if ((status = check_room(left, right->n, right->hw)))
+        return status;
+    const bnorm_buffer from = bnorm_memory_buffer(right->nodes, bnorm_partial_used(right));
+    if (overlap(bnorm_piece_buffer(left, right->n), from))
+        return BNORM_BAD_OVERLAP;
+    const size_t end = right->first + right->n;
+    left->hw = right->hw;
+    for (size_t k = 0, i = right->first, images; i < end; i += images, k++) {
+        images = bnorm_subtree(i, end, BNORM_TREE);
+        push(left, images, node_at(right, k), node_at(right, k) + right->c);
+    }
+    return BNORM_OK;
+}
+
+/* The totals of channels [first, first + c), c <= CHANNELS: nodes are merged from the last to the
+ * first. */
+static void total_of(const bnorm_partial *piece, size_t first, size_t c, double *mean, double *m2) {
+    double memory[2][2][CHANNELS];
+    size_t k = nodes_of(piece), end = piece->first + piece->n, turn = 0;
+    size_t sizes[BNORM_LEVELS], behind;
+    for (size_t i = piece->first, j = 0; i < end; i += sizes[j++])
+        sizes[j] = bnorm_subtree(i, end, BNORM_TREE);
+    struct node all = {memory[0][0], memory[0][1], 0};
+    for (behind = 0; k-- > 0; behind += sizes[k], turn = !turn) {
+        const struct node left = {memory[turn][0], memory[turn][1], values_of(piece, sizes[k])};
+        memcpy(left.a, node_at(piece, k) + first, c * sizeof(double));
+        memcpy(left.b, node_at(piece, k) + piece->c + first, c * sizeof(double));
+        if (behind) {
+            all.n = values_of(piece, behind);
+            join(piece->op, left, all, c);
+        }
+        all = left;
+    }
+    for (size_t i = 0; i < c; i++) {
+        const int none = piece->op == BNORM_OP_MOMENTS && all.b[i] != all.b[i];
+        mean[i] = none ? all.b[i] : all.a[i];
+        m2[i] = all.b[i];
+    }
+}
+
+bnorm_status bnorm_total(const bnorm_partial *piece, double *count, double *mean, double *m2) {
+    if (!piece)
+        return BNORM_NULL_POINTER;
+    if (piece->op != BNORM_OP_MOMENTS && piece->op != BNORM_OP_BACKWARD)
+        return BNORM_BAD_ENUM;
+    const bnorm_status status = check_piece(piece, piece->op);
+    if (status)
+        return status;
+    const size_t bytes = piece->c * sizeof(double);
+    const bnorm_buffer buffers[] = {
+        bnorm_memory_buffer(count, sizeof *count),
+        bnorm_memory_buffer(mean, bytes),
+        bnorm_memory_buffer(m2, bytes),
+        bnorm_memory_buffer(piece->n ? piece->nodes : NULL, bnorm_partial_used(piece)),
+    };
+    for (size_t i = 0; i < 3; i++)
+        for (size_t j = i + 1; j < 4; j++)
+            if (overlap(buffers[i], buffers[j]))
+                return BNORM_BAD_OVERLAP;
+    if (count)
+        *count = piece->n ? values_of(piece, piece->n) : 0;
+    for (size_t i = 0, n; i < piece->c; i += n) {
+        double a[CHANNELS] = {0}, b[CHANNELS] = {0};
+        n = bnorm_min(CHANNELS, piece->c - i);
+        if (piece->n)
+            total_of(piece, i, n, a, b);
+        if (mean)
+            memcpy(mean + i, a, n * sizeof *a);
+        if (m2)
+            memcpy(m2 + i, b, n * sizeof *b);
+    }
+    return BNORM_OK;
+}
+
+/* Where an array of parameters, or none, has those of channel i. */
+static const float *from(const float *array, size_t i) {
+    return array ? array + i : NULL;
+}
+
+static float *to(float *array, size_t i) {
+    return array ? array + i : NULL;
+}
+
+static void zero(float *array, size_t c) {
+    if (array)
+        memset(array, 0, c * sizeof *array);
+}
+
+bnorm_status bnorm_finish(const bnorm_partial *piece, const bnorm_train *train,
+                          float *coefficients) {
+    bnorm_status status = check_piece(piece, BNORM_OP_MOMENTS);
+    if (status)
+        return status;
+    if (!train || !coefficients)
+        return BNORM_NULL_POINTER;
+    if ((status = bnorm_check_train(train, NULL)))
+        return status;
+    if (train->weights.values || train->renorm)
+        return BNORM_UNSUPPORTED;
+    const size_t c = piece->c;
+    const bnorm_buffer buffers[] = {
+        /* outputs */
+        bnorm_array_buffer(coefficients, 3 * c),
+        bnorm_array_buffer(train->running.mean, c),
+        bnorm_array_buffer(train->running.var, c),
+        bnorm_array_buffer(train->save_mean, c),
+        bnorm_array_buffer(train->save_invstd, c),
+        bnorm_array_buffer(train->save_mean_lo, c),
+        /* inputs */
+        bnorm_array_buffer(train->gamma, c),
+        bnorm_array_buffer(train->beta, c),
+        bnorm_memory_buffer(piece->n ? piece->nodes : NULL, bnorm_partial_used(piece)),
+    };
+    status = bnorm_check_overlap(NULL, buffers, sizeof buffers / sizeof buffers[0], 6);
+    if (status)
+        return status;
+    if (piece->n == 0) {
+        zero(coefficients, 3 * c);
+        zero(train->save_mean, c);
+        zero(train->save_mean_lo, c);
+        zero(train->save_invstd, c);
+        return BNORM_OK;
+    }
+    const double count = values_of(piece, piece->n);
+    for (size_t i = 0, n; i < c; i += n) {
+        double mean[CHANNELS], m2[CHANNELS];
+        n = bnorm_min(CHANNELS, c - i);
+        total_of(piece, i, n, mean, m2);
+        const bnorm_coefficient_args args = {
+            .mean = mean,
+            .m2 = m2,
+            .n = count,
+            .eps = train->eps,
+            .gamma = from(train->gamma, i),
+            .beta = from(train->beta, i),
+            .drop_low = bnorm_drops_low(train),
+            .center = coefficients + i,
+            .scale = coefficients + c + i,
+            .shift = coefficients + 2 * c + i,
+            .save_mean = to(train->save_mean, i),
+            .save_mean_lo = to(train->save_mean_lo, i),
+            .save_invstd = to(train->save_invstd, i),
+            .running_mean = to(train->running.mean, i),
+            .running_var = to(train->running.var, i),
+            .rate = train->running.rate,
+            .divisor = bnorm_running_divisor(&train->running, count),
+        };
+        bnorm_isa_best()->coefficients(&args, 0, n);
+    }
+    return BNORM_OK;
+}
+
+bnorm_status bnorm_finish_grad(const bnorm_partial *piece, const bnorm_grad *grad,
+                               float *coefficients) {
+    bnorm_status status = check_piece(piece, BNORM_OP_BACKWARD);
+    if (status)
+        return status;
+    if (!grad || (piece->n && !grad->save_invstd))
+        return BNORM_NULL_POINTER;
+    if ((!grad->frozen && grad->weights.values) || grad->renorm_r || grad->renorm_d)
+        return BNORM_UNSUPPORTED;
+    const size_t c = piece->c;
+    const bnorm_buffer buffers[] = {
+        /* outputs */
+        bnorm_array_buffer(coefficients, 4 * c),
+        bnorm_array_buffer(grad->dgamma, c),
+        bnorm_array_buffer(grad->dbeta, c),
+        /* inputs */
+        bnorm_array_buffer(grad->gamma, c),
+        bnorm_array_buffer(grad->beta, c),
+        bnorm_array_buffer(grad->save_invstd, c),
+        bnorm_array_buffer(grad->save_mean_lo, c),
+        bnorm_memory_buffer(piece->n ? piece->nodes : NULL, bnorm_partial_used(piece)),
+    };
+    status = bnorm_check_overlap(NULL, buffers, sizeof buffers / sizeof buffers[0], 3);
+    if (status)
+        return status;
+    if (piece->n == 0) {
+        zero(coefficients, 4 * c);
+        zero(grad->dgamma, c);
+        zero(grad->dbeta, c);
+        return BNORM_OK;
+    }
+    const bnorm_isa *const isa = bnorm_isa_best();
+    for (size_t i = 0, n; i < c; i += n) {
+        double sum_g[CHANNELS], sum_gx[CHANNELS];
+        n = bnorm_min(CHANNELS, c - i);
+        total_of(piece, i, n, sum_g, sum_gx);
+        if (coefficients) {
+            const bnorm_scale_args args = {
+                .gamma = from(grad->gamma, i),
+                .beta = from(grad->beta, i),
+                .mean_lo = from(grad->save_mean_lo, i),
+                .invstd = grad->save_invstd + i,
+                .scale = coefficients + i,
+                .shift = coefficients + c + i,
+            };
+            isa->scale_shift(&args, n);
+        }
+        const bnorm_grad_coefficient_args args = {
+            .sum_g = sum_g,
+            .sum_gx = sum_gx,
+            .n = values_of(piece, piece->n),
+            .gamma = from(grad->gamma, i),
+            .mean_lo = from(grad->save_mean_lo, i),
+            .invstd = grad->save_invstd + i,
+            .dgamma = to(grad->dgamma, i),
+            .dbeta = to(grad->dbeta, i),
+            .scale = to(coefficients, i),
+            .slope = grad->frozen ? NULL : to(coefficients, 2 * c + i),
+            .offset = to(coefficients, 3 * c + i),
+        };
+        isa->grad_coefficients(&args, 0, n);
+    }
+    if (coefficients && grad->frozen)
+        zero(coefficients + 2 * c, 2 * c);
+    return BNORM_OK;
+}
