@@ -454,10 +454,9 @@ static bnorm_block_args block_args(const struct operand *x, bnorm_dtype type, co
                               .valid = a->valid};
 }
 
-static void trial_moments_rows(struct trial *r, size_t c, size_t round) {
-    (void)round;
-    const size_t len = run_len(r, c), chains = some_chains(r, len),
-                 rows = some_rows(r, len, chains);
+/* A block of rows in chains, or with 0 of them as a tree. */
+static void trial_block_of_rows(struct trial *r, size_t c, size_t rows, size_t chains) {
+    const size_t len = run_len(r, c);
     const struct area a = {rows, len, c, len + gap(r)};
     const bnorm_dtype type = some_type(r, FLOAT_TYPES);
     test_context(r->t, "c = %zu of %zu, rows = %zu, chains = %zu, stride = %zu, type %d, values %d",
@@ -467,9 +466,18 @@ static void trial_moments_rows(struct trial *r, size_t c, size_t round) {
     struct operand *sum = doubles(r, "sum", c), *m2 = doubles(r, "m2", c);
     for (enum version v = SCALAR; v < VERSIONS; v++) {
         const bnorm_block_args args = block_args(x, type, &a, v);
-        r->isa[v]->moments_rows(&args, chains, at(sum, v), at(m2, v));
+        if (chains)
+            r->isa[v]->moments_rows(&args, chains, at(sum, v), at(m2, v));
+        else
+            r->isa[v]->moments_tree(&args, at(sum, v), at(m2, v));
     }
     compare(r);
+}
+
+static void trial_moments_rows(struct trial *r, size_t c, size_t round) {
+    (void)round;
+    const size_t len = run_len(r, c), chains = some_chains(r, len);
+    trial_block_of_rows(r, c, some_rows(r, len, chains), chains);
 }
 
 static void check_moments_rows(struct test *t) {
@@ -503,33 +511,143 @@ static void check_moments_span(struct test *t) {
     for_lengths(t, 1, NULL, 0, trial_any_plane);
 }
 
-/* The tables of merge and add_blocks: some blocks of some images, channels [first, first + c). */
+/* Rows of a leaf: 1, 2, 4, ... */
+static size_t some_leaf(struct trial *r) {
+    size_t sizes = 1;
+    while ((size_t)1 << sizes <= BNORM_LEAF)
+        sizes++;
+    return (size_t)1 << rng_below(r->rng, sizes);
+}
+
+static void trial_moments_tree(struct trial *r, size_t c, size_t round) {
+    (void)round;
+    trial_block_of_rows(r, c, some_leaf(r), 0);
+}
+
+static void check_moments_tree(struct test *t) {
+    for_lengths(t, 14, long_runs, LONG_RUNS, trial_moments_tree);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Trees of images                                                                                */
+
+/* Of merge, and of add_blocks. */
+enum tree { MERGED, ADDED };
+enum { MAX_ROWS = 4096 };
+
+/* The tables of both: rows of blocks of images anywhere in a batch, channels [first, first + c). */
 struct blocks {
+    enum tree tree;
     bnorm_partials sizes; /* without pointers */
-    size_t first;
+    size_t first, c;
     struct operand *entries[2];
+    const double *before[2]; /* what was in them */
+    size_t rows;
+    double values[MAX_ROWS]; /* of a channel in the blocks of a row */
+    double constant;         /* all values are this one, exactly; NAN = they differ */
 };
 
-static struct blocks new_blocks(struct trial *r, size_t c, size_t round) {
-    const size_t images = 1 + rng_below(r->rng, 4), per_image = 1 + rng_below(r->rng, 4);
-    const double size = (double)(1 + rng_below(r->rng, 4096));
-    struct blocks k = {.first = gap(r)};
-    k.sizes = (bnorm_partials){.blocks = round % 3 ? images * per_image : 1,
-                               .per_image = round % 3 ? per_image : 1,
-                               .stride = k.first + c + gap(r),
-                               .size = size,
-                               .last = (double)(1 + rng_below(r->rng, (size_t)size))};
-    const size_t count = (k.sizes.blocks - 1) * k.sizes.stride + k.first + c;
+/* Rows of images [i, end), which whole leaves end at. */
+static size_t rows_of(const struct blocks *k, size_t i, size_t end) {
+    return bnorm_subtrees(i, end - i, k->sizes.leaf) * k->sizes.per_image;
+}
+
+/* Numbers of the first image: where it changes the tree and where not. */
+static size_t some_first_image(struct trial *r) {
+    switch (rng_below(r->rng, 4)) {
+    case 0:
+        return 0;
+    case 1:
+        return rng_below(r->rng, 10);
+    case 2:
+        return rng_below(r->rng, 1000);
+    default: /* a little before a power of two, or that */
+        return ((size_t)1 << (8 + rng_below(r->rng, 22))) - rng_below(r->rng, 130);
+    }
+}
+
+static bnorm_partials some_sizes(struct trial *r, size_t c) {
+    bnorm_partials p = {.first = some_first_image(r), .leaf = 1, .per_image = 1};
+    p.n = 1 + rng_below(r->rng, one_in(r, 6) ? 600 : one_in(r, 3) ? 70 : 9);
+    if (one_in(r, 3)) {
+        p.leaf = BNORM_LEAF;
+        p.size = BNORM_LEAF;
+        p.last = one_in(r, 4) ? (double)(1 + rng_below(r->rng, 50)) : 1;
+    } else {
+        const size_t most = 65536 / c;
+        p.per_image = one_in(r, 2) ? 1 : 1 + rng_below(r->rng, 5);
+        p.n = p.n * p.per_image <= most ? p.n : 1 + most / p.per_image;
+        p.size = (double)(1 + rng_below(r->rng, 4096));
+        p.last = (double)(1 + rng_below(r->rng, (size_t)p.size));
+    }
+    p.hw = (double)(p.per_image - 1) * p.size + p.last;
+    return p;
+}
+
+static const double *copy_of(struct trial *r, const struct operand *o) {
+    if (r->used + o->bytes > POOL_BYTES)
+        test_fail(r->t, "raise POOL_BYTES");
+    double *copy = (double *)(void *)(r->pool + r->used);
+    memcpy(copy, o->data[SCALAR], o->bytes);
+    r->used += (o->bytes + 63) / 64 * 64;
+    return copy;
+}
+
+/* Sums that all equal values have, and no deviations. */
+static void fill_constant(struct blocks *k) {
+    for (size_t row = 0; row < k->rows; row++)
+        for (size_t i = k->first; i < k->first + k->c; i++)
+            for (enum version v = SCALAR; v < VERSIONS; v++) {
+                ((double *)k->entries[0]->data[v])[row * k->sizes.stride + i] =
+                    k->constant * k->values[row];
+                ((double *)k->entries[1]->data[v])[row * k->sizes.stride + i] = 0;
+            }
+}
+
+/* The largest aligned power of two that fits. */
+static void check_subtree(struct trial *r, size_t image, size_t images, size_t end, size_t most) {
+    const size_t twice = 2 * images;
+    const int good = images && !(images & (images - 1)) && image % images == 0 &&
+                     images <= end - image && images <= most;
+    const int larger = twice && twice <= most && image % twice == 0 && twice <= end - image;
+    if (!good || larger)
+        test_fail(r->t, "a subtree of %zu images at %zu, before %zu, at most %zu", images, image,
+                  end, most);
+}
+
+static void new_blocks(struct trial *r, struct blocks *k, enum tree tree, size_t c) {
+    *k = (struct blocks){.tree = tree, .sizes = some_sizes(r, c), .first = gap(r), .c = c};
+    bnorm_partials *const p = &k->sizes;
+    const size_t end = p->first + p->n;
+    p->stride = k->first + c + gap(r);
+    k->constant = one_in(r, 8) ? (double)(float)rng_normal(r->rng) : (double)NAN;
     test_context(r->t,
-                 "c = %zu from %zu, stride = %zu, blocks = %zu, %zu per image, %g and %g long, "
-                 "values %d",
-                 c, k.first, k.sizes.stride, k.sizes.blocks, k.sizes.per_image, size, k.sizes.last,
-                 r->values);
-    k.entries[0] = doubles(r, "sums", count);
-    k.entries[1] = doubles(r, "m2 or sums of products", count);
-    fill_doubles(r, k.entries[0], -size, size);
-    fill_doubles(r, k.entries[1], 0, size);
-    return k;
+                 "c = %zu from %zu, stride = %zu, images [%zu, %zu), leaf = %zu, %zu per image, "
+                 "%g and %g long, constant %g, values %d",
+                 c, k->first, p->stride, p->first, end, p->leaf, p->per_image, p->size, p->last,
+                 k->constant, r->values);
+    for (size_t image = p->first, images; image < end; image += images) {
+        images = bnorm_subtree(image, end, p->leaf);
+        check_subtree(r, image, images, end, p->leaf);
+        check_subtree(r, image, bnorm_subtree(image, end, BNORM_TREE), end, BNORM_TREE);
+        if (k->rows + p->per_image > MAX_ROWS)
+            test_fail(r->t, "raise MAX_ROWS");
+        for (size_t b = 1; b < p->per_image; b++)
+            k->values[k->rows++] = p->size;
+        k->values[k->rows++] = p->last * (double)images;
+    }
+    if (k->rows != rows_of(k, p->first, end))
+        test_fail(r->t, "bnorm_subtrees() gives %zu rows, there are %zu", rows_of(k, p->first, end),
+                  k->rows);
+    const size_t count = (k->rows - 1) * p->stride + k->first + c;
+    k->entries[0] = doubles(r, "means or sums", count);
+    k->entries[1] = doubles(r, "m2 or sums of products", count);
+    fill_doubles(r, k->entries[0], -p->size, p->size);
+    fill_doubles(r, k->entries[1], 0, p->size);
+    if (k->constant == k->constant)
+        fill_constant(k);
+    for (size_t i = 0; i < 2; i++)
+        k->before[i] = copy_of(r, k->entries[i]);
 }
 
 static bnorm_partials partials_of(const struct blocks *k, enum version v) {
@@ -539,18 +657,159 @@ static bnorm_partials partials_of(const struct blocks *k, enum version v) {
     return p;
 }
 
-static void trial_merge(struct trial *r, size_t c, size_t round) {
-    const struct blocks k = new_blocks(r, c, round);
-    struct operand *mean = doubles(r, "mean", k.first + c), *m2 = doubles(r, "m2", k.first + c);
+/* Which entries are results: the first row of each whole subtree. Which NaN is there and what the
+ * other rows hold is up to the kernel; other channels are as they were. */
+static void forget_rest(const struct blocks *k) {
+    const size_t end = k->sizes.first + k->sizes.n;
+    size_t image = k->sizes.first, node = 0;
+    for (size_t row = 0; row < k->rows; row++) {
+        const int is_node = row == node;
+        if (is_node) {
+            const size_t next = image + bnorm_subtree(image, end, BNORM_TREE);
+            node += rows_of(k, image, next);
+            image = next;
+        }
+        for (size_t i = 0; i < 2 * k->c; i++) {
+            const size_t e = row * k->sizes.stride + k->first + i / 2;
+            const double *want = (double *)k->entries[i % 2]->data[SCALAR] + e;
+            double *got = (double *)k->entries[i % 2]->data[TESTED] + e;
+            if (!is_node || (*want != *want && *got != *got))
+                *got = *want;
+        }
+    }
+}
+
+static void check_close(struct trial *r, const char *what, size_t channel, double got,
+                        long double want, long double size) {
+    if (!(fabsl((long double)got - want) <= 1e-13L * size))
+        test_fail(r->t, "%s of channel %zu is %.17g, not %.17Lg", what, channel, got, want);
+}
+
+/* What rows [row, row + rows) have together, by other formulas in long double. */
+static void check_node(struct trial *r, const struct blocks *k, size_t row, size_t rows, size_t i,
+                       double first, double second) {
+    const double *a = k->before[0] + row * k->sizes.stride + i,
+                 *b = k->before[1] + row * k->sizes.stride + i;
+    long double n = 0, sum = 0, second_sum = 0, size = 0, widest = 0, squares = 0;
+    for (size_t q = 0; q < rows; q++) {
+        const long double v = (long double)a[q * k->sizes.stride], values = k->values[row + q];
+        n += values;
+        sum += v;
+        second_sum += (long double)b[q * k->sizes.stride];
+        size += fabsl(v);
+        widest = fmaxl(widest, fabsl(v) / values);
+    }
+    if (k->tree == ADDED) {
+        check_close(r, "sum", i, first, sum, size);
+        check_close(r, "sum of products", i, second, second_sum, second_sum);
+        return;
+    }
+    for (size_t q = 0; q < rows; q++) {
+        const long double values = k->values[row + q],
+                          d = (long double)a[q * k->sizes.stride] / values - sum / n;
+        squares += d * d * values;
+    }
+    check_close(r, "mean", i, first, sum / n, widest);
+    check_close(r, "m2", i, second, second_sum + squares, second_sum + n * widest * widest);
+    if (k->constant == k->constant && (first != k->constant || second != 0))
+        test_fail(r->t, "channel %zu of equal values has mean %.17g and m2 %g", i, first, second);
+}
+
+static void check_nodes(struct trial *r, const struct blocks *k, const double *const totals[2]) {
+    const size_t end = k->sizes.first + k->sizes.n;
+    const double *a = k->entries[0]->data[SCALAR], *b = k->entries[1]->data[SCALAR];
+    for (size_t i = k->first; i < k->first + k->c; i++) {
+        if (totals[0])
+            check_node(r, k, 0, k->rows, i, totals[0][i], totals[1][i]);
+        for (size_t image = k->sizes.first, row = 0; image < end;) {
+            const size_t next = image + bnorm_subtree(image, end, BNORM_TREE),
+                         rows = rows_of(k, image, next), e = row * k->sizes.stride + i;
+            check_node(r, k, row, rows, i, a[e], b[e]);
+            row += rows;
+            image = next;
+        }
+    }
+}
+
+static void trial_tree(struct trial *r, enum tree tree, size_t c) {
+    struct blocks k;
+    new_blocks(r, &k, tree, c);
+    const int totals = !one_in(r, 4);
+    struct operand *first = totals ? doubles(r, "mean or sum_g", k.first + c) : NULL,
+                   *second = totals ? doubles(r, "m2 or sum_gx", k.first + c) : NULL;
     for (enum version v = SCALAR; v < VERSIONS; v++) {
         const bnorm_partials p = partials_of(&k, v);
-        r->isa[v]->merge(&p, k.first, c, at(mean, v), at(m2, v));
+        if (tree == MERGED)
+            r->isa[v]->merge(&p, k.first, c, at(first, v), at(second, v));
+        else
+            r->isa[v]->add_blocks(&p, k.first, c, at(first, v), at(second, v));
     }
+    forget_rest(&k);
     compare(r);
+    const double *const results[2] = {at(first, SCALAR), at(second, SCALAR)};
+    if (r->values != 3 && r->values != 4)
+        check_nodes(r, &k, results);
+}
+
+static void trial_merge(struct trial *r, size_t c, size_t round) {
+    (void)round;
+    trial_tree(r, MERGED, c);
 }
 
 static void check_merge(struct test *t) {
     for_lengths(t, 24, long_runs, LONG_RUNS, trial_merge);
+}
+
+static void trial_add_blocks(struct trial *r, size_t c, size_t round) {
+    (void)round;
+    trial_tree(r, ADDED, c);
+}
+
+static void check_add_blocks(struct test *t) {
+    for_lengths(t, 24, long_runs, LONG_RUNS, trial_add_blocks);
+}
+
+static void trial_merge_pair(struct trial *r, size_t c, size_t round) {
+    (void)round;
+    const double n[2] = {(double)(1 + rng_below(r->rng, 100000)),
+                         (double)(1 + rng_below(r->rng, one_in(r, 2) ? 9 : 100000))};
+    const double size = ldexp(1, (int)rng_below(r->rng, 60) - 40);
+    test_context(r->t, "c = %zu, n = %g and %g, size %g, values %d", c, n[0], n[1], size,
+                 r->values);
+    struct operand *mean = doubles(r, "mean", c), *m2 = doubles(r, "m2", c);
+    struct operand *next_mean = doubles(r, "next_mean", c), *next_m2 = doubles(r, "next_m2", c);
+    fill_doubles(r, mean, -size, size);
+    fill_doubles(r, next_mean, -size, size);
+    fill_doubles(r, m2, 0, size * size);
+    fill_doubles(r, next_m2, 0, one_in(r, 4) ? 0 : size * size);
+    if (one_in(r, 8))
+        for (enum version v = SCALAR; v < VERSIONS; v++)
+            memcpy(mean->data[v], next_mean->data[v], mean->bytes);
+    const double *before[2] = {copy_of(r, mean), copy_of(r, m2)};
+    for (enum version v = SCALAR; v < VERSIONS; v++) {
+        const bnorm_pair_args args = {
+            .n = {n[0], n[1]},
+            .mean = at(mean, v),
+            .m2 = at(m2, v),
+            .next_mean = at(next_mean, v),
+            .next_m2 = at(next_m2, v),
+        };
+        r->isa[v]->merge_pair(&args, c);
+    }
+    compare(r);
+    for (size_t i = 0; i < c && r->values != 3 && r->values != 4; i++) {
+        const long double n0 = n[0], n1 = n[1], all = n0 + n1, a = before[0][i],
+                          b = ((double *)next_mean->data[SCALAR])[i],
+                          m2s = (long double)before[1][i] + ((double *)next_m2->data[SCALAR])[i];
+        check_close(r, "mean", i, ((double *)mean->data[SCALAR])[i], (n0 * a + n1 * b) / all,
+                    fmaxl(fabsl(a), fabsl(b)));
+        check_close(r, "m2", i, ((double *)m2->data[SCALAR])[i],
+                    m2s + (b - a) * (b - a) * n0 * n1 / all, m2s + (a * a + b * b) * all);
+    }
+}
+
+static void check_merge_pair(struct test *t) {
+    for_lengths(t, 24, long_runs, LONG_RUNS, trial_merge_pair);
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -623,20 +882,6 @@ static void trial_coefficients(struct trial *r, size_t c, size_t round) {
 
 static void check_coefficients(struct test *t) {
     for_lengths(t, 24, long_runs, LONG_RUNS, trial_coefficients);
-}
-
-static void trial_add_blocks(struct trial *r, size_t c, size_t round) {
-    const struct blocks k = new_blocks(r, c, round);
-    struct operand *g = doubles(r, "sum_g", k.first + c), *gx = doubles(r, "sum_gx", k.first + c);
-    for (enum version v = SCALAR; v < VERSIONS; v++) {
-        const bnorm_partials p = partials_of(&k, v);
-        r->isa[v]->add_blocks(&p, k.first, c, at(g, v), at(gx, v));
-    }
-    compare(r);
-}
-
-static void check_add_blocks(struct test *t) {
-    for_lengths(t, 24, long_runs, LONG_RUNS, trial_add_blocks);
 }
 
 static void trial_scale_shift(struct trial *r, size_t c, size_t round) {
@@ -909,20 +1154,36 @@ static bnorm_grad_args grad_args(const struct grad *g, enum version v) {
     return args;
 }
 
-static void trial_sums_rows(struct trial *r, size_t c, size_t round) {
-    const size_t len = run_len(r, c), chains = some_chains(r, len),
-                 rows = some_rows(r, len, chains);
+/* As trial_block_of_rows. */
+static void trial_sums_of_rows(struct trial *r, size_t c, size_t round, size_t rows,
+                               size_t chains) {
     const struct grad g = new_grad(r, 1, rows, c, round);
     struct operand *sum_g = doubles(r, "sum_g", c), *sum_gx = doubles(r, "sum_gx", c);
     for (enum version v = SCALAR; v < VERSIONS; v++) {
         const bnorm_grad_args args = grad_args(&g, v);
-        r->isa[v]->sums_rows(&args, chains, at(sum_g, v), at(sum_gx, v));
+        if (chains)
+            r->isa[v]->sums_rows(&args, chains, at(sum_g, v), at(sum_gx, v));
+        else
+            r->isa[v]->sums_tree(&args, at(sum_g, v), at(sum_gx, v));
     }
     compare(r);
 }
 
+static void trial_sums_rows(struct trial *r, size_t c, size_t round) {
+    const size_t len = run_len(r, c), chains = some_chains(r, len);
+    trial_sums_of_rows(r, c, round, some_rows(r, len, chains), chains);
+}
+
 static void check_sums_rows(struct test *t) {
     for_lengths(t, ACTS * PRES, long_runs, LONG_RUNS, trial_sums_rows);
+}
+
+static void trial_sums_tree(struct trial *r, size_t c, size_t round) {
+    trial_sums_of_rows(r, c, round, some_leaf(r), 0);
+}
+
+static void check_sums_tree(struct test *t) {
+    for_lengths(t, ACTS * PRES, long_runs, LONG_RUNS, trial_sums_tree);
 }
 
 static void trial_sums_span(struct trial *r, size_t len, size_t round) {
@@ -1048,10 +1309,12 @@ void add_kernels(struct suite *s) {
 #undef X
     add_kinds(s, check_moments_rows, "moments_rows", PADDED);
     add_kinds(s, check_moments_span, "moments_span", 0);
+    add_kinds(s, check_moments_tree, "moments_tree", PADDED);
     add_kinds(s, check_apply_rows, "apply_rows", MIXED | PADDED | MASKED | sleef);
     add_kinds(s, check_apply_span, "apply_span", MIXED | MASKED | sleef);
     add_kinds(s, check_sums_rows, "sums_rows", PADDED | MASKED | sleef);
     add_kinds(s, check_sums_span, "sums_span", MASKED | sleef);
+    add_kinds(s, check_sums_tree, "sums_tree", PADDED | MASKED | sleef);
     add_kinds(s, check_dx_rows, "dx_rows", PADDED | MASKED | sleef);
     add_kinds(s, check_dx_span, "dx_span", MASKED | sleef);
 }

@@ -14,6 +14,7 @@
 #include "bnorm.h"
 #include "../bench/shapes.h"
 #include "../dispatch/isa.h"
+#include "../src/plan.h"
 
 enum { MAX_THREADS = 64, PHASES = 16 };
 /* Smaller tensors are not judged. */
@@ -59,20 +60,33 @@ static void count_moments_span(const bnorm_block_args *a, double *sum, double *m
     add_work(KERNEL_moments_span, a->runs * a->len);
 }
 
-/* Two tables read, two results written. */
-static void count_blocks(enum kernel kernel, const bnorm_partials *p, size_t c) {
-    add_work(kernel, 2 * DOUBLES * c * (p->blocks + 1));
+static void count_moments_tree(const bnorm_block_args *a, double *sum, double *m2) {
+    (void)sum, (void)m2;
+    add_work(KERNEL_moments_tree, a->runs * a->len);
+}
+
+/* Two tables read, one node per image or leaf written, and two results if they are wanted. */
+static void count_blocks(enum kernel kernel, const bnorm_partials *p, size_t c,
+                         const double *total) {
+    const size_t nodes = bnorm_subtrees(p->first, p->n, p->leaf);
+    add_work(kernel, 2 * DOUBLES * c * (nodes * (p->per_image + 1) + (total != NULL)));
 }
 
 static void count_merge(const bnorm_partials *p, size_t first, size_t c, double *mean, double *m2) {
-    (void)first, (void)mean, (void)m2;
-    count_blocks(KERNEL_merge, p, c);
+    (void)first, (void)m2;
+    count_blocks(KERNEL_merge, p, c, mean);
+}
+
+/* Four arrays read, two written. */
+static void count_merge_pair(const bnorm_pair_args *a, size_t c) {
+    (void)a;
+    add_work(KERNEL_merge_pair, 6 * DOUBLES * c);
 }
 
 static void count_add_blocks(const bnorm_partials *p, size_t first, size_t c, double *sum_g,
                              double *sum_gx) {
-    (void)first, (void)sum_g, (void)sum_gx;
-    count_blocks(KERNEL_add_blocks, p, c);
+    (void)first, (void)sum_gx;
+    count_blocks(KERNEL_add_blocks, p, c, sum_g);
 }
 
 /* What divisions and roots cost, in elements that pass by in that time: about 10 cycles. */
@@ -123,6 +137,11 @@ static void count_sums_rows(const bnorm_grad_args *a, size_t chains, double *sum
 static void count_sums_span(const bnorm_grad_args *a, double *sum_g, double *sum_gx) {
     (void)sum_g, (void)sum_gx;
     count_sums(KERNEL_sums_span, a);
+}
+
+static void count_sums_tree(const bnorm_grad_args *a, double *sum_g, double *sum_gx) {
+    (void)sum_g, (void)sum_gx;
+    count_sums(KERNEL_sums_tree, a);
 }
 
 static void count_dx(enum kernel kernel, const bnorm_grad_args *a) {

@@ -190,24 +190,31 @@ static const struct {
     bnorm_dtype type;
 } moments_variants[] = {{"plain", BNORM_F32}, {"bf16", BNORM_BF16}};
 
+static size_t moments_variant_count(void) {
+    return is_scalar() ? 1 : sizeof moments_variants / sizeof moments_variants[0];
+}
+
+static bnorm_block_args moments_args(const struct size *s, bnorm_dtype type) {
+    return (bnorm_block_args){.x = x_of(type),
+                              .type = type,
+                              .runs = s->runs,
+                              .len = s->len,
+                              .stride = s->len,
+                              .valid = s->valid};
+}
+
 static void count_moments(int rows) {
-    for (size_t v = 0; v < (is_scalar() ? 1 : 2); v++)
+    for (size_t v = 0; v < moments_variant_count(); v++)
         for (size_t i = 0; i < SIZES; i++) {
-            const struct size s = sizes[i];
-            const bnorm_block_args args = {.x = x_of(moments_variants[v].type),
-                                           .type = moments_variants[v].type,
-                                           .runs = s.runs,
-                                           .len = s.len,
-                                           .stride = s.len,
-                                           .valid = s.valid};
-            if (s.rows != rows)
+            const bnorm_block_args args = moments_args(&sizes[i], moments_variants[v].type);
+            if (sizes[i].rows != rows)
                 continue;
             begin();
             if (rows)
-                isa->moments_rows(&args, bnorm_chains(s.len), sums[0], sums[1]);
+                isa->moments_rows(&args, bnorm_chains(args.len), sums[0], sums[1]);
             else
                 isa->moments_span(&args, sums[0], sums[1]);
-            end(rows ? "moments_rows" : "moments_span", moments_variants[v].name, s.name);
+            end(rows ? "moments_rows" : "moments_span", moments_variants[v].name, sizes[i].name);
         }
 }
 
@@ -219,6 +226,22 @@ static void count_moments_span(void) {
     count_moments(0);
 }
 
+/* Leaves of (N, C) data. */
+static const struct size leaves[] = {{1, 64, 17, 17, "64 rows of 17"},
+                                     {1, 64, 64, 64, "64 rows of 64"},
+                                     {1, 4, 256, 256, "4 rows of 256"}};
+enum { LEAVES = sizeof leaves / sizeof leaves[0] };
+
+static void count_moments_tree(void) {
+    for (size_t v = 0; v < moments_variant_count(); v++)
+        for (size_t i = 0; i < LEAVES; i++) {
+            const bnorm_block_args args = moments_args(&leaves[i], moments_variants[v].type);
+            begin();
+            isa->moments_tree(&args, sums[0], sums[1]);
+            end("moments_tree", moments_variants[v].name, leaves[i].name);
+        }
+}
+
 static const struct {
     size_t c;
     const char *name;
@@ -226,21 +249,23 @@ static const struct {
 enum { WIDTHS = sizeof widths / sizeof widths[0] };
 
 static const struct {
-    size_t blocks;
+    size_t images, blocks;
     const char *name;
-} depths[] = {{1, "1 block"}, {8, "8 blocks"}};
+} depths[] = {{1, 1, "1 block"}, {1, 8, "8 blocks"}, {8, 1, "8 images"}};
 enum { DEPTHS = sizeof depths / sizeof depths[0], MOST_BLOCKS = 8 };
 
-/* The partial results of `blocks` blocks of c channels. */
-static bnorm_partials partials(size_t c, size_t blocks) {
+/* The partial results of `images` images of `blocks` blocks each, of c channels. */
+static bnorm_partials partials(size_t c, size_t images, size_t blocks) {
     static ALIGNED double tables[2][MOST_BLOCKS * CHANNELS];
     return (bnorm_partials){
         .entries = {tables[0], tables[1]},
         .stride = c,
-        .blocks = blocks,
+        .n = images,
+        .leaf = 1,
         .per_image = blocks,
         .size = 4096,
         .last = 1000,
+        .hw = 4096 * (double)(blocks - 1) + 1000,
     };
 }
 
@@ -248,7 +273,7 @@ static void count_blocks(void (*kernel)(const bnorm_partials *, size_t, size_t, 
                          const char *name) {
     for (size_t i = 0; i < WIDTHS; i++)
         for (size_t d = 0; d < DEPTHS; d++) {
-            const bnorm_partials p = partials(widths[i].c, depths[d].blocks);
+            const bnorm_partials p = partials(widths[i].c, depths[d].images, depths[d].blocks);
             begin();
             kernel(&p, 0, widths[i].c, sums[0], sums[1]);
             end(name, depths[d].name, widths[i].name);
@@ -257,6 +282,19 @@ static void count_blocks(void (*kernel)(const bnorm_partials *, size_t, size_t, 
 
 static void count_merge(void) {
     count_blocks(isa->merge, "merge");
+}
+
+static void count_merge_pair(void) {
+    const bnorm_pair_args args = {.n = {4096, 1000},
+                                  .mean = sums[0],
+                                  .m2 = sums[1],
+                                  .next_mean = sums[2],
+                                  .next_m2 = sums[3]};
+    for (size_t i = 0; i < WIDTHS; i++) {
+        begin();
+        isa->merge_pair(&args, widths[i].c);
+        end("merge_pair", "plain", widths[i].name);
+    }
 }
 
 static void count_add_blocks(void) {
@@ -403,6 +441,18 @@ static void count_sums_span(void) {
             begin();
             isa->sums_span(&args, sums[0], sums[1]);
             end("sums_span", variants[v].name, sizes[i].name);
+        }
+}
+
+static void count_sums_tree(void) {
+    for (size_t v = 0; v < variant_count(); v++)
+        for (size_t i = 0; i < LEAVES; i++) {
+            const bnorm_grad_args args = grad_args(&leaves[i], &variants[v]);
+            if (variants[v].frozen)
+                continue;
+            begin();
+            isa->sums_tree(&args, sums[0], sums[1]);
+            end("sums_tree", variants[v].name, leaves[i].name);
         }
 }
 

@@ -8,17 +8,6 @@
  * results. */
 #define BNORM_SIDE 4
 
-BNORM_INLINE vec_d load_d_lanes(const double *p, size_t n) {
-    return n == VEC_D ? vec_load_d(p) : vec_load_d_n(p, n);
-}
-
-BNORM_INLINE void store_d_lanes(double *p, vec_d v, size_t n) {
-    if (n == VEC_D)
-        vec_store_d(p, v);
-    else
-        vec_store_d_n(p, v, n);
-}
-
 /* Rounded to floats, n of them. */
 BNORM_INLINE void narrow_lanes(float *p, vec_d v, size_t n) {
     const vec_d canonical = vec_canonical_d(v);
@@ -56,8 +45,6 @@ BNORM_INLINE vec_d plus_product(vec_d a, vec_d b, vec_d c) {
 struct nodes {
     vec_d a[BNORM_SIDE], b[BNORM_SIDE];
 };
-
-enum tree { BNORM_MERGED, BNORM_ADDED };
 
 BNORM_INLINE struct nodes load_nodes(const bnorm_partials *p, size_t row, size_t i, size_t vectors,
                                      size_t n) {

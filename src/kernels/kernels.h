@@ -113,6 +113,17 @@ BNORM_INLINE vec_d widen_lanes(const float *p, size_t n) {
     return n == VEC_D ? vec_widen(p) : vec_widen_n(p, n);
 }
 
+BNORM_INLINE vec_d load_d_lanes(const double *p, size_t n) {
+    return n == VEC_D ? vec_load_d(p) : vec_load_d_n(p, n);
+}
+
+BNORM_INLINE void store_d_lanes(double *p, vec_d v, size_t n) {
+    if (n == VEC_D)
+        vec_store_d(p, v);
+    else
+        vec_store_d_n(p, v, n);
+}
+
 /* s[i] for i < c: the chains of channel i, which lie c apart, folded upper half onto lower half. */
 BNORM_INLINE void fold_chains(double *s, size_t c, size_t chains) {
     for (size_t half = chains / 2; half > 0; half /= 2) {
@@ -184,6 +195,7 @@ static void smooth_gradients(bnorm_act_kind kind, float a, const float *v, float
 #include "gradient.h"
 #include "moments.h"
 #include "sums.h"
+#include "leaves.h"
 #include "elementwise.h"
 #include "staged.h"
 #include "coefficients.h"

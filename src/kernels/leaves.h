@@ -1,0 +1,218 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Rows that are images of their own: whole subtrees of up to BNORM_LEAF of them. */
+
+/* How the two numbers per channel of neighbours become one: as statistics, or as two sums. */
+enum tree { BNORM_MERGED, BNORM_ADDED };
+
+/* Of some rows: sum and M2, or the sums of g and g*(x - center). */
+struct leaf {
+    vec_d a, b;
+};
+
+/* Two neighbours of `rows` rows each. */
+BNORM_INLINE struct leaf join_leaves(enum tree tree, struct leaf left, struct leaf right,
+                                     size_t rows) {
+    vec_d b = vec_add_d(left.b, right.b);
+    if (tree == BNORM_MERGED) {
+        const vec_d d = vec_sub_d(right.a, left.a);
+        b = vec_fma_d(vec_mul_d(d, d), vec_set1_d(0.5 / (double)rows), b);
+    }
+    return (struct leaf){vec_add_d(left.a, right.a), b};
+}
+
+/* Rows of floats; g and center are for sums only. */
+struct leaf_rows {
+    const float *x, *g, *center;
+    size_t x_stride, g_stride;
+};
+
+BNORM_INLINE struct leaf_rows leaf_rows_from(enum tree tree, struct leaf_rows r, size_t row,
+                                             size_t i) {
+    r.x += row * r.x_stride + i;
+    if (tree == BNORM_ADDED) {
+        r.g += row * r.g_stride + i;
+        r.center += i;
+    }
+    return r;
+}
+
+BNORM_INLINE struct leaf leaf_1(enum tree tree, struct leaf_rows r, size_t row, size_t n) {
+    const vec_d x = widen_lanes(r.x + row * r.x_stride, n);
+    if (tree == BNORM_MERGED)
+        return (struct leaf){x, vec_set1_d(0)};
+    const vec_d g = widen_lanes(r.g + row * r.g_stride, n);
+    return (struct leaf){g, vec_mul_d(g, vec_sub_d(x, widen_lanes(r.center, n)))};
+}
+
+BNORM_INLINE struct leaf leaf_2(enum tree tree, struct leaf_rows r, size_t row, size_t n) {
+    return join_leaves(tree, leaf_1(tree, r, row, n), leaf_1(tree, r, row + 1, n), 1);
+}
+
+BNORM_INLINE struct leaf leaf_4(enum tree tree, struct leaf_rows r, size_t row, size_t n) {
+    return join_leaves(tree, leaf_2(tree, r, row, n), leaf_2(tree, r, row + 2, n), 2);
+}
+
+/* Rows of the smallest subtrees, but for those that are smaller altogether. */
+#define BNORM_TWIG 8
+
+BNORM_INLINE struct leaf leaf_of(enum tree tree, struct leaf_rows r, size_t rows, size_t n) {
+    switch (rows) {
+    case 1:
+        return leaf_1(tree, r, 0, n);
+    case 2:
+        return leaf_2(tree, r, 0, n);
+    case 4:
+        return leaf_4(tree, r, 0, n);
+    default:
+        return join_leaves(tree, leaf_4(tree, r, 0, n), leaf_4(tree, r, 4, n), 4);
+    }
+}
+
+/* Lanes that go through their rows side by side: long pieces of each row are read. */
+#define BNORM_LEAF_TILE 128
+
+/* Two numbers per lane. */
+struct leaf_lanes {
+    double a[BNORM_LEAF_TILE + BNORM_PAD], b[BNORM_LEAF_TILE + BNORM_PAD];
+};
+
+BNORM_INLINE struct leaf load_leaf(const struct leaf_lanes *lanes, size_t i) {
+    return (struct leaf){vec_load_d(lanes->a + i), vec_load_d(lanes->b + i)};
+}
+
+BNORM_INLINE void store_leaf(struct leaf_lanes *lanes, size_t i, struct leaf leaf) {
+    vec_store_d(lanes->a + i, leaf.a);
+    vec_store_d(lanes->b + i, leaf.b);
+}
+
+/* c <= BNORM_LEAF_TILE lanes of `rows` rows. Subtrees wait for their neighbours. */
+BNORM_INLINE void leaf_tile(enum tree tree, struct leaf_rows r, size_t rows, size_t c,
+                            struct leaf_lanes *all) {
+    struct leaf_lanes waiting[3];
+    const size_t step = lesser(rows, BNORM_TWIG), twigs = rows / step;
+    size_t depth = 0;
+    for (size_t q = 0; q < twigs; q++) {
+        size_t left = depth;
+        for (size_t i = 0; i < c; i += VEC_D) {
+            const struct leaf_rows here = leaf_rows_from(tree, r, q * step, i);
+            struct leaf leaf = leaf_of(tree, here, step, lesser(VEC_D, c - i));
+            left = depth;
+            for (size_t joined = 1; q & joined; joined *= 2)
+                leaf = join_leaves(tree, load_leaf(&waiting[--left], i), leaf, step * joined);
+            store_leaf(q + 1 == twigs ? all : &waiting[left], i, leaf);
+        }
+        depth = left + 1;
+    }
+}
+
+/* One copy of each. */
+static void merge_tile(struct leaf_rows r, size_t rows, size_t c, struct leaf_lanes *all) {
+    leaf_tile(BNORM_MERGED, r, rows, c, all);
+}
+
+static void add_tile(struct leaf_rows r, size_t rows, size_t c, struct leaf_lanes *all) {
+    leaf_tile(BNORM_ADDED, r, rows, c, all);
+}
+
+/* Channels that are no more than this, nor than a vector, share one: each of a leaf's 8 subtrees of
+ * 8 rows becomes c lanes. */
+#define BNORM_NARROW 6
+
+/* Row q of every subtree side by side, so that those to be joined are half of them apart. Whole
+ * vectors are written. */
+static void gather_rows(const float *x, size_t stride, size_t c, float *rows) {
+    static const unsigned char order[] = {0, 4, 2, 6, 1, 5, 3, 7};
+    for (size_t q = 0; q < BNORM_TWIG; q++, x += stride)
+        for (size_t s = 0; s < BNORM_LEAF / BNORM_TWIG; s++, rows += c)
+            vec_store(rows, vec_load_n(x + order[s] * BNORM_TWIG * stride, c));
+}
+
+BNORM_INLINE void narrow_leaf(enum tree tree, struct leaf_rows r, size_t c,
+                              struct leaf_lanes *all) {
+    enum { TWIGS = BNORM_LEAF / BNORM_TWIG, ROOM = TWIGS * BNORM_NARROW };
+    float x[BNORM_TWIG * ROOM + VEC_F], g[BNORM_TWIG * ROOM + VEC_F], center[ROOM + VEC_F];
+    const struct leaf_rows gathered = {x, g, center, TWIGS * c, TWIGS * c};
+    gather_rows(r.x, r.x_stride, c, x);
+    if (tree == BNORM_MERGED) {
+        merge_tile(gathered, BNORM_TWIG, TWIGS * c, all);
+    } else {
+        gather_rows(r.g, r.g_stride, c, g);
+        for (size_t s = 0; s < TWIGS; s++)
+            vec_store(center + s * c, vec_load_n(r.center, c));
+        add_tile(gathered, BNORM_TWIG, TWIGS * c, all);
+    }
+    for (size_t twigs = TWIGS / 2; twigs > 0; twigs /= 2)
+        for (size_t i = 0; i < twigs * c; i += VEC_D)
+            store_leaf(all, i,
+                       join_leaves(tree, load_leaf(all, i), load_leaf(all, twigs * c + i),
+                                   BNORM_LEAF / 2 / twigs));
+}
+
+BNORM_INLINE void leaf_floats(enum tree tree, struct leaf_rows r, size_t rows, size_t c, double *a,
+                              double *b) {
+    struct leaf_lanes all;
+    for (size_t i = 0; i < c; i += BNORM_LEAF_TILE) {
+        const size_t n = lesser(BNORM_LEAF_TILE, c - i);
+        const struct leaf_rows tile = leaf_rows_from(tree, r, 0, i);
+        if (n < VEC_F && n <= BNORM_NARROW && rows == BNORM_LEAF)
+            narrow_leaf(tree, tile, n, &all);
+        else if (tree == BNORM_MERGED)
+            merge_tile(tile, rows, n, &all);
+        else
+            add_tile(tile, rows, n, &all);
+        for (size_t k = 0; k < n; k += VEC_D) {
+            struct leaf leaf = load_leaf(&all, k);
+            if (tree == BNORM_MERGED) /* an infinity leaves no squares either */
+                leaf.b = vec_add_d(leaf.b, vec_sub_d(leaf.a, leaf.a));
+            store_d_lanes(a + i + k, vec_canonical_d(leaf.a), lesser(VEC_D, n - k));
+            store_d_lanes(b + i + k, vec_canonical_d(leaf.b), lesser(VEC_D, n - k));
+        }
+    }
+}
+
+static void merge_leaves(struct leaf_rows r, size_t rows, size_t c, double *sum, double *m2) {
+    leaf_floats(BNORM_MERGED, r, rows, c, sum, m2);
+}
+
+static void add_leaves(struct leaf_rows r, size_t rows, size_t c, double *sum_g, double *sum_gx) {
+    leaf_floats(BNORM_ADDED, r, rows, c, sum_g, sum_gx);
+}
+
+/* Lanes whose rows are widened side by side. */
+#define BNORM_LEAF_LANES (2 * BNORM_STAGE / BNORM_LEAF)
+#define BNORM_LEAF_ROOM  (BNORM_LEAF * BNORM_LEAF_LANES + VEC_F)
+
+static void moments_tree(const bnorm_block_args *a, double *sum, double *m2) {
+    if (a->type == BNORM_F32) {
+        const struct leaf_rows r = {a->x, NULL, NULL, a->stride, 0};
+        merge_leaves(r, a->runs, a->valid, sum, m2);
+    } else {
+        float wide[BNORM_LEAF_ROOM];
+        for (size_t i = 0; i < a->valid; i += BNORM_LEAF_LANES) {
+            const size_t n = lesser(BNORM_LEAF_LANES, a->valid - i);
+            const struct leaf_rows r = {wide, NULL, NULL, n, 0};
+            widen_rows(wide, element_at(a->x, a->type, i), a->type, NULL, a->stride, a->runs, n, 0);
+            merge_leaves(r, a->runs, n, sum + i, m2 + i);
+        }
+    }
+    vec_leave();
+}
+
+/* g of all but the plainest case goes through L1. */
+static void sums_tree(const bnorm_grad_args *a, double *sum_g, double *sum_gx) {
+    if (a->pre == BNORM_PRE_NONE && a->type == BNORM_F32) {
+        const struct leaf_rows r = {a->x, a->dy, a->center, a->x_stride, a->dy_stride};
+        add_leaves(r, a->runs, a->valid, sum_g, sum_gx);
+    } else {
+        float x[BNORM_LEAF_ROOM], g[BNORM_LEAF_ROOM], v[BNORM_LEAF_ROOM];
+        for (size_t i = 0; i < a->valid; i += BNORM_LEAF_LANES) {
+            const size_t n = lesser(BNORM_LEAF_LANES, a->valid - i);
+            const struct grad_rows rows = grad_rows_at(a, 0, i, i);
+            const struct leaf_rows r = {x, g, rows.center, n, n};
+            widen_grads(a, &rows, a->runs, n, 0, x, g, v);
+            add_leaves(r, a->runs, n, sum_g + i, sum_gx + i);
+        }
+    }
+    vec_leave();
+}
