@@ -106,61 +106,13 @@ BNORM_INLINE void leaf_tile(enum tree tree, struct leaf_rows r, size_t rows, siz
     }
 }
 
-/* One copy of each. */
-static void merge_tile(struct leaf_rows r, size_t rows, size_t c, struct leaf_lanes *all) {
-    leaf_tile(BNORM_MERGED, r, rows, c, all);
-}
-
-static void add_tile(struct leaf_rows r, size_t rows, size_t c, struct leaf_lanes *all) {
-    leaf_tile(BNORM_ADDED, r, rows, c, all);
-}
-
-/* Channels that are no more than this, nor than a vector, share one: each of a leaf's 8 subtrees of
- * 8 rows becomes c lanes. */
-#define BNORM_NARROW 6
-
-/* Row q of every subtree side by side, so that those to be joined are half of them apart. Whole
- * vectors are written. */
-static void gather_rows(const float *x, size_t stride, size_t c, float *rows) {
-    static const unsigned char order[] = {0, 4, 2, 6, 1, 5, 3, 7};
-    for (size_t q = 0; q < BNORM_TWIG; q++, x += stride)
-        for (size_t s = 0; s < BNORM_LEAF / BNORM_TWIG; s++, rows += c)
-            vec_store(rows, vec_load_n(x + order[s] * BNORM_TWIG * stride, c));
-}
-
-BNORM_INLINE void narrow_leaf(enum tree tree, struct leaf_rows r, size_t c,
-                              struct leaf_lanes *all) {
-    enum { TWIGS = BNORM_LEAF / BNORM_TWIG, ROOM = TWIGS * BNORM_NARROW };
-    float x[BNORM_TWIG * ROOM + VEC_F], g[BNORM_TWIG * ROOM + VEC_F], center[ROOM + VEC_F];
-    const struct leaf_rows gathered = {x, g, center, TWIGS * c, TWIGS * c};
-    gather_rows(r.x, r.x_stride, c, x);
-    if (tree == BNORM_MERGED) {
-        merge_tile(gathered, BNORM_TWIG, TWIGS * c, all);
-    } else {
-        gather_rows(r.g, r.g_stride, c, g);
-        for (size_t s = 0; s < TWIGS; s++)
-            vec_store(center + s * c, vec_load_n(r.center, c));
-        add_tile(gathered, BNORM_TWIG, TWIGS * c, all);
-    }
-    for (size_t twigs = TWIGS / 2; twigs > 0; twigs /= 2)
-        for (size_t i = 0; i < twigs * c; i += VEC_D)
-            store_leaf(all, i,
-                       join_leaves(tree, load_leaf(all, i), load_leaf(all, twigs * c + i),
-                                   BNORM_LEAF / 2 / twigs));
-}
-
 BNORM_INLINE void leaf_floats(enum tree tree, struct leaf_rows r, size_t rows, size_t c, double *a,
                               double *b) {
     struct leaf_lanes all;
     for (size_t i = 0; i < c; i += BNORM_LEAF_TILE) {
         const size_t n = lesser(BNORM_LEAF_TILE, c - i);
         const struct leaf_rows tile = leaf_rows_from(tree, r, 0, i);
-        if (n < VEC_F && n <= BNORM_NARROW && rows == BNORM_LEAF)
-            narrow_leaf(tree, tile, n, &all);
-        else if (tree == BNORM_MERGED)
-            merge_tile(tile, rows, n, &all);
-        else
-            add_tile(tile, rows, n, &all);
+        leaf_tile(tree, tile, rows, n, &all);
         for (size_t k = 0; k < n; k += VEC_D) {
             struct leaf leaf = load_leaf(&all, k);
             if (tree == BNORM_MERGED) /* an infinity leaves no squares either */
