@@ -608,6 +608,7 @@ BNORM_API bnorm_status bnorm_backward_ghost(const bnorm_shape *shape, bnorm_in x
  * deviations from it, M2; or sum(g) and sum(g*(x - save_mean)). Those of images are merged along a
  * binary tree over the images' numbers, in pieces as in a single call:
  *   n = na + nb, d = mean_b - mean_a, mean = mean_a + d*nb/n, M2 = M2_a + M2_b + d^2*na*nb/n
+ *   mean = (mean_a + mean_b)/2 where na = nb, as is rounded in whole subtrees
  * (Chan, Golub, LeVeque 1979). So the bits are those of one call over the whole batch, wherever
  * between images it is cut and in whatever order neighbours are merged. For that a piece is kept as
  * the whole subtrees it consists of, at most two per binary digit of n ("nodes").

@@ -58,6 +58,8 @@ static void reduce(const void *self, size_t b, size_t channel, size_t channels) 
 static void prepare(void *arg, size_t task) {
     const bnorm_gradients *s = arg;
     (void)task;
+    if (s->renorm_r)
+        bnorm_renorm_backward(s->renorm_r, s->renorm_d, &s->renormed, s->view.c);
     s->isa->scale_shift(&s->prepared, s->view.c);
 }
 
@@ -68,59 +70,32 @@ static void finish(const void *self, size_t channel, size_t channels) {
         return;
     }
     s->isa->add_blocks(&s->partials, channel, channels, s->sum_g, s->sum_gx);
-    s->isa->grad_coefficients(&s->derived, channel, channels);
-}
-
-/* Runs [run, run + runs) of an image, elements [i, i + len) of each, whose parameters begin with
- * those of `channel`. */
-static void run_piece(const bnorm_gradients *s, size_t image, size_t run, size_t i, size_t runs,
-                      size_t len, size_t valid, size_t channel, unsigned hints) {
-    const bnorm_view *view = &s->apply_view;
-    const int sloped = s->derived.slope != NULL;
-    const bnorm_grad_args args = {
-        .runs = runs,
-        .len = len,
-        .x = bnorm_at(view, &s->ax, image, run, i),
-        .dy = bnorm_at(view, &s->ady, image, run, i),
-        .extra = bnorm_at(view, &s->aextra, image, run, i),
-        .x_stride = bnorm_stride(view, &s->ax),
-        .dy_stride = bnorm_stride(view, &s->ady),
-        .extra_stride = bnorm_stride(view, &s->aextra),
-        .pre = s->pre,
-        .act = s->act,
-        .center = s->save_mean + channel,
-        .scale = s->prepared.scale + channel,
-        .shift = s->prepared.shift + channel,
-        .type = s->ax.type,
-        .valid = valid,
-        .mask = bnorm_bits_at(view, &s->amask, image, run, i),
-        .invstd = sloped ? s->derived.invstd + channel : NULL,
-        .slope = sloped ? s->derived.slope + channel : NULL,
-        .offset = sloped ? s->derived.offset + channel : NULL,
-        .dx = bnorm_at(view, &s->adx, image, run, i),
-        .dresidual = bnorm_at(view, &s->adresidual, image, run, i),
-        .dx_stride = bnorm_stride(view, &s->adx),
-        .dresidual_stride = bnorm_stride(view, &s->adresidual),
-        .hints = hints,
-    };
-    if (view->rows || view->unit > 1)
-        s->isa->dx_rows(&args);
+    if (s->weighted.values)
+        bnorm_weighted_coefficients(s, channel, channels);
     else
-        s->isa->dx_span(&args);
+        s->isa->grad_coefficients(&s->derived, channel, channels);
+    if (s->renorm_r)
+        bnorm_renorm_dgamma(s->renorm_r, s->renorm_d, &s->derived, channel, channels);
 }
 
 static void apply_hinted(const bnorm_gradients *s, const bnorm_piece *piece, unsigned hints) {
     const bnorm_view *view = &s->apply_view;
+    if (s->weighted.values) {
+        bnorm_weighted_apply(s, piece, hints);
+        return;
+    }
     if (view->unit > 1) {
-        for (size_t r = 0; r < piece->runs; r++) {
-            const size_t run = piece->run + r, channel = run * view->unit;
-            run_piece(s, piece->image, run, piece->i, piece->len / view->unit, view->unit,
-                      bnorm_valid(view, channel), channel, hints);
+        bnorm_piece part = *piece;
+        for (part.runs = 1; part.run < piece->run + piece->runs; part.run++) {
+            const bnorm_grad_args args =
+                bnorm_gradient_args(s, &part, part.run * view->unit, hints);
+            bnorm_run_gradient(s, &args);
         }
         return;
     }
-    run_piece(s, piece->image, piece->run, piece->i, piece->runs, piece->len, piece->len,
-              bnorm_piece_channel(view, piece), hints);
+    const bnorm_grad_args args =
+        bnorm_gradient_args(s, piece, bnorm_piece_channel(view, piece), hints);
+    bnorm_run_gradient(s, &args);
 }
 
 static void apply(const void *self, const bnorm_piece *piece) {
@@ -145,6 +120,12 @@ static bnorm_status check_grad(const bnorm_grad *grad, const bnorm_exec *exec,
     unsigned char *mask = (unsigned char *)(uintptr_t)grad->mask;
     bnorm_status status = bnorm_check_act(act, bnorm_exec_isa(exec));
     if (status)
+        return status;
+    if ((grad->renorm_r || grad->renorm_d) && grad->frozen)
+        return BNORM_BAD_PARAMETER;
+    if (!grad->renorm_r != !grad->renorm_d)
+        return BNORM_NULL_POINTER;
+    if (!grad->frozen && bnorm_failed(status = bnorm_check_weighting(&grad->weights)))
         return status;
     *pre = BNORM_PRE_NONE;
     if (act->kind == BNORM_ACT_IDENTITY)
@@ -216,8 +197,12 @@ bnorm_status bnorm_plan_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in 
     if (!grad)
         return BNORM_NULL_POINTER;
     if (bnorm_failed(status = check_grad(grad, exec, &pre)) ||
-        bnorm_failed(status = bnorm_check_exec(exec)) || bnorm_is_empty(shape))
+        bnorm_failed(status = bnorm_check_exec(exec)))
         return status;
+    if (phase && (grad->renorm_r || (grad->weights.values && !grad->frozen)))
+        return BNORM_UNSUPPORTED;
+    if (bnorm_is_empty(shape))
+        return BNORM_OK;
     const size_t c = shape->c;
     if (!x.data || !dy.data || !grad->save_mean || !grad->save_invstd || (!ws && !given))
         return BNORM_NULL_POINTER;
@@ -261,7 +246,21 @@ bnorm_status bnorm_plan_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in 
         bnorm_mask_buffer(shape, mask),
         bnorm_array_buffer(given, 4 * c),
     };
-    status = bnorm_check_overlap(shape, buffers, sizeof buffers / sizeof buffers[0], 6);
+    const size_t buffer_count = sizeof buffers / sizeof buffers[0];
+    const bnorm_weighting *const weights =
+        grad->weights.values && !grad->frozen ? &grad->weights : NULL;
+    if (weights || grad->renorm_r) {
+        const bnorm_buffer more[] = {
+            bnorm_weights_buffer(shape, weights),
+            bnorm_array_buffer(grad->renorm_r, c),
+            bnorm_array_buffer(grad->renorm_d, c),
+        };
+        status = bnorm_check_more_overlap(shape, buffers, buffer_count, 6, more, 3, 0);
+        if (!status && weights)
+            status = bnorm_check_weights(shape, weights);
+    } else {
+        status = bnorm_check_overlap(shape, buffers, buffer_count, 6);
+    }
     if (bnorm_failed(status) || !s)
         return status;
 
@@ -285,6 +284,8 @@ bnorm_status bnorm_plan_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in 
     s->block_g = tables.entries[0];
     s->block_gx = tables.entries[1];
     s->partials = bnorm_partials_of(&view, &blocks, &tables);
+    s->totals[0] = tables.totals[0];
+    s->totals[1] = tables.totals[1];
     s->sum_g = tables.merged[0];
     s->sum_gx = tables.merged[1];
     s->prepared.gamma = grad->gamma;
@@ -311,6 +312,17 @@ bnorm_status bnorm_plan_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in 
     s->isa = bnorm_exec_isa(exec);
     s->has_sums = piece || (!given && (s->derived.slope || dgamma || dbeta));
     s->has_scale = !given;
+    s->weighted.values = NULL;
+    s->renorm_r = grad->renorm_r;
+    s->renorm_d = grad->renorm_d;
+    if (weights)
+        bnorm_weigh(weights, &view, &blocks, NULL, exec, &s->weighted);
+    if (grad->renorm_r) {
+        s->renormed =
+            (bnorm_renorm_args){grad->gamma, grad->beta, tables.params[0], tables.params[1]};
+        s->prepared.gamma = s->derived.gamma = tables.params[0];
+        s->prepared.beta = tables.params[1];
+    }
     return BNORM_OK;
 }
 

@@ -4,6 +4,7 @@
 #include "../dispatch/isa.h"
 
 #include <float.h>
+#include <math.h>
 #include <stdint.h>
 
 /* No object is larger than this, whatever its type; pointer differences inside it are
@@ -61,6 +62,14 @@ bnorm_status bnorm_check_mask(const bnorm_act *act, unsigned char **mask) {
 
 bnorm_status bnorm_check_eps(double eps) {
     return eps >= 0 && eps <= DBL_MAX ? BNORM_OK : BNORM_BAD_PARAMETER;
+}
+
+bnorm_status bnorm_check_running(const bnorm_running *running) {
+    if ((unsigned)running->variance > BNORM_VARIANCE_SAMPLE)
+        return BNORM_BAD_ENUM;
+    if (!running->mean != !running->var)
+        return BNORM_NULL_POINTER;
+    return running->mean && !isfinite(running->rate) ? BNORM_BAD_PARAMETER : BNORM_OK;
 }
 
 bnorm_status bnorm_check_workspace(size_t need, size_t ws_size) {
@@ -180,4 +189,20 @@ bnorm_status bnorm_check_overlap(const bnorm_shape *shape, const bnorm_buffer *b
                 return BNORM_BAD_OVERLAP;
     }
     return BNORM_OK;
+}
+
+#define MOST_BUFFERS ((size_t)20)
+
+bnorm_status bnorm_check_more_overlap(const bnorm_shape *shape, const bnorm_buffer *buffers,
+                                      size_t count, size_t output_count, const bnorm_buffer *more,
+                                      size_t more_count, size_t more_outputs) {
+    bnorm_buffer all[MOST_BUFFERS];
+    size_t n = 0;
+    for (size_t i = 0; i < more_outputs; i++)
+        all[n++] = more[i];
+    for (size_t i = 0; i < count; i++)
+        all[n++] = buffers[i];
+    for (size_t i = more_outputs; i < more_count; i++)
+        all[n++] = more[i];
+    return bnorm_check_overlap(shape, all, n, more_outputs + output_count);
 }

@@ -49,6 +49,7 @@ bnorm_status bnorm_check_act(const bnorm_act *act, const bnorm_isa *isa);
 /* A mask goes with these kinds only; where none is needed, *mask becomes NULL. */
 bnorm_status bnorm_check_mask(const bnorm_act *act, unsigned char **mask);
 bnorm_status bnorm_check_eps(double eps);
+bnorm_status bnorm_check_running(const bnorm_running *running);
 bnorm_status bnorm_check_workspace(size_t need, size_t ws_size); /* need 0: the size overflows */
 
 /* Fills *tensor, with the type of the shape; a NULL data pointer is an absent tensor. The shape has
@@ -71,6 +72,12 @@ static inline bnorm_status bnorm_check_out(const bnorm_shape *shape, bnorm_out o
  * outputs may not be the same. */
 bnorm_status bnorm_check_overlap(const bnorm_shape *shape, const bnorm_buffer *buffers,
                                  size_t count, size_t output_count);
+
+/* The same with up to four buffers more, of which the first more_outputs are outputs: for options
+ * that are rare. */
+bnorm_status bnorm_check_more_overlap(const bnorm_shape *shape, const bnorm_buffer *buffers,
+                                      size_t count, size_t output_count, const bnorm_buffer *more,
+                                      size_t more_count, size_t more_outputs);
 
 /* Says to the compiler that errors are rare. By its own guesses what comes after many checks is
  * hardly ever reached, and is compiled for size. */

@@ -10,7 +10,7 @@ static bnorm_status check_job(const bnorm_job *job, const bnorm_exec *exec) {
     case BNORM_OP_APPLY:
         return bnorm_plan_apply(job->shape, job->x, job->out, job->affine, exec, NULL);
     case BNORM_OP_MOMENTS:
-        return bnorm_plan_moments(job->shape, job->x, job->mean, job->var, NULL, job->ws,
+        return bnorm_plan_moments(job->shape, job->x, NULL, job->mean, job->var, NULL, job->ws,
                                   job->ws_size, exec, NULL);
     case BNORM_OP_FORWARD_TRAIN:
         return bnorm_plan_train(job->shape, job->x, job->out, job->train, job->ws, job->ws_size,

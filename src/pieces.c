@@ -155,7 +155,7 @@ bnorm_status bnorm_collect(const bnorm_shape *shape, bnorm_in x, bnorm_partial *
     bnorm_statistics s;
     bnorm_status status = check_target(shape, piece, BNORM_OP_MOMENTS);
     if (!status)
-        status = bnorm_plan_moments(shape, x, NULL, NULL, piece, ws, ws_size, exec, &s);
+        status = bnorm_plan_moments(shape, x, NULL, NULL, NULL, piece, ws, ws_size, exec, &s);
     if (status || !s.x.data)
         return status;
     bnorm_statistics_run(&s, exec);

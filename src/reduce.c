@@ -20,19 +20,18 @@ size_t bnorm_reduction_workspace(const bnorm_view *view, const bnorm_blocks *blo
         __builtin_add_overflow(bytes, fixed, &bytes) ||
         __builtin_mul_overflow(bytes, view->c, &bytes) || bytes > (size_t)PTRDIFF_MAX / 2)
         return 0;
-    return bytes + WS_ALIGN;
+    return bytes + count * sizeof(double) + WS_ALIGN;
 }
 
 bnorm_tables bnorm_tables_of(const bnorm_view *view, const bnorm_blocks *blocks, void *ws) {
     const size_t c = view->c, entries = blocks->count * c, off = (size_t)((uintptr_t)ws % WS_ALIGN);
     double *const begin = (double *)(void *)((char *)ws + (off ? WS_ALIGN - off : 0)),
                   *merged = begin + 2 * entries;
-    float *const floats = (float *)(void *)(merged + 4 * c);
-    return (bnorm_tables){{begin, begin + entries},
-                          {merged, merged + c},
-                          {merged + 2 * c, merged + 3 * c},
-                          {floats, floats + c, floats + 2 * c, floats + 3 * c},
-                          {floats + 4 * c, floats + 5 * c}};
+    float *const floats = (float *)(void *)(merged + 4 * c + blocks->count);
+    return (bnorm_tables){
+        {begin, begin + entries},         {merged, merged + c},
+        {merged + 2 * c, merged + 3 * c}, {floats, floats + c, floats + 2 * c, floats + 3 * c},
+        {floats + 4 * c, floats + 5 * c}, merged + 4 * c};
 }
 
 bnorm_partials bnorm_partials_of(const bnorm_view *view, const bnorm_blocks *blocks,

@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * Presets: what each framework means by "momentum". */
-#include "bnorm.h"
-
-#include <math.h>
+ * Presets: what each framework means by "momentum". The update of running statistics alone. */
+#include "channel.h"
+#include "train.h"
 
 static bnorm_running running(float *mean, float *var, double rate, bnorm_variance variance) {
     const bnorm_running preset = {mean, var, rate, variance};
@@ -44,4 +43,33 @@ bnorm_running bnorm_running_caffe(float *mean, float *var, double fraction, size
         power *= power;
     }
     return running(mean, var, 1 / weight, BNORM_VARIANCE_SAMPLE);
+}
+
+bnorm_status bnorm_running_update(size_t c, const float *mean, const float *var, double n,
+                                  const bnorm_running *running) {
+    if (c == 0 || c > (size_t)PTRDIFF_MAX / sizeof(float))
+        return BNORM_BAD_SHAPE;
+    if (!mean || !var || !running)
+        return BNORM_NULL_POINTER;
+    const bnorm_status status = bnorm_check_running(running);
+    if (status)
+        return status;
+    if (!(n >= 1) || !isfinite(n))
+        return BNORM_BAD_PARAMETER;
+    const bnorm_buffer buffers[] = {
+        bnorm_array_buffer(running->mean, c),
+        bnorm_array_buffer(running->var, c),
+        bnorm_array_buffer(mean, c),
+        bnorm_array_buffer(var, c),
+    };
+    if (bnorm_check_overlap(NULL, buffers, sizeof buffers / sizeof buffers[0], 2))
+        return BNORM_BAD_OVERLAP;
+    if (!running->mean)
+        return BNORM_OK;
+    const double ratio = bnorm_running_divisor(running, n) / n;
+    for (size_t i = 0; i < c; i++) {
+        bnorm_blend(&running->mean[i], running->rate, (double)mean[i]);
+        bnorm_blend(&running->var[i], running->rate, (double)var[i] / ratio);
+    }
+    return BNORM_OK;
 }

@@ -3,10 +3,7 @@
  * Batch statistics and the training forward pass. */
 #include "train.h"
 
-#include <math.h>
-
-static void reduce(const void *self, size_t b, size_t channel, size_t channels) {
-    const bnorm_statistics *s = self;
+void bnorm_statistics_reduce(const bnorm_statistics *s, size_t b, size_t channel, size_t channels) {
     const bnorm_view *view = &s->view;
     const bnorm_block block = bnorm_block_at(view, &s->blocks, b);
     const size_t entry = b * view->c + channel, unit = view->unit;
@@ -36,13 +33,22 @@ static void reduce(const void *self, size_t b, size_t channel, size_t channels) 
     }
 }
 
+static void reduce(const void *self, size_t b, size_t channel, size_t channels) {
+    bnorm_statistics_reduce(self, b, channel, channels);
+}
+
 static void finish(const void *self, size_t channel, size_t channels) {
     const bnorm_statistics *s = self;
     if (s->collected) {
         s->isa->merge(&s->partials, channel, channels, NULL, NULL);
         return;
     }
-    s->isa->merge(&s->partials, channel, channels, s->mean, s->m2);
+    if (s->weighted.values)
+        bnorm_weighted_merge(s, channel, channels);
+    else
+        s->isa->merge(&s->partials, channel, channels, s->mean, s->m2);
+    if (s->renorm)
+        bnorm_renorm_forward(s->renorm, &s->renormed, &s->derived, channel, channels);
     s->isa->coefficients(&s->derived, channel, channels);
 }
 
@@ -63,7 +69,7 @@ void bnorm_statistics_run(const bnorm_statistics *s, const bnorm_exec *exec) {
         .blocks = s->blocks,
         .apply_view = s->pass.view,
         .tensors = 1,
-        .reduce = reduce,
+        .reduce = s->weighted.values ? bnorm_weighted_reduce : reduce,
         .finish = finish,
         .apply = s->pass.y.data ? apply : NULL,
         .apply_near = apply_near,
@@ -79,7 +85,7 @@ static double element_count(const bnorm_shape *shape) {
 double bnorm_running_divisor(const bnorm_running *running, double n) {
     if (running->variance == BNORM_VARIANCE_POPULATION)
         return n;
-    return n > 1 ? n - 1 : 1;
+    return n > 2 ? n - 1 : 1; /* a sum of weights may be no whole number */
 }
 
 int bnorm_drops_low(const bnorm_train *train) {
@@ -94,12 +100,16 @@ static bnorm_tables plan_sums(bnorm_statistics *s, const bnorm_shape *shape, con
                               const bnorm_exec *exec) {
     const bnorm_tables tables = bnorm_tables_of(view, blocks, ws);
     s->collected = 0;
+    s->weighted.values = NULL;
+    s->renorm = NULL;
     s->view = *view;
     s->blocks = *blocks;
     s->x = bnorm_walk_of(shape, x);
     s->sum = tables.entries[0];
     s->block_m2 = tables.entries[1];
     s->partials = bnorm_partials_of(view, blocks, &tables);
+    s->totals[0] = tables.totals[0];
+    s->totals[1] = tables.totals[1];
     s->mean = tables.merged[0];
     s->m2 = tables.merged[1];
     s->derived.mean = tables.merged[0];
@@ -109,13 +119,25 @@ static bnorm_tables plan_sums(bnorm_statistics *s, const bnorm_shape *shape, con
     return tables;
 }
 
-bnorm_status bnorm_plan_moments(const bnorm_shape *shape, bnorm_in x, float *mean, float *var,
+/* With weights, their sum and epsilon are what the values are counted as. */
+static void plan_weights(bnorm_statistics *s, const bnorm_weighting *weights,
+                         const bnorm_tables *tables, const bnorm_exec *exec) {
+    bnorm_weigh(weights, &s->view, &s->blocks, tables->weights, exec, &s->weighted);
+    s->derived.n = s->weighted.divisor;
+}
+
+bnorm_status bnorm_plan_moments(const bnorm_shape *shape, bnorm_in x,
+                                const bnorm_weighting *weights, float *mean, float *var,
                                 const bnorm_partial *piece, void *ws, size_t ws_size,
                                 const bnorm_exec *exec, bnorm_statistics *s) {
     bnorm_tensor tx;
     bnorm_status status = bnorm_check_float_shape(shape);
     if (s)
         s->x.data = NULL;
+    if (weights && !weights->values)
+        weights = NULL;
+    if (!status && weights)
+        status = bnorm_check_weighting(weights);
     if (!status)
         status = bnorm_check_exec(exec);
     if (status || bnorm_is_empty(shape))
@@ -134,11 +156,19 @@ bnorm_status bnorm_plan_moments(const bnorm_shape *shape, bnorm_in x, float *mea
         bnorm_array_buffer(var, shape->c), bnorm_piece_buffer(piece, shape->n),
         bnorm_tensor_buffer(&tx),
     };
-    status = bnorm_check_overlap(shape, buffers, sizeof buffers / sizeof buffers[0], 4);
+    const size_t buffer_count = sizeof buffers / sizeof buffers[0];
+    if (weights) {
+        const bnorm_buffer more = bnorm_weights_buffer(shape, weights);
+        status = bnorm_check_more_overlap(shape, buffers, buffer_count, 4, &more, 1, 0);
+        if (!status)
+            status = bnorm_check_weights(shape, weights);
+    } else {
+        status = bnorm_check_overlap(shape, buffers, buffer_count, 4);
+    }
     if (bnorm_failed(status) || !s)
         return status;
 
-    plan_sums(s, shape, &tx, &view, &blocks, ws, exec);
+    const bnorm_tables tables = plan_sums(s, shape, &tx, &view, &blocks, ws, exec);
     s->collected = piece != NULL;
     s->pass.view = view;
     s->pass.y.data = NULL;
@@ -148,17 +178,33 @@ bnorm_status bnorm_plan_moments(const bnorm_shape *shape, bnorm_in x, float *mea
     s->derived.running_var = var;
     s->derived.rate = 1;
     s->derived.divisor = s->derived.n;
+    if (weights) {
+        plan_weights(s, weights, &tables, exec);
+        s->derived.divisor = s->derived.n;
+    }
     return BNORM_OK;
+}
+
+static bnorm_status moments(const bnorm_shape *shape, bnorm_in x, const bnorm_weighting *weights,
+                            float *mean, float *var, void *ws, size_t ws_size,
+                            const bnorm_exec *exec) {
+    bnorm_statistics s;
+    const bnorm_status status =
+        bnorm_plan_moments(shape, x, weights, mean, var, NULL, ws, ws_size, exec, &s);
+    if (!status && s.x.data)
+        bnorm_statistics_run(&s, exec);
+    return status;
 }
 
 bnorm_status bnorm_moments(const bnorm_shape *shape, bnorm_in x, float *mean, float *var, void *ws,
                            size_t ws_size, const bnorm_exec *exec) {
-    bnorm_statistics s;
-    const bnorm_status status =
-        bnorm_plan_moments(shape, x, mean, var, NULL, ws, ws_size, exec, &s);
-    if (!status && s.x.data)
-        bnorm_statistics_run(&s, exec);
-    return status;
+    return moments(shape, x, NULL, mean, var, ws, ws_size, exec);
+}
+
+bnorm_status bnorm_weighted_moments(const bnorm_shape *shape, bnorm_in x,
+                                    const bnorm_weighting *weights, float *mean, float *var,
+                                    void *ws, size_t ws_size, const bnorm_exec *exec) {
+    return moments(shape, x, weights, mean, var, ws, ws_size, exec);
 }
 
 bnorm_status bnorm_check_train(const bnorm_train *train, const bnorm_exec *exec) {
@@ -166,13 +212,11 @@ bnorm_status bnorm_check_train(const bnorm_train *train, const bnorm_exec *exec)
     bnorm_status status = bnorm_check_act(&train->act, bnorm_exec_isa(exec));
     if (!status)
         status = bnorm_check_eps(train->eps);
-    if (bnorm_failed(status))
-        return status;
-    if ((unsigned)running->variance > BNORM_VARIANCE_SAMPLE)
-        return BNORM_BAD_ENUM;
-    if (!running->mean != !running->var)
-        return BNORM_NULL_POINTER;
-    return running->mean && !isfinite(running->rate) ? BNORM_BAD_PARAMETER : BNORM_OK;
+    if (!status)
+        status = bnorm_check_running(running);
+    if (!status && train->renorm)
+        status = bnorm_check_renorm(train->renorm, running);
+    return status ? status : bnorm_check_weighting(&train->weights);
 }
 
 bnorm_status bnorm_plan_train(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
@@ -218,7 +262,21 @@ bnorm_status bnorm_plan_train(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
         bnorm_array_buffer(train->gamma, c),
         bnorm_array_buffer(train->beta, c),
     };
-    status = bnorm_check_overlap(shape, buffers, sizeof buffers / sizeof buffers[0], 8);
+    const size_t buffer_count = sizeof buffers / sizeof buffers[0];
+    const bnorm_weighting *const weights = train->weights.values ? &train->weights : NULL;
+    const bnorm_renorm *const renorm = train->renorm;
+    if (weights || renorm) {
+        const bnorm_buffer more[] = {
+            bnorm_array_buffer(renorm ? renorm->save_r : NULL, c),
+            bnorm_array_buffer(renorm ? renorm->save_d : NULL, c),
+            bnorm_weights_buffer(shape, weights),
+        };
+        status = bnorm_check_more_overlap(shape, buffers, buffer_count, 8, more, 3, 2);
+        if (!status && weights)
+            status = bnorm_check_weights(shape, weights);
+    } else {
+        status = bnorm_check_overlap(shape, buffers, buffer_count, 8);
+    }
     if (bnorm_failed(status) || !s)
         return status;
 
@@ -241,6 +299,19 @@ bnorm_status bnorm_plan_train(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
     s->derived.running_var = running->var;
     s->derived.rate = running->rate;
     s->derived.divisor = bnorm_running_divisor(running, s->derived.n);
+    if (weights) {
+        plan_weights(s, weights, &tables, exec);
+        s->derived.divisor = running->variance == BNORM_VARIANCE_POPULATION
+                                 ? s->derived.n
+                                 : bnorm_running_divisor(running, s->weighted.total);
+    }
+    if (renorm) {
+        s->renorm = renorm;
+        s->renormed =
+            (bnorm_renorm_args){train->gamma, train->beta, tables.params[0], tables.params[1]};
+        s->derived.gamma = tables.params[0];
+        s->derived.beta = tables.params[1];
+    }
     pass->x = s->x;
     pass->residual = bnorm_walk_of(shape, &tr);
     pass->y = bnorm_walk_of(shape, &ty);

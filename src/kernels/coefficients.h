@@ -78,7 +78,10 @@ BNORM_INLINE void join_nodes(enum tree tree, size_t vectors, const struct nodes 
         const vec_d d = vec_sub_d(right->a[v], left->a[v]),
                     both = vec_add_d(left->b[v], right->b[v]);
         if (tree == BNORM_MERGED) {
-            right->a[v] = vec_fma_d(d, shares, left->a[v]);
+            /* Halves round as the sums of leaves do, as a leaf may be cut. */
+            right->a[v] = n_left == n_right
+                              ? vec_mul_d(vec_add_d(left->a[v], right->a[v]), vec_set1_d(0.5))
+                              : vec_fma_d(d, shares, left->a[v]);
             right->b[v] = vec_fma_d(vec_mul_d(d, d), weight, both);
         } else {
             right->a[v] = vec_add_d(left->a[v], right->a[v]);

@@ -364,10 +364,11 @@ static double quotient(double sum, double n) {
 }
 
 /* Chan, Golub, LeVeque: "Updating formulae and a pairwise algorithm for computing sample variances"
- * (1979). */
+ * (1979). Two halves round as the sums of leaves do, as a leaf may be cut. */
 static struct node pair_of(struct node a, struct node b) {
     const double n = a.n + b.n, share = b.n / n, d = b.mean - a.mean;
-    return (struct node){fma(d, share, a.mean), fma(d * d, a.n * share, a.m2 + b.m2), n};
+    const double mean = a.n == b.n ? 0.5 * (a.mean + b.mean) : fma(d, share, a.mean);
+    return (struct node){mean, fma(d * d, a.n * share, a.m2 + b.m2), n};
 }
 
 /* The row of the tables with the first block of image i. */

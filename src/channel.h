@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Arithmetic on one channel's parameters in plain C: in double, with fma where something is added
+ * to a product that is not exact, so that the bits do not depend on the compiler. */
+#ifndef BNORM_CHANNEL_H
+#define BNORM_CHANNEL_H
+
+#include "../dispatch/isa.h"
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+/* Rounds to float; every NaN becomes the one that bnorm writes. */
+static inline float bnorm_round(double v) {
+    const uint32_t bits = 0xffffffffu;
+    float result = (float)v;
+    if (v != v)
+        memcpy(&result, &bits, sizeof result);
+    return result;
+}
+
+/* A per-channel parameter, or its default where the array is absent. */
+static inline double bnorm_parameter(const float *array, size_t i, double otherwise) {
+    return array ? (double)array[i] : otherwise;
+}
+
+/* old + rate*(batch - old), to the bits of the kernel `coefficients`. */
+static inline void bnorm_blend(float *running, double rate, double batch) {
+    const double old = rate == 1 ? 0 : (double)*running;
+    *running = bnorm_round(rate == 1 ? batch : fma(rate, batch - old, old));
+}
+
+/* a*b + c rounded once, for an a that is mostly 0: fma may be a call into libm. */
+static inline double bnorm_plus_product(double a, double b, double c) {
+    return a == 0 ? c : fma(a, b, c);
+}
+
+/* sum(g*(x - mean)) with the whole mean; times invstd it is sum(g*xh). */
+static inline double bnorm_centred_sum(const bnorm_grad_coefficient_args *a, size_t i) {
+    return bnorm_plus_product(-bnorm_parameter(a->mean_lo, i, 0), a->sum_g[i], a->sum_gx[i]);
+}
+
+#endif
