@@ -16,6 +16,8 @@ LIBDIR = $(PREFIX)/lib
 DESTDIR =
 # 1 = with SLEEF, for the activations that need exp; 0 = without. Default: 1 where programs link with it.
 SLEEF ?= $(if $(sleef_found),1,0)
+# Which MPI: empty = mpicc and mpiexec, whosever they are; openmpi or mpich = the one of that name in Debian.
+MPI =
 # Put before the programs that are run here, as in RUN=qemu-aarch64.
 RUN =
 # Not empty: commands are shown in full.
@@ -48,9 +50,10 @@ test_sources := $(wildcard tests/*.c)
 bench_sources := $(wildcard bench/*.c)
 peers_sources := $(filter-out %/onednn.c,$(wildcard bench/peers/*.c bench/peers/*.cc))
 digits_sources := $(wildcard examples/digits/*.c)
+questions := $(patsubst examples/%.c,$(BUILD)/%,$(wildcard examples/questions/*.c))
 accuracy_sources := $(wildcard tools/accuracy*.c)
-scripts := .ci/run $(wildcard scripts/* tests/*.sh tools/*.sh examples/*/*.sh)
-formatted := $(shell find include src dispatch tests bench examples tools -name '*.[ch]' -o -name '*.cc')
+scripts := .ci/run $(wildcard scripts/* tests/*.sh tools/*.sh examples/*/*.sh mpi/*.sh)
+formatted := $(shell find include src dispatch tests bench examples tools mpi -name '*.[ch]' -o -name '*.cc')
 
 say = $(if $(V),,@printf '%5s  %s\n' '$(1)' '$@' &&)
 objects = $(patsubst %,$(BUILD)/%.o,$(1))
@@ -65,6 +68,9 @@ digits_objects := $(call objects,$(digits_sources))
 static_lib = $(BUILD)/libbnorm.a
 soname = libbnorm.so.$(SOVERSION)
 shared_lib = $(BUILD)/libbnorm.so.$(VERSION)
+conformance_ready = $(BUILD)/conformance/venv/ready
+# What is built with an MPI that is named, lies in a folder of that name.
+mpi_build = $(BUILD)$(addprefix /,$(MPI))
 
 # ---------------------------------------------------------------------------------------------------
 # Packages: what each one is for
@@ -74,8 +80,11 @@ shared_lib = $(BUILD)/libbnorm.so.$(VERSION)
 deps_packages = gcc g++ libc6-dev binutils make pkgconf libsleef-dev \
 	libcmocka-dev libonnx-testdata libbenchmark-dev python3 gnuplot-nox libpthreadpool-dev
 deps_peers_packages = libdnnl-dev libtorch-dev libpthreadpool-dev python3-torch
+# For the frameworks of PyPI, and PyTorch.
+deps_conformance_packages = python3-venv python3-torch python3-numpy ca-certificates
 deps_lint_packages = clang clang-format clang-tidy shellcheck
 deps_mca_packages = llvm-19 gcc-aarch64-linux-gnu libc6-dev-arm64-cross python3
+deps_mpi_packages = libopenmpi-dev openmpi-bin libmpich-dev mpich libcmocka-dev
 deps_cross_packages = qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross libcmocka-dev:arm64 \
 	libsleef-dev:arm64 gcc-riscv64-linux-gnu libc6-dev-riscv64-cross gcc-s390x-linux-gnu libc6-dev-s390x-cross
 
@@ -120,7 +129,7 @@ $(BUILD)/flags: FORCE
 	@mkdir -p $(@D)
 	@echo '$(flags)' | cmp -s - $@ || echo '$(flags)' >$@
 
--include $(wildcard $(BUILD)/*/*.d $(BUILD)/*/*/*.d)
+-include $(wildcard $(BUILD)/*/*.d $(BUILD)/*/*/*.d $(mpi_build)/*/*.d $(mpi_build)/*/*/*/*.d)
 
 install: all $(BUILD)/bnorm-verify ## header, libraries, pkg-config file and bnorm-verify into PREFIX (under DESTDIR, if given)
 	install -d '$(DESTDIR)$(PREFIX)/include' '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(LIBDIR)/pkgconfig'
@@ -200,6 +209,35 @@ verify-compilers: ## the same with every compiler, option and emulated CPU that 
 verify-update: $(BUILD)/bnorm-verify
 	$< --write >$(BUILD)/verify_hashes.inc
 	cp $(BUILD)/verify_hashes.inc tools/verify_hashes.inc
+
+test-mpi: ## training over MPI on 1 to 7 processes against one process, with every MPI that is installed
+	@for mpi in $(mpi_installed); do $(MAKE) MPI=$${mpi#default} mpi-programs || exit; done
+	@$(mpi_environment) mpi/test.sh $(BUILD) $(mpi_installed)
+
+conformance: deps-conformance $(conformance_ready) $(shared_lib) ## bnorm against Keras, tf-keras, PyTorch and ONNX themselves, which it downloads (360 MB, 1.7 GB on disk)
+	$(run_conformance) $(CONFORMANCE)
+
+# Puts the table of the results into docs/frameworks.md.
+conformance-update: deps-conformance $(conformance_ready) $(shared_lib)
+	$(run_conformance) --update docs/frameworks.md
+
+# What the tests compare with where there are no frameworks.
+conformance-snapshot: deps-conformance $(conformance_ready) $(shared_lib)
+	$(run_conformance) --snapshot tests/frameworks.inc
+
+# Debian's Python, for Debian's PyTorch.
+CONFORMANCE_PYTHON = /usr/bin/python3
+
+run_conformance = PYTHONDONTWRITEBYTECODE=1 $(BUILD)/conformance/venv/bin/python tools/conformance/run.py \
+	--library $(shared_lib) --folder $(BUILD)/conformance --debian-python $(CONFORMANCE_PYTHON)
+
+# tf-keras without its dependencies, see there.
+$(conformance_ready): tools/conformance/requirements.txt | deps-conformance
+	rm -rf $(@D)
+	$(CONFORMANCE_PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install -r $<
+	$(@D)/bin/pip install --no-deps tf-keras==2.21.0
+	@touch $@
 
 accuracy: $(BUILD)/accuracy ## errors against exact results, beside oneDNN's and PyTorch's (QUICK=1: without 1e8 values)
 	$< $(if $(QUICK),--quick) --markdown $(BUILD)/accuracy.md --tsv $(BUILD)/accuracy.tsv
@@ -320,6 +358,9 @@ $(BUILD)/bnorm-peers-onednn.so: bench/peers/onednn.c $(wildcard bench/*.h bench/
 	@rm -f $@
 	$(if $(onednn_flags),$(call say,LINK) $(CC) $(CFLAGS) $(filter-out -MMD -MP,$(c_flags)) $(LDFLAGS) -fPIC -shared -o $@ $< $(onednn_flags) -lm)
 
+bench-mpi: $(mpi_build)/bnorm-mpi-bench ## time of training over MPI on 2 processes: what the collective costs (MPI=mpich: another MPI)
+	$(mpi_environment) $(MPIEXEC) -n 2 $< --json $(BUILD)/bench-mpi.json $(BENCH_MPI)
+
 plot: ## draws the roofline picture of the last bench run
 	bench/plot.py $(BUILD)/bench.json
 
@@ -334,10 +375,20 @@ digits: $(BUILD)/digits ## trains a small network on handwritten digits, with an
 $(BUILD)/digits: $(digits_objects) $(static_lib)
 	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lpthread $(libs)
 
-examples: $(BUILD)/hello $(BUILD)/mixed $(BUILD)/threads ## the README's example, training in bfloat16, and bnorm on a thread pool
+examples: $(BUILD)/hello $(BUILD)/mixed $(BUILD)/threads $(questions) ## the README's example, training in bfloat16, bnorm on a thread pool; builds questions
 
 $(BUILD)/hello $(BUILD)/mixed: $(BUILD)/%: $(BUILD)/examples/%.c.o $(static_lib)
 	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(libs)
+
+questions: $(questions) ## runs examples/questions: does docs/frameworks.md show what they print?
+	scripts/check-questions $(BUILD)/questions
+
+questions-update: $(questions)
+	scripts/check-questions --write $(BUILD)/questions
+
+$(questions): $(BUILD)/questions/%: $(BUILD)/examples/questions/%.c.o $(static_lib)
+	@mkdir -p $(@D)
+	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lpthread $(libs)
 
 $(BUILD)/threads: examples/threads.c $(static_lib) $(BUILD)/flags
 	$(call say,LINK) $(CC) $(CFLAGS) $(c_flags) $(LDFLAGS) -o $@ $< $(static_lib) $(thread_pools) $(libs)
@@ -348,6 +399,56 @@ if_links = $(if $(shell echo '$(1)' | $(CC) $(CFLAGS) $(LDFLAGS) -xc - -o /dev/n
 	echo no),,$(2))
 thread_pools = $(call if_works,-fopenmp) \
 	$(call if_works,-DHAVE_PTHREADPOOL -include pthreadpool.h -lpthreadpool)
+
+##@ MPI
+
+mpi: $(mpi_build)/libbnorm_mpi.a ## mpi/bnorm_mpi.h: training with a batch that is spread over processes (docs/mpi.md)
+
+digits-mpi: $(mpi_build)/digits-mpi ## trains the digits with every batch spread over 2 processes, to the bits of one
+	$(mpi_environment) $(MPIEXEC) -n 2 $<
+
+mpi-programs: $(addprefix $(mpi_build)/,libbnorm_mpi.a bnorm-mpi-tests bnorm-mpi-bench digits-mpi) mpi-header
+
+# C++ takes the header too. The macro leaves out Open MPI's own C++ classes.
+mpi-header:
+	@echo '#include "bnorm_mpi.h"' | OMPI_CXX='$(CXX)' MPICH_CXX='$(CXX)' $(MPICXX) -std=c++11 $(warnings) \
+		-DOMPI_SKIP_MPICXX -Iinclude -Impi -fsyntax-only -x c++ -
+
+MPICC = mpicc$(addprefix .,$(MPI))
+MPICXX = mpicxx$(addprefix .,$(MPI))
+MPIEXEC = mpiexec$(addprefix .,$(MPI))
+mpi_installed = $(or $(MPI),$(shell for mpi in openmpi mpich; do \
+	(command -v mpicc.$$mpi && command -v mpiexec.$$mpi) >/dev/null && echo $$mpi; done),default)
+# Open MPI's words for more processes than cores, and for root, as in a container.
+mpi_environment = OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 \
+	OMPI_MCA_rmaps_base_oversubscribe=1
+
+$(mpi_build)/libbnorm_mpi.a: $(mpi_build)/mpi/bnorm_mpi.c.o
+	@rm -f $@
+	$(call say,AR) $(AR) rcs $@ $^
+
+$(mpi_build)/bnorm-mpi-tests: $(mpi_build)/mpi/test_mpi.c.o $(call objects,tests/harness.c)
+$(mpi_build)/bnorm-mpi-tests: private libs += -lcmocka -lpthread
+$(mpi_build)/bnorm-mpi-bench: $(mpi_build)/mpi/bench_mpi.c.o $(call objects,$(addprefix bench/,clock.c cpu_name.c shapes.c))
+$(mpi_build)/digits-mpi: $(patsubst %,$(mpi_build)/%.o,$(wildcard examples/digits/mpi/*.c)) \
+	$(call objects,examples/digits/net.c examples/digits/data.c)
+
+$(addprefix $(mpi_build)/,bnorm-mpi-tests bnorm-mpi-bench digits-mpi): $(mpi_build)/libbnorm_mpi.a $(static_lib)
+	$(call say,LINK) $(mpi_cc) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(filter %.a,$^) $(libs)
+
+# mpicc with this build's compiler.
+mpi_cc = OMPI_CC='$(CC)' MPICH_CC='$(CC)' $(MPICC)
+
+$(mpi_build)/mpi/%.c.o: mpi/%.c $(BUILD)/flags
+	$(compile_mpi)
+$(mpi_build)/examples/digits/mpi/%.c.o: examples/digits/mpi/%.c $(BUILD)/flags
+	$(compile_mpi)
+
+define compile_mpi
+@mkdir -p $(@D)
+@command -v $(MPICC) >/dev/null || { echo '$(MPICC) is missing: run make deps-mpi, or say MPICC='; exit 1; }
+$(call say,MPICC) $(mpi_cc) $(CFLAGS) $(c_flags) -Impi -c -o $@ $<
+endef
 
 ##@ Work on bnorm
 
@@ -360,8 +461,14 @@ deps-lint: ## installs what lint and format need
 deps-peers: ## installs what bench-peers and accuracy compare with, oneDNN and PyTorch (about 1 GB)
 	@scripts/apt-install 'to compare with' $(deps_peers_packages)
 
+deps-conformance: ## installs what conformance needs: PyTorch, and Python's venv for the other frameworks
+	@scripts/apt-install 'to compare with frameworks' $(deps_conformance_packages)
+
 deps-mca: ## installs what mca needs
 	@scripts/apt-install 'to look at Arm loops' $(deps_mca_packages)
+
+deps-mpi: ## installs what mpi, test-mpi and bench-mpi need: Open MPI and MPICH
+	@scripts/apt-install 'to train over MPI' $(deps_mpi_packages)
 
 deps-cross: ## installs what test-cross needs; adds Debian's arm64 architecture
 	@scripts/apt-install 'to cross-compile and emulate' --arch arm64 $(deps_cross_packages)
@@ -386,10 +493,11 @@ help: ## this list
 	@echo 'Targets of bnorm $(VERSION):'
 	@awk -F ':.*## ' '/^##@/ { print "\n" substr($$0, 5) } \
 		/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-	@printf '\nVariables: CC CXX AR CFLAGS CXXFLAGS LDFLAGS BUILD PREFIX LIBDIR DESTDIR SLEEF ONEDNN_ROOT; V=1 shows commands\n'
+	@printf '\nVariables: CC CXX AR CFLAGS CXXFLAGS LDFLAGS BUILD PREFIX LIBDIR DESTDIR SLEEF ONEDNN_ROOT MPI; V=1 shows commands\n'
 
 .PHONY: all install uninstall clean test run-tests hygiene test-cross emulate-aarch64 \
 	emulate-Haswell emulate-Nehalem verify verify-compilers verify-update count count-update \
-	count-programs support support-update support-check balance mca deps-mca accuracy activations denormals sanitize bench bench-full bench-peers plot digits examples deps deps-lint \
-	deps-peers deps-cross format lint warnings everything help FORCE
+	count-programs support support-update support-check balance mca deps-mca accuracy activations denormals sanitize bench bench-full bench-peers plot digits examples questions questions-update deps deps-lint \
+	conformance conformance-update conformance-snapshot deps-conformance \
+	mpi digits-mpi mpi-programs mpi-header test-mpi bench-mpi deps-mpi deps-peers deps-cross format lint warnings everything help FORCE
 .DELETE_ON_ERROR:

@@ -80,11 +80,16 @@ void add_kernels(struct suite *s);
 void add_blocked(struct suite *s);
 void add_mask(struct suite *s);
 void add_jobs(struct suite *s);
+void add_pieces(struct suite *s);
 void add_smooth(struct suite *s);
 void add_types(struct suite *s);
 void add_types_train(struct suite *s);
 void add_quantized(struct suite *s);
 void add_onnx(struct suite *s);
+void add_frameworks(struct suite *s);
+void add_variants(struct suite *s);
+void add_variant_calls(struct suite *s);
+void add_running(struct suite *s);
 
 /* ---------------------------------------------------------------------------------------------- */
 /* Buffers between guard pages                                                                    */

@@ -255,13 +255,18 @@ int main(int argc, char **argv) {
     add_smooth(&suite);
     add_threads(&suite);
     add_jobs(&suite);
+    add_pieces(&suite);
     add_types(&suite);
     add_types_train(&suite);
     add_quantized(&suite);
     add_properties(&suite);
+    add_variants(&suite);
+    add_variant_calls(&suite);
+    add_running(&suite);
     add_fold(&suite);
     add_errors(&suite);
     add_onnx(&suite);
+    add_frameworks(&suite);
     if (!suite.count) {
         fprintf(stderr,
                 "bnorm-tests: none of the %zu cases matches; a filter is a part of a name "

@@ -196,8 +196,7 @@ double oracle_smooth_bound(double v, double y) {
     return 2 * ORACLE_SMOOTH_ULP * U * fabs(y) + 2 * (2 + fabs(v)) * ETA;
 }
 
-/* Bound of the activation's value where its argument is off by v_bound. */
-static double act_bound(bnorm_act act, double v, double v_bound) {
+double oracle_act_bound(bnorm_act act, double v, double v_bound) {
     const double y = fabs(oracle_act(act, v));
     switch (act.kind) {
     case BNORM_ACT_IDENTITY:
@@ -213,8 +212,7 @@ static double act_bound(bnorm_act act, double v, double v_bound) {
     }
 }
 
-/* Bound of dy*act'(v), away from jumps. */
-static double gradient_bound(bnorm_act act, double v, double v_bound, double dy) {
+double oracle_gradient_bound(bnorm_act act, double v, double v_bound, double dy) {
     const double slope = fabs(oracle_act_derivative(act, v)), g = fabs(dy * slope);
     switch (act.kind) {
     case BNORM_ACT_IDENTITY:
@@ -304,7 +302,7 @@ void oracle_apply(const bnorm_shape *shape, const double *x, const struct oracle
                     bound += U * fabs(d * scale);
                 if (affine->residual)
                     bound += U * fabs(argument);
-                y_bound[i] = act_bound(affine->act, argument, bound * SLACK);
+                y_bound[i] = oracle_act_bound(affine->act, argument, bound * SLACK);
             }
         }
 }
@@ -367,7 +365,7 @@ void oracle_train(const bnorm_shape *shape, const double *x, const struct oracle
                 if (out->v_bound)
                     out->v_bound[i] = bound;
                 if (out->y_bound)
-                    out->y_bound[i] = act_bound(train->act, v, bound);
+                    out->y_bound[i] = oracle_act_bound(train->act, v, bound);
             }
         }
     }
@@ -395,7 +393,7 @@ void oracle_backward(const bnorm_shape *shape, const double *x, const double *dy
             const size_t i = at(shape, c, q);
             const double v = grad->v[i], v_bound = normalise_bound(&m, x[i], grad->v, v);
             const double g = dy[i] * oracle_act_derivative(grad->act, v);
-            const double g_bound = gradient_bound(grad->act, v, v_bound, dy[i]);
+            const double g_bound = oracle_gradient_bound(grad->act, v, v_bound, dy[i]);
             out->g[i] = g;
             out->g_bound[i] = g_bound;
             sum_add(&sum_g, g);

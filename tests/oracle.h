@@ -15,6 +15,9 @@ double oracle_act_derivative(bnorm_act act, double v);
 #define ORACLE_SMOOTH_ULP   8
 #define ORACLE_SMOOTH_SLOPE 0x1p-20
 double oracle_smooth_bound(double v, double y); /* of the value y at v, which is exact */
+/* Of the activation's value, and of dy*act'(v) away from jumps, where v is off by v_bound. */
+double oracle_act_bound(bnorm_act act, double v, double v_bound);
+double oracle_gradient_bound(bnorm_act act, double v, double v_bound, double dy);
 /* Distance from v to the nearest point where the derivative jumps. */
 double oracle_kink_distance(bnorm_act act, double v);
 

@@ -8,55 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include "data.h"
 #include "net.h"
 #include "threads.h"
-
-/* The file is a row of 14 forms of about 130 digits from 13 writers. It is cut between two forms,
- * so that the test is on other people's handwriting than the training. */
-enum {
-    TRAIN = 1157,     /* nine forms to learn from */
-    VALIDATION = 258, /* two forms to choose the learning rate by */
-    TEST = 382,       /* three forms that choose nothing */
-    IMAGES = TRAIN + VALIDATION + TEST,
-    BATCH = 32,
-    EPOCH = TRAIN / BATCH /* steps */
-};
-
-static const char rows[IMAGES][NET_PIXELS + 2] = {
-#include "digits_data.inc"
-};
-
-typedef struct image_set {
-    const sample *at[TRAIN];
-    size_t count;
-} image_set;
-
-static sample images[IMAGES], mirrored[IMAGES];
-static image_set train, validation, test, mirrored_train, mirrored_test;
-
-static image_set images_from(const sample *first, size_t count) {
-    image_set set = {.count = count};
-    for (size_t i = 0; i < count; i++)
-        set.at[i] = first + i;
-    return set;
-}
-
-static void load_images(void) {
-    for (size_t i = 0; i < IMAGES; i++) {
-        images[i].digit = mirrored[i].digit = rows[i][NET_PIXELS] - '0';
-        for (size_t p = 0; p < NET_PIXELS; p++) {
-            const char level = rows[i][p];
-            const int grey = level <= '9' ? level - '0' : level - 'a' + 10;
-            images[i].pixels[p] = (float)grey / 16;
-            mirrored[i].pixels[p ^ (NET_SIDE - 1)] = (float)grey / 16;
-        }
-    }
-    train = images_from(images, TRAIN);
-    validation = images_from(images + TRAIN, VALIDATION);
-    test = images_from(images + TRAIN + VALIDATION, TEST);
-    mirrored_train = images_from(mirrored, TRAIN);
-    mirrored_test = images_from(mirrored + TRAIN + VALIDATION, TEST);
-}
 
 /* ---------------------------------------------------------------------------------------------- */
 /* Training and measuring                                                                         */
@@ -76,28 +30,6 @@ static void progress(const char *what, size_t done, size_t total) {
     fflush(stderr);
 }
 
-/* Steps through `set` in batches, in a new random order each epoch; images that fill no batch wait
- * for the next. */
-typedef struct feed {
-    image_set set;
-    size_t next;
-    uint64_t random;
-} feed;
-
-static const sample *const *next_batch(feed *f, size_t size) {
-    if (f->next == 0 || f->next + size > f->set.count) {
-        for (size_t i = f->set.count; i-- > 1;) {
-            const size_t j = net_random(&f->random) % (i + 1);
-            const sample *swap = f->set.at[i];
-            f->set.at[i] = f->set.at[j];
-            f->set.at[j] = swap;
-        }
-        f->next = 0;
-    }
-    f->next += size;
-    return f->set.at + f->next - size;
-}
-
 static void train_steps(net *n, feed *f, size_t steps, size_t batch, net_stats stats, float rate,
                         const char *what) {
     for (size_t step = 0; step < steps; step++) {
@@ -112,30 +44,6 @@ static net *train_new(const settings *s, int batch_norm, float rate, size_t step
     train_steps(n, &f, steps, BATCH, NET_BATCH_STATS, rate,
                 batch_norm ? "with batch norm" : "without batch norm");
     return n;
-}
-
-static int best_class(const float *logits) {
-    int best = 0;
-    for (int k = 1; k < NET_CLASSES; k++)
-        if (logits[k] > logits[best])
-            best = k;
-    return best;
-}
-
-/* Percent of the set that the network gets right when it sees the set in batches of this size. */
-static double accuracy_in_batches(net *n, const image_set *set, net_stats stats, size_t batch) {
-    size_t right = 0;
-    for (size_t first = 0; first < set->count; first += batch) {
-        const size_t left = set->count - first, count = left < batch ? left : batch;
-        const float *logits = net_predict(n, set->at + first, count, stats);
-        for (size_t i = 0; i < count; i++)
-            right += best_class(logits + i * NET_CLASSES) == set->at[first + i]->digit;
-    }
-    return 100.0 * (double)right / (double)set->count;
-}
-
-static double accuracy(net *n, const image_set *set, net_stats stats) {
-    return accuracy_in_batches(n, set, stats, BATCH);
 }
 
 /* ---------------------------------------------------------------------------------------------- */

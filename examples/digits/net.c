@@ -42,6 +42,7 @@ struct net {
     int batch_norm;
     double running_rate;
     const bnorm_exec *exec;
+    const net_team *team; /* NULL = alone */
     void *workspace;
     size_t workspace_size;
     layer layers[NET_LAYERS];
@@ -96,7 +97,9 @@ static int uses_batch_stats(const net *n, net_stats stats) {
     return n->batch_norm && stats == NET_BATCH_STATS;
 }
 
-static void norm_forward(net *n, layer *l, size_t count, net_stats stats, int update_running) {
+/* team NULL = alone. */
+static void norm_forward(net *n, layer *l, size_t count, net_stats stats, int update_running,
+                         const net_team *team) {
     const bnorm_shape shape = shape_of(l, count);
     const bnorm_in x = {.data = l->conv};
     const bnorm_out y = {.data = l->out};
@@ -109,8 +112,12 @@ static void norm_forward(net *n, layer *l, size_t count, net_stats stats, int up
                              .act = {.kind = BNORM_ACT_RELU}};
         if (update_running)
             train.running = bnorm_running_pytorch(l->running_mean, l->running_var, n->running_rate);
-        void *ws = workspace(n, BNORM_OP_FORWARD_TRAIN, &shape);
-        check(bnorm_forward_train(&shape, x, y, &train, ws, n->workspace_size, n->exec));
+        if (team) {
+            team->forward_train(team->self, &shape, x, y, &train, n->exec);
+        } else {
+            void *ws = workspace(n, BNORM_OP_FORWARD_TRAIN, &shape);
+            check(bnorm_forward_train(&shape, x, y, &train, ws, n->workspace_size, n->exec));
+        }
     } else {
         float scale[NET_CHANNELS], shift[NET_CHANNELS];
         check(bnorm_fold(NET_CHANNELS, l->gamma, l->beta, l->running_mean, l->running_var,
@@ -141,9 +148,14 @@ static void norm_backward(net *n, layer *l, size_t count, net_stats stats, float
         g.frozen = 1;
         g.y.data = l->out; /* where ReLU was open */
     }
-    void *ws = workspace(n, BNORM_OP_BACKWARD, &shape);
-    check(bnorm_backward(&shape, (bnorm_in){.data = l->conv}, (bnorm_in){.data = grad},
-                         (bnorm_out){.data = grad}, &g, ws, n->workspace_size, n->exec));
+    const bnorm_in x = {.data = l->conv}, dy = {.data = grad};
+    const bnorm_out dx = {.data = grad};
+    if (n->team) {
+        n->team->backward(n->team->self, &shape, x, dy, dx, &g, n->exec);
+    } else {
+        void *ws = workspace(n, BNORM_OP_BACKWARD, &shape);
+        check(bnorm_backward(&shape, x, dy, dx, &g, ws, n->workspace_size, n->exec));
+    }
 }
 
 void net_fold(net *n) {
@@ -232,13 +244,13 @@ static void conv_din_image(void *arg, size_t image) {
                     din + t->in * NET_CHANNELS);
 }
 
-/* One kernel position over all images, in order, so that the sum does not depend on the threads. */
+/* Adds one kernel position over all images, in order, so that the sum does not depend on the
+ * threads. */
 static void conv_dweights_position(void *arg, size_t k) {
     const conv_job *job = arg;
     layer *l = job->l;
     const size_t channels = l->in_channels;
     float *dweights = l->dweights + k * channels * NET_CHANNELS;
-    memset(dweights, 0, channels * NET_CHANNELS * sizeof(*dweights));
     const size_t taps = l->tap_begin[k + 1] - l->tap_begin[k];
     const tap *t = l->tap + l->tap_begin[k];
     float column[NET_CHANNELS][NET_PIXELS], rows[NET_PIXELS][NET_CHANNELS];
@@ -267,7 +279,17 @@ static void run(const net *n, void (*task)(void *arg, size_t i), conv_job *job, 
 static void conv_backward(net *n, layer *l, size_t count, const float *in, const float *grad,
                           float *din) {
     conv_job job = {.l = l, .count = count, .in = in, .grad = grad, .din = din};
-    run(n, conv_dweights_position, &job, NET_KERNEL);
+    memset(l->dweights, 0, sizeof(l->dweights));
+    if (n->team)
+        /* Position by position: while the next process has one, this one has the next. */
+        for (size_t k = 0; k < NET_KERNEL; k++) {
+            const size_t size = l->in_channels * NET_CHANNELS;
+            n->team->take(n->team->self, l->dweights + k * size, size);
+            conv_dweights_position(&job, k);
+            n->team->pass(n->team->self, l->dweights + k * size, size);
+        }
+    else
+        run(n, conv_dweights_position, &job, NET_KERNEL);
     if (!din)
         return;
     for (size_t k = 0; k < NET_KERNEL; k++)
@@ -291,8 +313,13 @@ static void linear_forward(net *n, size_t count) {
 
 static void linear_backward(net *n, size_t count, float *din) {
     const float *in = n->layers[NET_LAYERS - 1].out;
+    const net_team *team = n->team;
     memset(n->dlinear, 0, sizeof(n->dlinear));
     memset(n->dbias, 0, sizeof(n->dbias));
+    if (team) {
+        team->take(team->self, n->dlinear, NET_CHANNELS * NET_CLASSES);
+        team->take(team->self, n->dbias, NET_CLASSES);
+    }
     for (size_t s = 0; s < count; s++) {
         const float *grad = n->dlogits + s * NET_CLASSES;
         for (size_t k = 0; k < NET_CLASSES; k++)
@@ -305,6 +332,10 @@ static void linear_backward(net *n, size_t count, float *din) {
             }
             din[s * NET_CHANNELS + c] = sum;
         }
+    }
+    if (team) {
+        team->pass(team->self, n->dlinear, NET_CHANNELS * NET_CLASSES);
+        team->pass(team->self, n->dbias, NET_CLASSES);
     }
 }
 
@@ -323,8 +354,9 @@ static double exp_negative(double x) {
     return ldexp(sum, (int)k);
 }
 
-/* The gradient of the mean loss by the logits: softmax minus the one-hot digit, over count. */
-static void loss_backward(net *n, const sample *const *batch, size_t count) {
+/* The gradient of the mean loss by the logits: softmax minus the one-hot digit, over the number of
+ * samples in the whole batch. */
+static void loss_backward(net *n, const sample *const *batch, size_t count, size_t whole) {
     for (size_t s = 0; s < count; s++) {
         const float *logits = n->logits + s * NET_CLASSES;
         double max = logits[0], power[NET_CLASSES], sum = 0;
@@ -334,7 +366,7 @@ static void loss_backward(net *n, const sample *const *batch, size_t count) {
             sum += power[k] = exp_negative(logits[k] - max);
         for (size_t k = 0; k < NET_CLASSES; k++) {
             const double target = (int)k == batch[s]->digit;
-            n->dlogits[s * NET_CLASSES + k] = (float)((power[k] / sum - target) / (double)count);
+            n->dlogits[s * NET_CLASSES + k] = (float)((power[k] / sum - target) / (double)whole);
         }
     }
 }
@@ -342,21 +374,22 @@ static void loss_backward(net *n, const sample *const *batch, size_t count) {
 /* ---------------------------------------------------------------------------------------------- */
 /* The network                                                                                    */
 
-static void forward(net *n, const sample *const *batch, size_t count, net_stats stats, int train) {
+static void forward(net *n, const sample *const *batch, size_t count, net_stats stats, int train,
+                    const net_team *team) {
     for (size_t s = 0; s < count; s++)
         memcpy(n->input + s * NET_PIXELS, batch[s]->pixels, sizeof(batch[s]->pixels));
     const float *in = n->input;
     for (layer *l = n->layers; l < n->layers + NET_LAYERS; l++) {
         conv_job job = {.l = l, .count = count, .in = in};
         run(n, conv_forward_image, &job, count);
-        norm_forward(n, l, count, stats, train);
+        norm_forward(n, l, count, stats, train, team);
         in = l->out;
     }
     linear_forward(n, count);
 }
 
 const float *net_predict(net *n, const sample *const *batch, size_t count, net_stats stats) {
-    forward(n, batch, count, stats, 0);
+    forward(n, batch, count, stats, 0, NULL);
     return n->logits;
 }
 
@@ -367,10 +400,23 @@ static void sgd(size_t count, float *value, const float *gradient, float *veloci
     }
 }
 
-void net_train(net *n, const sample *const *batch, size_t count, net_stats stats,
+/* The sums over all processes' shares. */
+static void spread_gradients(net *n) {
+    const net_team *team = n->team;
+    for (layer *l = n->layers; l < n->layers + NET_LAYERS; l++)
+        team->spread(team->self, l->dweights, NET_KERNEL * l->in_channels * NET_CHANNELS);
+    team->spread(team->self, n->dlinear, NET_CHANNELS * NET_CLASSES);
+    team->spread(team->self, n->dbias, NET_CLASSES);
+}
+
+void net_train(net *n, const sample *const *batch, size_t whole, net_stats stats,
                float learning_rate) {
-    forward(n, batch, count, stats, 1);
-    loss_backward(n, batch, count);
+    size_t first = 0, count = whole;
+    if (n->team)
+        n->team->share(n->team->self, whole, &first, &count);
+    batch += first;
+    forward(n, batch, count, stats, 1, n->team);
+    loss_backward(n, batch, count, whole);
     float *grad = n->grad[0], *din = n->grad[1];
     linear_backward(n, count, grad);
     for (size_t i = NET_LAYERS; i-- > 0;) {
@@ -381,6 +427,8 @@ void net_train(net *n, const sample *const *batch, size_t count, net_stats stats
         grad = din;
         din = swap;
     }
+    if (n->team)
+        spread_gradients(n);
     for (layer *l = n->layers; l < n->layers + NET_LAYERS; l++) {
         sgd(NET_KERNEL * l->in_channels * NET_CHANNELS, l->weights, l->dweights, l->vweights,
             learning_rate);
@@ -425,6 +473,10 @@ net *net_create(int batch_norm, double running_rate, uint64_t seed, const bnorm_
     }
     init_weights(n->linear, NET_CHANNELS * NET_CLASSES, NET_CHANNELS, &seed);
     return n;
+}
+
+void net_join(net *n, const net_team *team) {
+    n->team = team;
 }
 
 net *net_clone(const net *n) {

@@ -33,6 +33,27 @@ typedef enum net_stats { NET_BATCH_STATS, NET_RUNNING_STATS } net_stats;
 
 typedef struct net net;
 
+/* Processes that train one network together, each on its share of every batch. Whatever is summed
+ * over a batch is summed in the order of its samples, as by one process, so that the weights are
+ * the same to the bit. net.c calls these in the same order in all processes; mpi/team.c has them
+ * for MPI. */
+typedef struct net_team {
+    void *self;
+    /* This process's share of a batch of `count` samples: *own of them, from *first on. */
+    void (*share)(void *self, size_t count, size_t *first, size_t *own);
+    /* Batch norm with the statistics of the whole batch, on this process's share. */
+    void (*forward_train)(void *self, const bnorm_shape *shape, bnorm_in x, bnorm_out y,
+                          const bnorm_train *train, const bnorm_exec *exec);
+    void (*backward)(void *self, const bnorm_shape *shape, bnorm_in x, bnorm_in dy, bnorm_out dx,
+                     const bnorm_grad *grad, const bnorm_exec *exec);
+    /* A sum goes from process to process, and each adds its share to what it takes: the sum of the
+     * shares before, or for the first one what sum holds. */
+    void (*take)(void *self, float *sum, size_t count);
+    void (*pass)(void *self, const float *sum, size_t count);
+    /* The last process's sum, which is the whole one, becomes that of all. */
+    void (*spread)(void *self, float *sum, size_t count);
+} net_team;
+
 /* batch_norm 0: convolution + bias + ReLU instead. running_rate: the weight of the newest batch in
  * the running statistics, what PyTorch calls the momentum of BatchNorm2d. exec must outlive the
  * network. */
@@ -40,8 +61,12 @@ net *net_create(int batch_norm, double running_rate, uint64_t seed, const bnorm_
 net *net_clone(const net *n);
 void net_destroy(net *n);
 
+/* From now on net_train computes only a share of each batch, which all processes of the team are
+ * given. The team must outlive the network. */
+void net_join(net *n, const net_team *team);
+
 /* One step of SGD with momentum 0.9 on up to NET_MAX_BATCH samples. */
-void net_train(net *n, const sample *const *batch, size_t count, net_stats stats,
+void net_train(net *n, const sample *const *batch, size_t whole, net_stats stats,
                float learning_rate);
 
 /* The logits of up to NET_MAX_BATCH samples: count rows of NET_CLASSES, valid until the next call.

@@ -1,0 +1,442 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Calls of the variants: several in bnorm_run_jobs, those that are refused, which write nothing,
+ * and those on an empty batch. */
+#include "variants.h"
+
+#include <math.h>
+#include <string.h>
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Jobs                                                                                           */
+
+#define JOBS 6
+
+/* Forward and backward with weights and with renorm, in one call of bnorm_run_jobs. */
+struct mix {
+    struct problem problems[JOBS];
+    struct call calls[JOBS];
+    struct variant_ready ready[JOBS];
+    struct variant_results want[JOBS];
+    bnorm_job jobs[JOBS];
+};
+
+static struct mix *mix_new(struct test *t) {
+    struct mix *m = test_alloc(t, sizeof *m);
+    for (size_t i = 0; i < JOBS; i++) {
+        const bnorm_shape shape = problem_shape(t, rng_below(&t->rng, PROBLEM_SMALL),
+                                                problem_dtype(rng_below(&t->rng, 3)));
+        struct problem *p = &m->problems[i];
+        problem_new(t, p, &shape, i % 3 ? (enum weights)(1 + rng_below(&t->rng, 4)) : WEIGHTS_NONE);
+        if (i % 3 != 1)
+            problem_add_renorm(t, p);
+        p->call.shape.dtype = shape.dtype;
+        m->calls[i] = p->call;
+        m->want[i] = problem_scalar(t, p, &p->call);
+        if (i < JOBS / 2) {
+            problem_take_saved(p, &m->want[i]);
+            m->calls[i] = problem_backward_call(t, p, &m->want[i]);
+            m->want[i] = problem_scalar(t, p, &m->calls[i]);
+        }
+        m->calls[i].dense = 0;
+    }
+    for (size_t i = 0; i < JOBS; i++) {
+        variant_ready(t, &m->ready[i], &m->calls[i], &m->problems[i].data, &m->problems[i].variant,
+                      (enum side)rng_below(&t->rng, 2));
+        m->jobs[i] = m->ready[i].base.job;
+    }
+    return m;
+}
+
+static void test_jobs(struct test *t) {
+    for (size_t round = 0; round < (test_quick() ? 3 : 20); round++) {
+        struct mix *m = mix_new(t);
+        const bnorm_exec exec = type_exec(t, round);
+        test_context(t, "round %zu", round);
+        check_status(t, "bnorm_run_jobs", bnorm_run_jobs(m->jobs, JOBS, NULL, &exec), BNORM_OK);
+        for (size_t i = 0; i < JOBS; i++) {
+            problem_say(t, &m->problems[i], &m->calls[i], "as a job");
+            const struct variant_results got = variant_finish(t, &m->ready[i]);
+            variant_check_bits(t, &got, &m->want[i], &m->problems[i].data, 1);
+        }
+        test_release(t);
+    }
+}
+
+/* All bytes of the buffers of a fixture, canaries and inputs included. */
+static unsigned char *snapshot(struct test *t, const struct fixture *f, size_t *size) {
+    *size = 0;
+    for (size_t i = 0; i < f->count; i++)
+        *size += f->items[i].tensor.buffer.bytes;
+    unsigned char *bytes = test_alloc(t, *size + 1), *p = bytes;
+    for (size_t i = 0; i < f->count; i++) {
+        const struct buffer *b = &f->items[i].tensor.buffer;
+        memcpy(p, b->data, b->bytes);
+        p += b->bytes;
+    }
+    return bytes;
+}
+
+static void unchanged(struct test *t, const struct fixture *f, const unsigned char *before) {
+    size_t size;
+    const unsigned char *now = snapshot(t, f, &size);
+    if (memcmp(before, now, size) != 0)
+        test_fail(t, "the call was refused but wrote memory");
+    for (size_t i = 0; i < f->count; i++)
+        buffer_check(t, &f->items[i].tensor.buffer, f->items[i].name);
+}
+
+/* Input arrays lie in writable memory. */
+static float *writable(const float *array) {
+    return (float *)(uintptr_t)array;
+}
+
+static void test_bad_job(struct test *t) {
+    for (size_t round = 0; round < (test_quick() ? 2 : 8); round++) {
+        struct mix *m = mix_new(t);
+        const bnorm_exec exec = type_exec(t, round);
+        const size_t at = rng_below(&t->rng, JOBS);
+        struct variant_ready *v = &m->ready[at];
+        if (v->weights.values) {
+            writable(v->weights.values)[0] = -1;
+        } else {
+            v->renorm.d_max = -1;         /* forward */
+            v->base.grad.renorm_d = NULL; /* backward: one without the other */
+        }
+        unsigned char *before[JOBS];
+        for (size_t i = 0; i < JOBS; i++) {
+            size_t size;
+            before[i] = snapshot(t, &m->ready[i].base.fixture, &size);
+        }
+        size_t failed = JOBS;
+        const bnorm_status want = !v->weights.values && m->calls[at].op == BNORM_OP_BACKWARD
+                                      ? BNORM_NULL_POINTER
+                                      : BNORM_BAD_PARAMETER;
+        test_context(t, "job %zu is bad", at);
+        check_status(t, "bnorm_run_jobs", bnorm_run_jobs(m->jobs, JOBS, &failed, &exec), want);
+        if (failed != at)
+            test_fail(t, "*failed is %zu, expected %zu", failed, at);
+        for (size_t i = 0; i < JOBS; i++)
+            unchanged(t, &m->ready[i].base.fixture, before[i]);
+        test_release(t);
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Refusals                                                                                       */
+
+struct attempt {
+    struct problem problem;
+    struct call call;
+    struct variant_ready ready;
+    bnorm_ghost ghost;
+};
+
+enum flavour { WITH_BOTH = 0, WITH_WEIGHTS, WITH_GHOST };
+
+/* A valid call. */
+static void attempt_new(struct test *t, struct attempt *a, bnorm_op op, enum flavour flavour) {
+    bnorm_shape shape = problem_shape(t, 8, BNORM_F32);
+    struct problem *p = &a->problem;
+    problem_new(t, p, &shape, flavour == WITH_GHOST ? WEIGHTS_NONE : WEIGHTS_RANDOM);
+    problem_add_renorm(t, p);
+    if (flavour != WITH_BOTH)
+        p->variant.renorm = NULL;
+    p->call.act = (bnorm_act){.kind = BNORM_ACT_RELU};
+    p->call.mask = 0;
+    p->call.lo = 1;
+    p->call.residual = 1;
+    if (flavour == WITH_GHOST) {
+        a->ghost = (bnorm_ghost){3, BNORM_GHOST_INTERLEAVED, BNORM_GHOST_SUCCESSIVE};
+        p->variant.ghost = &a->ghost;
+        p->data.mean = uniform_floats(t, 1, 3 * shape.c, -1, 1);
+        p->data.invstd = uniform_floats(t, 1, 3 * shape.c, .5, 1);
+        p->data.lo = test_floats(t, 3 * shape.c);
+    } else if (op == BNORM_OP_BACKWARD && flavour == WITH_BOTH) {
+        p->variant.r = uniform_floats(t, 1, shape.c, .5, 1);
+        p->variant.d = uniform_floats(t, 1, shape.c, .5, 1);
+    }
+    a->call = p->call;
+    a->call.op = op;
+    a->call.dense = 0;
+    variant_ready(t, &a->ready, &a->call, &p->data, &p->variant, (enum side)rng_below(&t->rng, 2));
+}
+
+static void attempt_run(struct test *t, struct attempt *a, bnorm_status want, const char *what) {
+    const bnorm_exec exec = {.isa = t->isa};
+    size_t size;
+    const unsigned char *before = snapshot(t, &a->ready.base.fixture, &size);
+    problem_say(t, &a->problem, &a->call, what);
+    const bnorm_status got = variant_start(&a->ready, &exec);
+    check_status(t, what, got, want);
+    if (got != BNORM_OK)
+        unchanged(t, &a->ready.base.fixture, before);
+    test_release(t);
+}
+
+/* A valid call with one thing changed, named by the code that changes it. */
+#define EXPECT(op, flavour, status, ...)                                                           \
+    do {                                                                                           \
+        attempt_new(t, a, op, flavour);                                                            \
+        __VA_ARGS__;                                                                               \
+        attempt_run(t, a, status, #__VA_ARGS__);                                                   \
+    } while (0)
+
+/* Zeros are weights that no check of values refuses. */
+static const float *zeroed(const struct tensor *tensor) {
+    memset(tensor->buffer.data, 0, tensor->buffer.bytes);
+    return tensor->data;
+}
+
+static void test_weight_errors(struct test *t) {
+    struct attempt attempt, *a = &attempt;
+    struct ready *r = &a->ready.base;
+    bnorm_train *train = &r->train;
+    bnorm_grad *grad = &r->grad;
+    const double bad[] = {-1, -1e-30, NAN, INFINITY, -INFINITY};
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_WEIGHTS, BNORM_OK, (void)0);
+    EXPECT(BNORM_OP_BACKWARD, WITH_WEIGHTS, BNORM_OK, (void)0);
+    EXPECT(BNORM_OP_MOMENTS, WITH_WEIGHTS, BNORM_OK, (void)0);
+    for (size_t i = 0; i < COUNT_OF(bad); i++) {
+        const size_t at = i == 0 ? 0 : i == 1 ? 6 * 31 - 1 : rng_below(&t->rng, 6 * 31);
+        EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_WEIGHTS, BNORM_BAD_PARAMETER,
+               writable(train->weights.values)[at] = (float)bad[i]);
+        EXPECT(BNORM_OP_BACKWARD, WITH_WEIGHTS, BNORM_BAD_PARAMETER,
+               writable(grad->weights.values)[at] = (float)bad[i]);
+        EXPECT(BNORM_OP_MOMENTS, WITH_WEIGHTS, BNORM_BAD_PARAMETER,
+               writable(a->ready.weights.values)[at] = (float)bad[i]);
+        EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_WEIGHTS, BNORM_BAD_PARAMETER,
+               train->weights.epsilon = bad[i]);
+        EXPECT(BNORM_OP_BACKWARD, WITH_WEIGHTS, BNORM_BAD_PARAMETER,
+               grad->weights.epsilon = bad[i]);
+        EXPECT(BNORM_OP_MOMENTS, WITH_WEIGHTS, BNORM_BAD_PARAMETER,
+               a->ready.weights.epsilon = bad[i]);
+    }
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_WEIGHTS, BNORM_BAD_OVERLAP,
+           train->weights.values = zeroed(r->y));
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_WEIGHTS, BNORM_BAD_OVERLAP,
+           train->save_mean = writable(train->weights.values) + 6 * 31 - 1);
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_WEIGHTS, BNORM_BAD_OVERLAP,
+           train->running.var = writable(train->weights.values));
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_WEIGHTS, BNORM_BAD_OVERLAP,
+           r->job.ws = writable(train->weights.values));
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_WEIGHTS, BNORM_WORKSPACE_TOO_SMALL, r->job.ws_size--);
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_WEIGHTS, BNORM_UNSUPPORTED, r->shape.dtype = BNORM_S8);
+    EXPECT(BNORM_OP_BACKWARD, WITH_WEIGHTS, BNORM_BAD_OVERLAP, /* y is dx */
+           grad->weights.values = zeroed(r->y));
+    EXPECT(BNORM_OP_BACKWARD, WITH_WEIGHTS, BNORM_BAD_OVERLAP,
+           grad->weights.values = zeroed(r->dresidual));
+    EXPECT(BNORM_OP_BACKWARD, WITH_WEIGHTS, BNORM_BAD_OVERLAP,
+           grad->dgamma = writable(grad->weights.values));
+    EXPECT(BNORM_OP_BACKWARD, WITH_WEIGHTS, BNORM_BAD_OVERLAP,
+           r->job.ws = writable(grad->weights.values));
+    EXPECT(BNORM_OP_BACKWARD, WITH_WEIGHTS, BNORM_WORKSPACE_TOO_SMALL, r->job.ws_size--);
+    EXPECT(BNORM_OP_MOMENTS, WITH_WEIGHTS, BNORM_BAD_OVERLAP,
+           r->job.mean = writable(a->ready.weights.values));
+    EXPECT(BNORM_OP_MOMENTS, WITH_WEIGHTS, BNORM_BAD_OVERLAP, r->job.mean = r->job.var);
+    EXPECT(BNORM_OP_MOMENTS, WITH_WEIGHTS, BNORM_BAD_OVERLAP,
+           r->job.ws = writable(a->ready.weights.values));
+    EXPECT(BNORM_OP_MOMENTS, WITH_WEIGHTS, BNORM_WORKSPACE_TOO_SMALL, r->job.ws_size--);
+    EXPECT(BNORM_OP_MOMENTS, WITH_WEIGHTS, BNORM_NULL_POINTER, r->job.ws = NULL);
+    EXPECT(BNORM_OP_MOMENTS, WITH_WEIGHTS, BNORM_NULL_POINTER, r->job.x.data = NULL);
+    EXPECT(BNORM_OP_MOMENTS, WITH_WEIGHTS, BNORM_NULL_POINTER, r->job.shape = NULL);
+    EXPECT(BNORM_OP_MOMENTS, WITH_WEIGHTS, BNORM_UNSUPPORTED, r->shape.dtype = BNORM_U8);
+    EXPECT(BNORM_OP_MOMENTS, WITH_WEIGHTS, BNORM_BAD_SHAPE, r->shape.c = 0);
+    EXPECT(BNORM_OP_MOMENTS, WITH_WEIGHTS, BNORM_BAD_ENUM, r->shape.dtype = (bnorm_dtype)9);
+    EXPECT(BNORM_OP_MOMENTS, WITH_WEIGHTS, BNORM_BAD_STRIDE, r->job.x.run_stride = 1,
+           r->job.x.image_stride = 1);
+    EXPECT(BNORM_OP_MOMENTS, WITH_WEIGHTS, BNORM_OK, r->job.mean = NULL, r->job.var = NULL);
+}
+
+static void test_renorm_errors(struct test *t) {
+    struct attempt attempt, *a = &attempt;
+    struct ready *r = &a->ready.base;
+    bnorm_renorm *renorm = &a->ready.renorm;
+    bnorm_train *train = &r->train;
+    bnorm_grad *grad = &r->grad;
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_OK, (void)0);
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_OK, renorm->save_r = renorm->save_d = NULL);
+    EXPECT(BNORM_OP_BACKWARD, WITH_BOTH, BNORM_OK, (void)0);
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_PARAMETER, renorm->r_min = -.5);
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_PARAMETER, renorm->r_min = NAN);
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_PARAMETER, renorm->r_max = NAN);
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_PARAMETER, renorm->r_min = 2,
+           renorm->r_max = 1.9);
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_PARAMETER, renorm->d_max = -1e-9);
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_PARAMETER, renorm->d_max = NAN);
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_NULL_POINTER,
+           train->running.mean = train->running.var = NULL);
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_OVERLAP, renorm->save_r = renorm->save_d);
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_OVERLAP, renorm->save_r = train->save_mean);
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_OVERLAP,
+           renorm->save_d = train->running.var);
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_OVERLAP,
+           renorm->save_d = writable(train->weights.values));
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_OVERLAP, renorm->save_r = r->y->data);
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_OVERLAP,
+           renorm->save_r = writable(r->job.x.data));
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_OVERLAP, r->job.ws = renorm->save_r);
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_OVERLAP, train->gamma = renorm->save_r);
+    EXPECT(BNORM_OP_BACKWARD, WITH_BOTH, BNORM_NULL_POINTER, grad->renorm_r = NULL);
+    EXPECT(BNORM_OP_BACKWARD, WITH_BOTH, BNORM_NULL_POINTER, grad->renorm_d = NULL);
+    EXPECT(BNORM_OP_BACKWARD, WITH_BOTH, BNORM_BAD_PARAMETER, grad->frozen = 1);
+    EXPECT(BNORM_OP_BACKWARD, WITH_BOTH, BNORM_OK, grad->frozen = 1,
+           grad->renorm_r = grad->renorm_d = NULL);
+    EXPECT(BNORM_OP_BACKWARD, WITH_BOTH, BNORM_BAD_OVERLAP,
+           grad->dgamma = writable(grad->renorm_r));
+    EXPECT(BNORM_OP_BACKWARD, WITH_BOTH, BNORM_BAD_OVERLAP, grad->dbeta = writable(grad->renorm_d));
+    EXPECT(BNORM_OP_BACKWARD, WITH_BOTH, BNORM_BAD_OVERLAP, r->job.ws = writable(grad->renorm_d));
+    EXPECT(BNORM_OP_BACKWARD, WITH_BOTH, BNORM_BAD_OVERLAP, grad->renorm_r = r->dresidual->data);
+}
+
+static void test_ghost_errors(struct test *t) {
+    static const bnorm_op ops[] = {BNORM_OP_FORWARD_TRAIN, BNORM_OP_BACKWARD};
+    static const float weights[6 * 31];
+    struct attempt attempt, *a = &attempt;
+    struct ready *r = &a->ready.base;
+    bnorm_train *train = &r->train;
+    bnorm_grad *grad = &r->grad;
+    unsigned char mask[6 * 32 * 31];
+    for (size_t i = 0; i < COUNT_OF(ops); i++) {
+        EXPECT(ops[i], WITH_GHOST, BNORM_OK, (void)0);
+        EXPECT(ops[i], WITH_GHOST, BNORM_BAD_SHAPE, a->ghost.groups = 0);
+        EXPECT(ops[i], WITH_GHOST, BNORM_BAD_SHAPE, a->ghost.groups = 4);
+        EXPECT(ops[i], WITH_GHOST, BNORM_BAD_SHAPE, a->ghost.groups = 12);
+        EXPECT(ops[i], WITH_GHOST, BNORM_BAD_SHAPE, a->ghost.groups = SIZE_MAX);
+        EXPECT(ops[i], WITH_GHOST, BNORM_BAD_ENUM, a->ghost.order = (bnorm_ghost_order)2);
+        EXPECT(ops[i], WITH_GHOST, BNORM_NULL_POINTER, r->job.shape = NULL);
+        EXPECT(ops[i], WITH_GHOST, BNORM_NULL_POINTER, r->job.x.data = NULL);
+        EXPECT(ops[i], WITH_GHOST, BNORM_NULL_POINTER, r->job.ws = NULL);
+        EXPECT(ops[i], WITH_GHOST, BNORM_NULL_POINTER, r->job.train = NULL, r->job.grad = NULL);
+        EXPECT(ops[i], WITH_GHOST, BNORM_WORKSPACE_TOO_SMALL, r->job.ws_size--);
+        EXPECT(ops[i], WITH_GHOST, BNORM_UNSUPPORTED, r->shape.dtype = BNORM_S8);
+        EXPECT(ops[i], WITH_GHOST, BNORM_BAD_STRIDE, r->job.x.run_stride = 1,
+               r->job.x.image_stride = 1);
+        EXPECT(ops[i], WITH_GHOST, BNORM_BAD_STRIDE, r->job.out.run_stride = 1,
+               r->job.out.image_stride = 1);
+        EXPECT(ops[i], WITH_GHOST, BNORM_UNSUPPORTED, train->weights.values = weights,
+               grad->weights.values = weights);
+        EXPECT(ops[i], WITH_GHOST, BNORM_BAD_OVERLAP, /* out of place, but one element off */
+               r->job.out = (bnorm_out){(float *)(uintptr_t)r->job.x.data + 1, r->job.x.run_stride,
+                                        r->job.x.image_stride});
+        EXPECT(ops[i], WITH_GHOST, BNORM_BAD_PARAMETER, train->act.kind = BNORM_ACT_CLAMP,
+               grad->act.kind = BNORM_ACT_CLAMP);
+    }
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_GHOST, BNORM_BAD_ENUM,
+           a->ghost.running = (bnorm_ghost_running)2);
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_GHOST, BNORM_UNSUPPORTED, train->mask = mask);
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_GHOST, BNORM_UNSUPPORTED,
+           train->renorm = &(bnorm_renorm){.r_min = 1, .r_max = 1});
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_GHOST, BNORM_NULL_POINTER, r->job.out.data = NULL);
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_GHOST, BNORM_NULL_POINTER, train->running.var = NULL);
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_GHOST, BNORM_BAD_PARAMETER, train->eps = -1);
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_GHOST, BNORM_BAD_PARAMETER, train->running.rate = NAN);
+    /* Only the last group's part meets another array. */
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_GHOST, BNORM_BAD_OVERLAP,
+           train->save_invstd = train->save_mean + 2 * r->shape.c);
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_GHOST, BNORM_BAD_OVERLAP,
+           train->running.mean = train->save_mean_lo + 3 * r->shape.c - 1);
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_GHOST, BNORM_BAD_OVERLAP, r->job.ws = train->save_mean);
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_GHOST, BNORM_BAD_OVERLAP, train->save_mean = r->y->data);
+    EXPECT(BNORM_OP_BACKWARD, WITH_GHOST, BNORM_UNSUPPORTED, grad->residual.data = NULL,
+           grad->mask = mask);
+    EXPECT(BNORM_OP_BACKWARD, WITH_GHOST, BNORM_UNSUPPORTED, grad->renorm_r = weights,
+           grad->renorm_d = weights);
+    EXPECT(BNORM_OP_BACKWARD, WITH_GHOST, BNORM_NULL_POINTER, grad->save_mean = NULL);
+    EXPECT(BNORM_OP_BACKWARD, WITH_GHOST, BNORM_NULL_POINTER, grad->save_invstd = NULL);
+    EXPECT(BNORM_OP_BACKWARD, WITH_GHOST, BNORM_NULL_POINTER, r->job.dy.data = NULL);
+    EXPECT(BNORM_OP_BACKWARD, WITH_GHOST, BNORM_BAD_OVERLAP,
+           grad->dgamma = writable(grad->save_mean) + 3 * r->shape.c - 1);
+    EXPECT(BNORM_OP_BACKWARD, WITH_GHOST, BNORM_BAD_OVERLAP, grad->dgamma = grad->dbeta);
+    EXPECT(BNORM_OP_BACKWARD, WITH_GHOST, BNORM_BAD_OVERLAP, grad->dresidual = r->job.out);
+    EXPECT(BNORM_OP_BACKWARD, WITH_GHOST, BNORM_OK, r->job.out.data = NULL,
+           grad->dresidual.data = NULL);
+
+    const bnorm_exec exec = {.isa = t->isa};
+    attempt_new(t, a, BNORM_OP_FORWARD_TRAIN, WITH_GHOST);
+    check_status(t, "forward without a bnorm_ghost",
+                 bnorm_forward_train_ghost(r->job.shape, r->job.x, r->job.out, train, NULL,
+                                           r->job.ws, r->job.ws_size, &exec),
+                 BNORM_NULL_POINTER);
+    attempt_new(t, a, BNORM_OP_BACKWARD, WITH_GHOST);
+    check_status(t, "backward without a bnorm_ghost",
+                 bnorm_backward_ghost(r->job.shape, r->job.x, r->job.dy, r->job.out, grad, NULL,
+                                      r->job.ws, r->job.ws_size, &exec),
+                 BNORM_NULL_POINTER);
+}
+
+/* N = 0 or HW = 0: nothing is touched but dgamma and dbeta, which become 0. */
+static void test_empty(struct test *t) {
+    const bnorm_exec exec = {.isa = t->isa};
+    const bnorm_in none = {NULL, 0, 0};
+    const bnorm_out nowhere = {NULL, 0, 0};
+    for (int which = 0; which < 3; which++) {
+        bnorm_shape shape = problem_shape(t, 2, BNORM_F32);
+        shape.n = which == 1 ? 4 : 0;
+        shape.hw = which == 0 ? 7 : 0;
+        const float before[6] = {1, 2, 3, 4, 5, 6}, zeros[3] = {0, 0, 0};
+        float a[9][6];
+        for (size_t i = 0; i < COUNT_OF(a); i++)
+            memcpy(a[i], before, sizeof before);
+        const bnorm_renorm renorm = {1, 2, 1, a[5], a[6]};
+        const bnorm_weighting weights = {a[7], 1e-7};
+        const bnorm_ghost ghost = {2, BNORM_GHOST_INTERLEAVED, BNORM_GHOST_AVERAGE};
+        bnorm_train train = {
+            .running = {a[0], a[1], .5, BNORM_VARIANCE_SAMPLE},
+            .save_mean = a[2],
+            .save_mean_lo = a[3],
+            .save_invstd = a[4],
+            .weights = weights,
+            .renorm = &renorm,
+        };
+        bnorm_grad grad = {
+            .save_mean = before,
+            .save_invstd = before,
+            .weights = weights,
+            .renorm_r = before,
+            .renorm_d = before,
+            .dgamma = a[8],
+            .dbeta = a[8] + 3,
+        };
+        char text[96];
+        test_context(t, "%s", shape_text(&shape, text));
+        check_status(t, "bnorm_weighted_moments",
+                     bnorm_weighted_moments(&shape, none, &weights, a[0], a[1], NULL, 0, &exec),
+                     BNORM_OK);
+        check_status(t, "bnorm_forward_train",
+                     bnorm_forward_train(&shape, none, nowhere, &train, NULL, 0, &exec), BNORM_OK);
+        train.weights.values = NULL;
+        train.renorm = NULL;
+        check_status(
+            t, "bnorm_forward_train_ghost",
+            bnorm_forward_train_ghost(&shape, none, nowhere, &train, &ghost, NULL, 0, &exec),
+            BNORM_OK);
+        for (size_t i = 0; i < COUNT_OF(a); i++)
+            check_bits(t, "an array of forward", a[i], before, 6);
+        for (int k = 0; k < 2; k++) {
+            memcpy(a[8], before, sizeof before);
+            if (k)
+                grad = (bnorm_grad){
+                    .save_mean = before, .save_invstd = before, .dgamma = a[8], .dbeta = a[8] + 3};
+            check_status(
+                t, k ? "bnorm_backward_ghost" : "bnorm_backward",
+                k ? bnorm_backward_ghost(&shape, none, none, nowhere, &grad, &ghost, NULL, 0, &exec)
+                  : bnorm_backward(&shape, none, none, nowhere, &grad, NULL, 0, &exec),
+                BNORM_OK);
+            check_bits(t, "dgamma", a[8], zeros, 3);
+            check_bits(t, "dbeta", a[8] + 3, zeros, 3);
+        }
+    }
+}
+
+void add_variant_calls(struct suite *s) {
+    static const struct type_test tests[] = {
+        {"jobs", test_jobs},
+        {"bad-job", test_bad_job},
+        {"weight-errors", test_weight_errors},
+        {"renorm-errors", test_renorm_errors},
+        {"ghost-errors", test_ghost_errors},
+        {"empty", test_empty},
+    };
+    add_variant_cases(s, tests, COUNT_OF(tests));
+}
