@@ -398,7 +398,8 @@ BNORM_API bnorm_status bnorm_moments(const bnorm_shape *shape, bnorm_in x, float
  * Keras 3 with a mask: epsilon = 1e-7; tf.nn.weighted_moments: 0. Weights must be finite and not
  * negative, epsilon >= 0 and finite (else BNORM_BAD_PARAMETER). x where the weight is 0 is not
  * looked at for the statistics, but normalised like the rest, as in Keras. Where W + epsilon is 0
- * statistics are NaN, as 0/0 gives. BNORM_VARIANCE_SAMPLE counts W for n. */
+ * statistics are NaN, as 0/0 gives. BNORM_VARIANCE_SAMPLE counts W for n. (Backward divides floats
+ * by W + epsilon: dx loses accuracy where that is below 1e-30 or above 1e30.) */
 typedef struct bnorm_weighting {
     const float *values; /* NULL = none: all weights 1, epsilon 0 */
     double epsilon;

@@ -16,8 +16,7 @@ const char *bnorm_strerror(bnorm_status status) {
         return "A required pointer is NULL.";
     case BNORM_BAD_ENUM:
         return "A layout, data type, activation, variance kind, weight layout, operation or order "
-               "of "
-               "groups does not exist.";
+               "of groups does not exist.";
     case BNORM_BAD_SHAPE:
         return "The shape has no channels, its size overflows, groups do not divide channels or "
                "samples, or pieces of a batch do not fit together.";

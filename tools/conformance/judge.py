@@ -165,7 +165,8 @@ class Row:
 
     def done(self):
         facts = self.facts
-        print(f'  {facts["framework"]} {facts["version"]}: {self.passed} cases passed, {self.failed} failed', flush=True)
+        print(f'  {facts["framework"]} {facts["version"]}: {self.passed} cases passed, {self.failed} failed',
+              flush=True)
         self.judge.rows.append(facts | {'worst': self.worst, 'worst_hard': self.worst_hard, 'own': self.own,
                                         'passed': self.passed, 'failed': self.failed})
 

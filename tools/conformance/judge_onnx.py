@@ -90,7 +90,8 @@ def main():
             return lambda case, data, dtype: run(evaluator, case, data, dtype, opset)
 
         row = judge.row(f'{name}, opset 15', version, Rules('onnx'), default_eps=round(default_eps, 9))
-        row.measure(at(15), shape=(4, 2, 3, 5), axis=1, one=(1, 2, 1, 1)).measure_clamp(at(15), shape=(4, 2, 3, 5), axis=1)
+        row.measure(at(15), shape=(4, 2, 3, 5), axis=1, one=(1, 2, 1, 1))
+        row.measure_clamp(at(15), shape=(4, 2, 3, 5), axis=1)
         if evaluator is reference:
             note_of_opset_9(row)
         everything = as_stored(cases.everything(lambda shape, axis: axis % len(shape) == 1, MOMENTA, MODES))

@@ -65,11 +65,11 @@ def note_of_no_weight(row):
     """0/0 is 0 in TensorFlow."""
     case = Case((4, 9, 6), weights='nothing')
     data = cases.generate(case)
-    theirs = tf.nn.weighted_moments(data.x[0], [0, 1], data.weights[..., np.newaxis])
+    mean, variance = tf.nn.weighted_moments(data.x[0], [0, 1], data.weights[..., np.newaxis])
     ours = row.judge.library.run(case, data, row.rules)['y']
     if np.all(np.isnan(ours)):
-        row.facts['note'] += f'; where all weights are 0, mean and variance are {theirs[0][0]:g} and {theirs[1][0]:g}, ' \
-            'in bnorm NaN'
+        row.facts['note'] += (f'; where all weights are 0, mean and variance are {mean[0]:g} and {variance[0]:g}, '
+                              'in bnorm NaN')
 
 
 def rounded_rate(case):

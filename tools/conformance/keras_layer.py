@@ -6,8 +6,8 @@ import tensorflow as tf
 import cases
 from cases import Case
 
-RENORM_NOTE = ('averages standard deviations, sqrt(variance + eps), in pairs of their own: bnorm_forward_train with rate 0, '
-               'then bnorm_running_update')
+RENORM_NOTE = ('averages standard deviations, sqrt(variance + eps), in pairs of their own: bnorm_forward_train with '
+               'rate 0, then bnorm_running_update')
 
 
 def assign(variable, value):
@@ -65,7 +65,8 @@ def renorm_cases():
     """Batch renormalization without limits, with wide ones, with some that are met, and with those of the start.
     Keras makes a float32 of eps here."""
     limits = [(None, None, None), (0.5, 2, 1), (0.9, 1.1, 0.1), (1, 1, 0)]
-    found = [Case(shape, eps=float(np.float32(eps)), renorm=limit, momentum=0.99, renorm_momentum=0.9, kind=kind, steps=cases.STEPS)
+    found = [Case(shape, eps=float(np.float32(eps)), renorm=limit, momentum=0.99, renorm_momentum=0.9, kind=kind,
+                  steps=cases.STEPS)
              for shape in ((16, 5), (3, 5, 6, 4), (8, 40, 33)) for limit in limits
              for eps, kind in ((1e-3, 'normal'), (1e-5, 'normal'), (1e-3, 'offset'), (1e-3, 'spread'))]
     found += [Case((3, 4, 5, 6), 1, renorm=limit, steps=cases.STEPS) for limit in limits]

@@ -59,6 +59,7 @@ def main():
     parser.add_argument('--update', type=pathlib.Path, help='puts the table between the markers of this document')
     parser.add_argument('--snapshot', type=pathlib.Path, help='writes the snapshot to this file')
     args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
 
     rows, records, passed, failed = [], [], 0, 0
     for i, (name, modules, where) in enumerate(JUDGES, 1):

@@ -39,12 +39,12 @@ def markdown(rows, library):
                  differences(row['own'])]
         lines.append('| ' + ' | '.join(cells) + ' |')
     lines.append('')
-    lines += [f'{i}. {note}' for i, note in enumerate(notes, 1)]
+    lines += [textwrap.fill(f'{i}. {note}', 100, subsequent_indent='   ') for i, note in enumerate(notes, 1)]
     found = bnorm.Library(library)
     lines += ['', textwrap.fill(
-        'Differences are the largest over all cases, for y / running statistics / dx / dgamma and dbeta, as parts of the '
-        'largest |y|, running value, |gamma\\*invstd\\*dy| and sum of |dy\\*xh| (for dbeta of |dy|) of a case. One rounding '
-        'to float is 6e-8. Hard data have means of 100 and deviations of 1, or a channel of one value, which invstd = '
+        'Differences are the largest over all cases, for y / running statistics / dx / dgamma and dbeta, as parts of '
+        'the largest |y|, running value, |gamma\\*invstd\\*dy| and sum of |dy\\*xh| (for dbeta of |dy|) of a case. One '
+        'rounding to float is 6e-8. Hard data have means of 100 and deviations of 1, or a channel of one value, which invstd = '
         '1/sqrt(eps) multiplies; there the frameworks lose digits. Exact is computed in float64. Measured by '
         f'`make conformance` with bnorm {found.version()}, kernel set {found.kernel_set()}, on {processor()}.', 100)]
     return '\n'.join(lines) + '\n'
