@@ -517,7 +517,8 @@ void step_new(struct test *t, struct step *s, const bnorm_shape *shape, enum val
     s->rate = rates[rng_below(rng, COUNT_OF(rates))];
     s->variance = (bnorm_variance)rng_below(rng, 2);
     s->tracked = rng_below(rng, 4) != 0;
-    s->saved = rng_below(rng, 4) != 0;
+    /* Of one value, backward relies on the mean being that value. */
+    s->saved = rng_below(rng, 4) != 0 || d->n * d->hw == 1;
     s->dx = rng_below(rng, 8) != 0;
     s->dresidual = rng_below(rng, 4) != 0;
     s->dgamma = rng_below(rng, 4) != 0;
