@@ -196,7 +196,7 @@ bnorm_status bnorm_check_overlap(const bnorm_shape *shape, const bnorm_buffer *b
 bnorm_status bnorm_check_more_overlap(const bnorm_shape *shape, const bnorm_buffer *buffers,
                                       size_t count, size_t output_count, const bnorm_buffer *more,
                                       size_t more_count, size_t more_outputs) {
-    bnorm_buffer all[MOST_BUFFERS];
+    bnorm_buffer all[MOST_BUFFERS] = {{0}};
     size_t n = 0;
     for (size_t i = 0; i < more_outputs; i++)
         all[n++] = more[i];

@@ -229,26 +229,36 @@ bnorm_status bnorm_merge(bnorm_partial *left, const bnorm_partial *right) {
     return BNORM_OK;
 }
 
-/* The totals of channels [first, first + c), c <= CHANNELS: nodes are merged from the last to the
- * first. */
+static void copy_node(const bnorm_partial *piece, size_t k, size_t first, size_t c,
+                      struct node *node) {
+    memcpy(node->a, node_at(piece, k) + first, c * sizeof(double));
+    memcpy(node->b, node_at(piece, k) + piece->c + first, c * sizeof(double));
+}
+
+/* The totals of channels [first, first + c), c <= CHANNELS, of a piece that is not empty: nodes are
+ * merged from the last to the first. */
 static void total_of(const bnorm_partial *piece, size_t first, size_t c, double *mean, double *m2) {
     double memory[2][2][CHANNELS];
-    size_t k = nodes_of(piece), end = piece->first + piece->n, turn = 0;
-    size_t sizes[BNORM_LEVELS], behind;
-    for (size_t i = piece->first, j = 0; i < end; i += sizes[j++])
-        sizes[j] = bnorm_subtree(i, end, BNORM_TREE);
-    struct node all = {memory[0][0], memory[0][1], 0};
-    for (behind = 0; k-- > 0; behind += sizes[k], turn = !turn) {
-        const struct node left = {memory[turn][0], memory[turn][1], values_of(piece, sizes[k])};
-        memcpy(left.a, node_at(piece, k) + first, c * sizeof(double));
-        memcpy(left.b, node_at(piece, k) + piece->c + first, c * sizeof(double));
-        if (behind) {
-            all.n = values_of(piece, behind);
-            join(piece->op, left, all, c);
-        }
+    const size_t end = piece->first + piece->n;
+    size_t sizes[BNORM_LEVELS], count = 0;
+    size_t i = piece->first;
+    do {
+        sizes[count] = bnorm_subtree(i, end, BNORM_TREE);
+        i += sizes[count++];
+    } while (i < end);
+    struct node all = {memory[0][0], memory[0][1], 0}, left = {memory[1][0], memory[1][1], 0};
+    size_t k = count - 1, behind = sizes[k];
+    copy_node(piece, k, first, c, &all);
+    while (k-- > 0) {
+        const struct node right = all;
+        copy_node(piece, k, first, c, &left);
         all = left;
+        left = right;
+        all.n = values_of(piece, sizes[k]);
+        join(piece->op, all, (struct node){right.a, right.b, values_of(piece, behind)}, c);
+        behind += sizes[k];
     }
-    for (size_t i = 0; i < c; i++) {
+    for (i = 0; i < c; i++) {
         const int none = piece->op == BNORM_OP_MOMENTS && all.b[i] != all.b[i];
         mean[i] = none ? all.b[i] : all.a[i];
         m2[i] = all.b[i];

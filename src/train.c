@@ -122,8 +122,7 @@ static bnorm_tables plan_sums(bnorm_statistics *s, const bnorm_shape *shape, con
 /* With weights, their sum and epsilon are what the values are counted as. */
 static void plan_weights(bnorm_statistics *s, const bnorm_weighting *weights,
                          const bnorm_tables *tables, const bnorm_exec *exec) {
-    bnorm_weigh(weights, &s->view, &s->blocks, tables->weights, exec, &s->weighted);
-    s->derived.n = s->weighted.divisor;
+    s->derived.n = bnorm_weigh(weights, &s->view, &s->blocks, tables->weights, exec, &s->weighted);
 }
 
 bnorm_status bnorm_plan_moments(const bnorm_shape *shape, bnorm_in x,

@@ -58,14 +58,17 @@ static void weigh(void *arg, size_t task) {
     job->weighted->total = total;
 }
 
-void bnorm_weigh(const bnorm_weighting *weights, const bnorm_view *view, const bnorm_blocks *blocks,
-                 double *sums, const bnorm_exec *exec, bnorm_weighted *weighted) {
+double bnorm_weigh(const bnorm_weighting *weights, const bnorm_view *view,
+                   const bnorm_blocks *blocks, double *sums, const bnorm_exec *exec,
+                   bnorm_weighted *weighted) {
     struct weighing job = {view, blocks, weighted};
     weighted->values = weights->values;
     weighted->epsilon = weights->epsilon;
     weighted->sums = sums;
+    weighted->total = 0;
     bnorm_run(exec, weigh, &job, 1);
     weighted->divisor = weighted->total + weights->epsilon;
+    return weighted->divisor;
 }
 
 /* Positions of a block that are reduced together, as floats, without those of weight 0: all of a
@@ -85,17 +88,18 @@ struct tile {
 };
 
 static void pick_positions(struct tile *tile, const float *weights, size_t count) {
+    float first = 0;
     tile->n = 0;
     tile->total = 0;
     tile->equal = 1;
     for (size_t i = 0; i < count; i++) {
-        tile->at[tile->n] = (uint16_t)i;
-        tile->weight[tile->n] = weights[i];
-        tile->n += weights[i] > 0;
-    }
-    for (size_t k = 0; k < tile->n; k++) {
-        tile->total += (double)tile->weight[k];
-        tile->equal &= tile->weight[k] == tile->weight[0];
+        const float weight = weights[i];
+        first = first > 0 ? first : weight;
+        tile->at[tile->n] = i;
+        tile->weight[tile->n] = weight;
+        tile->n += weight > 0;
+        tile->total += (double)weight;
+        tile->equal &= weight == first || !(weight > 0);
     }
 }
 

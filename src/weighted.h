@@ -26,9 +26,10 @@ static inline bnorm_buffer bnorm_weights_buffer(const bnorm_shape *shape,
     return bnorm_array_buffer(weights ? weights->values : NULL, shape->n * shape->hw);
 }
 
-/* Fills *weighted and sums; in exec's mode. */
-void bnorm_weigh(const bnorm_weighting *weights, const bnorm_view *view, const bnorm_blocks *blocks,
-                 double *sums, const bnorm_exec *exec, bnorm_weighted *weighted);
+/* Fills *weighted and sums, in exec's mode; returns the divisor. */
+double bnorm_weigh(const bnorm_weighting *weights, const bnorm_view *view,
+                   const bnorm_blocks *blocks, double *sums, const bnorm_exec *exec,
+                   bnorm_weighted *weighted);
 
 /* Reduce and merge of a bnorm_statistics with weights. */
 struct bnorm_statistics;
