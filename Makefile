@@ -174,7 +174,7 @@ test-cross: ## the tests for Arm and older x86 CPUs under qemu, and two CPUs wit
 
 # The scalar set's cases run on the machine itself.
 emulate-aarch64:
-	BNORM_REQUIRE=neon $(MAKE) run-tests RUN=qemu-aarch64 TESTS='$(or $(TESTS),$(addsuffix neon*,$(most_tests)))' \
+	BNORM_REQUIRE=neon $(MAKE) run-tests RUN=qemu-aarch64 TESTS='$(or $(TESTS),$(addsuffix neon*,$(most_tests) types/nhwc/* variants/nhwc/* pieces/*))' \
 		BUILD=$(BUILD)/aarch64 CC=aarch64-linux-gnu-gcc LDFLAGS= SLEEF=$(SLEEF)
 
 # Has AVX2 but not AVX-512. Emulated AVX2 is slow: the hashes, and the cases of inference.
@@ -315,12 +315,13 @@ $(BUILD)/neon.so: $(call objects,$(wildcard src/neon/*.c))
 	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -shared -nostdlib -o $@ $^
 
 sanitize: ## the tests under ASan and UBSan, those with threads and of jobs under TSan
-	BNORM_TEST_QUICK=1 $(MAKE) BUILD=$(BUILD)/asan LDFLAGS= CFLAGS='$(asan)' run-tests TESTS='$(or $(TESTS),$(most_tests))'
+	BNORM_TEST_QUICK=1 $(MAKE) BUILD=$(BUILD)/asan LDFLAGS= CFLAGS='$(asan)' run-tests \
+		TESTS='$(or $(TESTS),$(most_tests) types/nhwc/*/avx2/* variants/nhwc/avx2/* pieces/*/avx2/*)'
 	BNORM_TEST_QUICK=1 $(MAKE) BUILD=$(BUILD)/tsan LDFLAGS= CFLAGS='$(tsan)' run-tests TESTS='$(or $(TESTS),*threads* jobs/*)'
 
-# All but the element types and variants of the other layouts, which differ in the layout alone, and
-# what frameworks have computed, which the same bits give again.
-most_tests = [!tvf]* fold/* train/* threads/* types/nhwc/* variants/nhwc/*
+# All but element types, variants and pieces, of which some are enough here: they differ in the layout
+# or the kernel set alone. What frameworks have computed the same bits give again.
+most_tests = [!tvfp]* fold/* properties/* train/* threads/*
 
 asan = -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 tsan = -O1 -g -fsanitize=thread
