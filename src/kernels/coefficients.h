@@ -101,9 +101,11 @@ BNORM_INLINE struct nodes image_nodes(enum tree tree, const bnorm_partials *p, s
                                       size_t images, size_t i, size_t vectors, size_t n) {
     struct nodes all = load_nodes(p, row, i, vectors, n);
     double before = p->per_image > 1 ? p->size : p->last * (double)images;
-    BNORM_UNROLL
-    for (size_t v = 0; tree == BNORM_MERGED && v < vectors; v++)
-        all.a[v] = quotient(all.a[v], before);
+    if (tree == BNORM_MERGED) {
+        BNORM_UNROLL
+        for (size_t v = 0; v < vectors; v++)
+            all.a[v] = quotient(all.a[v], before);
+    }
     for (size_t b = 1; b < p->per_image; b++) {
         const struct nodes next = load_nodes(p, row + b, i, vectors, n);
         if (tree == BNORM_ADDED) {
