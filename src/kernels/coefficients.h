@@ -90,12 +90,6 @@ BNORM_INLINE void join_nodes(enum tree tree, size_t vectors, const struct nodes 
     }
 }
 
-/* sum/n, as in scalar.c: a division takes longer. */
-BNORM_INLINE vec_d quotient(vec_d sum, double n) {
-    const vec_d inverse = vec_set1_d(1 / n), product = vec_mul_d(sum, inverse);
-    return vec_fma_d(vec_fma_d(vec_set1_d(-n), product, sum), inverse, product);
-}
-
 /* An image from its blocks, or a leaf of `images`, from this row on. */
 BNORM_INLINE struct nodes image_nodes(enum tree tree, const bnorm_partials *p, size_t row,
                                       size_t images, size_t i, size_t vectors, size_t n) {
@@ -104,7 +98,7 @@ BNORM_INLINE struct nodes image_nodes(enum tree tree, const bnorm_partials *p, s
     if (tree == BNORM_MERGED) {
         BNORM_UNROLL
         for (size_t v = 0; v < vectors; v++)
-            all.a[v] = quotient(all.a[v], before);
+            all.a[v] = vec_div_d(all.a[v], vec_set1_d(before));
     }
     for (size_t b = 1; b < p->per_image; b++) {
         const struct nodes next = load_nodes(p, row + b, i, vectors, n);

@@ -357,12 +357,6 @@ struct node {
     double mean, m2, n;
 };
 
-/* sum/n: what a product with 1/n misses of it is added. Exact where the quotient is a double. */
-static double quotient(double sum, double n) {
-    const double inverse = 1 / n, product = sum * inverse;
-    return fma(fma(-n, product, sum), inverse, product);
-}
-
 /* Chan, Golub, LeVeque: "Updating formulae and a pairwise algorithm for computing sample variances"
  * (1979). Two halves round as the sums of leaves do, as a leaf may be cut. */
 static struct node pair_of(struct node a, struct node b) {
@@ -381,7 +375,7 @@ static size_t row_of(const bnorm_partials *p, size_t i) {
 static struct node image_node(const bnorm_partials *p, size_t row, size_t images) {
     const double *const sum = p->entries[0] + row, *const m2 = p->entries[1] + row;
     const double n_first = p->per_image > 1 ? p->size : p->last * (double)images;
-    struct node all = {quotient(sum[0], n_first), m2[0], n_first};
+    struct node all = {sum[0] / n_first, m2[0], n_first};
     for (size_t b = 1; b < p->per_image; b++) {
         const double n_block = b + 1 < p->per_image ? p->size : p->last, n = all.n + n_block;
         const double inverse_n = 1 / n, weight = all.n / (n_block * n);
