@@ -64,11 +64,14 @@ enum op {
     OP_FOLD,
     OP_FOLD_CONV,
     OP_RUNNING,
+    OP_UPDATE,
     OP_JOBS,
     OP_MOMENTS,
     OP_APPLY,
     OP_FORWARD,
-    OP_BACKWARD
+    OP_BACKWARD,
+    OP_GHOST,
+    OP_PIECES
 };
 
 /* Layouts that a group runs in, each under a name of its own. */
@@ -101,7 +104,9 @@ enum {
     ANY_X = 1024,      /* and x */
     MASKED = 2048,     /* an activation with a mask */
     SLEEF = 4096,      /* activations that need it; `which` = 0: each case another */
-    SOME = 8192        /* not the larger shapes */
+    SOME = 8192,       /* not the larger shapes */
+    WEIGHTED = 16384,  /* with weights */
+    RENORM = 32768     /* batch renormalization */
 };
 
 /* `which` is an activation, a weight layout or a preset, as the op has it. */
@@ -131,6 +136,7 @@ static const struct group groups[] = {
     {OP_RUNNING, ONCE, "pytorch_cumulative", PYTORCH_CUMULATIVE, NORMAL, 0, BNORM_F32},
     {OP_RUNNING, ONCE, "onnx", ONNX, NORMAL, 0, BNORM_F32},
     {OP_RUNNING, ONCE, "caffe", CAFFE, NORMAL, 0, BNORM_F32},
+    {OP_UPDATE, ONCE, "presets", 0, NORMAL, 0, BNORM_F32},
     {OP_MOMENTS, PLAIN, "normal", 0, NORMAL, 0, BNORM_F32},
     {OP_MOMENTS, PLAIN, "cancelling", 0, CANCELLING, 0, BNORM_F32},
     {OP_MOMENTS, PLAIN, "offset", 0, OFFSET, 0, BNORM_F32},
@@ -223,6 +229,33 @@ static const struct group groups[] = {
 
     {OP_JOBS, ONCE, "all_ops", 0, NORMAL, STRIDED, BNORM_F32},
 
+    /* Variants of the frameworks, and batches in pieces. */
+    {OP_MOMENTS, PLAIN, "weights", 0, CANCELLING, WEIGHTED | STRIDED | SOME, BNORM_F32},
+    {OP_MOMENTS, PLAIN, "weights_special", 0, SPECIAL, WEIGHTED | STRIDED | SOME, BNORM_F32},
+    {OP_MOMENTS, BLOCKED, "weights", 0, CANCELLING, WEIGHTED | STRIDED | SOME, BNORM_F32},
+    {OP_FORWARD, PLAIN, "weights", 0, NORMAL, WEIGHTED | ANY_ACT | ANY_TYPE | ANY_PLACE | SOME,
+     BNORM_F32},
+    {OP_BACKWARD, PLAIN, "weights", 0, SYMMETRIC,
+     WEIGHTED | ANY_ACT | ANY_TYPE | ANY_PLACE | STRIDED | SOME | ANY_RECOVERY, BNORM_F32},
+    {OP_BACKWARD, PLAIN, "weights_special", 0, SPECIAL, WEIGHTED | ANY_ACT | SOME | ANY_RECOVERY,
+     BNORM_F32},
+    {OP_BACKWARD, BLOCKED, "weights", 0, SYMMETRIC,
+     WEIGHTED | ANY_ACT | ANY_TYPE | ANY_PLACE | STRIDED | SOME | ANY_RECOVERY, BNORM_F32},
+    {OP_FORWARD, PLAIN, "renorm", 0, NORMAL, RENORM | ANY_ACT | ANY_TYPE | ANY_PLACE | SOME,
+     BNORM_F32},
+    {OP_FORWARD, PLAIN, "renorm_special", 0, SPECIAL, RENORM | WEIGHTED | ANY_ACT | SOME,
+     BNORM_F32},
+    {OP_BACKWARD, PLAIN, "renorm", 0, SYMMETRIC,
+     RENORM | ANY_ACT | ANY_TYPE | ANY_PLACE | STRIDED | SOME | ANY_RECOVERY, BNORM_F32},
+    {OP_GHOST, PLAIN, "normal", 0, SYMMETRIC, ANY_ACT | ANY_TYPE | STRIDED | SOME, BNORM_F32},
+    {OP_GHOST, PLAIN, "special", 0, SPECIAL, ANY_ACT | SOME, BNORM_F32},
+    {OP_GHOST, BLOCKED, "normal", 0, SYMMETRIC, ANY_ACT | ANY_TYPE | STRIDED | SOME, BNORM_F32},
+    {OP_PIECES, PLAIN, "normal", 0, SYMMETRIC, ANY_ACT | STRIDED, BNORM_F32},
+    {OP_PIECES, PLAIN, "offset", 0, OFFSET, ANY_ACT, BNORM_F32},
+    {OP_PIECES, PLAIN, "cancelling", 0, CANCELLING, ANY_ACT, BNORM_F32},
+    {OP_PIECES, PLAIN, "special", 0, SPECIAL, ANY_ACT, BNORM_F32},
+    {OP_PIECES, BLOCKED, "normal", 0, SYMMETRIC, ANY_ACT | ANY_TYPE | STRIDED | SOME, BNORM_F32},
+
     /* Activations that need SLEEF. */
     {OP_APPLY, PLAIN, "sigmoid", BNORM_ACT_SIGMOID, NORMAL, SLEEF | SOME, BNORM_F32},
     {OP_APPLY, PLAIN, "silu", BNORM_ACT_SILU, NORMAL, SLEEF | SOME, BNORM_F32},
@@ -274,10 +307,26 @@ static const struct {
 enum role { X, RESIDUAL, DY, Y, DX, DRESIDUAL, ROLES };
 static float memory[ROLES][CAPACITY + GUARD + PLACES];
 
-enum array { GAMMA, BETA, MEAN, VAR, BATCH_MEAN, INVSTD, MEAN_LO, OUT_A, OUT_B, ARRAYS };
+enum array {
+    GAMMA,
+    BETA,
+    MEAN,
+    VAR,
+    BATCH_MEAN,
+    INVSTD,
+    MEAN_LO,
+    OUT_A,
+    OUT_B,
+    RENORM_R,
+    RENORM_D,
+    ARRAYS
+};
 static float arrays[ARRAYS][MAX_C + GUARD];
 
 static unsigned char mask_memory[CAPACITY / 8 + GUARD + PLACES];
+
+enum { MAX_POSITIONS = 1 << 14 };
+static float weight_memory[MAX_POSITIONS + PLACES];
 
 static union {
     double align;
@@ -301,6 +350,9 @@ struct test {
     double eps;
     bnorm_act act;
     unsigned char *mask; /* NULL = none */
+    bnorm_weighting weights;
+    bnorm_renorm renorm;
+    size_t set; /* number of the kernel set; results must not depend on it */
     uint64_t hash;
 };
 
@@ -678,6 +730,39 @@ static bnorm_act_kind act_kind(const struct test *t) {
     return group->op >= OP_APPLY ? (bnorm_act_kind)group->which : BNORM_ACT_IDENTITY;
 }
 
+/* A mask, runs of it, any weights, or weights that are all 1 or all 0. */
+static void fill_weights(struct test *t) {
+    static const double epsilons[] = {0, 1e-7, 0.5};
+    const size_t count = t->shape.n * t->shape.hw;
+    const unsigned kind = pick(t, 8), length = 1 + pick(t, 40);
+    float *const values = weight_memory + t->place;
+    if (count > MAX_POSITIONS)
+        too_small("weight_memory", count);
+    for (size_t i = 0; i < count; i++) {
+        const float value = normal(&t->random);
+        if (kind < 3)
+            values[i] = value > 0;
+        else if (kind < 5)
+            values[i] = i / length % 2 ? 1 : 0;
+        else if (kind < 7)
+            values[i] = value > -0.5f ? value + 0.5f : 0;
+        else
+            values[i] = t->index % 2 ? 1 : 0;
+    }
+    t->weights.values = values;
+    t->weights.epsilon = epsilons[pick(t, 3)];
+}
+
+static void set_renorm(struct test *t) {
+    static const double limits[][3] = {{0.3, 3, 5}, {1, 1, 0}, {0.9, 1.1, 0.1}, {0, 1e30, 1e30}};
+    const double *limit = limits[pick(t, 4)];
+    t->renorm.r_min = limit[0];
+    t->renorm.r_max = limit[1];
+    t->renorm.d_max = limit[2];
+    t->renorm.save_r = arrays[RENORM_R];
+    t->renorm.save_d = arrays[RENORM_D];
+}
+
 static void clear_mask(struct test *t) {
     const size_t size = bnorm_mask_size(&t->shape);
     t->mask = mask_memory + t->place;
@@ -733,6 +818,10 @@ static void prepare(struct test *t) {
     }
     if (group->flags & MASKED)
         clear_mask(t);
+    if (group->flags & WEIGHTED)
+        fill_weights(t);
+    if (group->flags & RENORM)
+        set_renorm(t);
 }
 
 static void run_fold(struct test *t) {
@@ -814,6 +903,8 @@ static void train(struct test *t, struct tensor x, struct tensor y, struct tenso
         .residual = as_in(t, residual),
         .act = t->act,
         .mask = t->mask,
+        .weights = t->weights,
+        .renorm = t->group->flags & RENORM ? &t->renorm : NULL,
     };
     expect_ok(
         bnorm_forward_train(&t->shape, as_in(t, x), as_out(t, y), &options, ws, size, &t->exec),
@@ -838,14 +929,35 @@ static void run_running(struct test *t) {
     }
 }
 
+/* Statistics from elsewhere. */
+static void run_update(struct test *t) {
+    static const double counts[] = {1, 1.5, 2, 3, 100, 0x1p24, 1e9};
+    for (int preset = KERAS; preset <= CAFFE; preset++) {
+        const bnorm_running running = running_of((enum preset)preset, momenta[t->index], 3);
+        fill_array(t, OUT_A, t->shape.c);
+        fill_array(t, OUT_B, t->shape.c);
+        expect_ok(bnorm_running_update(t->shape.c, arrays[OUT_A], arrays[OUT_B], counts[t->index],
+                                       &running),
+                  "bnorm_running_update");
+        hash_array(t, MEAN, t->shape.c);
+        hash_array(t, VAR, t->shape.c);
+    }
+}
+
 static void run_moments(struct test *t) {
     const struct tensor x = input(t, X, t->group->data);
     const unsigned wanted = pick(t, 6); /* the mean or the variance alone, or both */
     size_t size;
     void *const ws = ws_of(t, BNORM_OP_MOMENTS, &size);
-    expect_ok(bnorm_moments(&t->shape, as_in(t, x), wanted == 0 ? NULL : arrays[OUT_A],
-                            wanted == 1 ? NULL : arrays[OUT_B], ws, size, &t->exec),
-              "bnorm_moments");
+    float *const mean = wanted == 0 ? NULL : arrays[OUT_A], *const var =
+                                                                wanted == 1 ? NULL : arrays[OUT_B];
+    if (t->weights.values)
+        expect_ok(bnorm_weighted_moments(&t->shape, as_in(t, x), &t->weights, mean, var, ws, size,
+                                         &t->exec),
+                  "bnorm_weighted_moments");
+    else
+        expect_ok(bnorm_moments(&t->shape, as_in(t, x), mean, var, ws, size, &t->exec),
+                  "bnorm_moments");
     hash_array(t, OUT_A, t->shape.c);
     hash_array(t, OUT_B, t->shape.c);
 }
@@ -919,12 +1031,16 @@ static void run_forward(struct test *t) {
                         y = output_y(t, x, residual, x.type);
     const bnorm_running none = {NULL, NULL, 0, BNORM_VARIANCE_POPULATION};
     const bnorm_running running =
-        pick(t, 3) ? running_of((enum preset)pick(t, CAFFE + 1), 0.1, 2) : none;
+        pick(t, 3) || t->renorm.save_r ? running_of((enum preset)pick(t, CAFFE + 1), 0.1, 2) : none;
     train(t, x, y, residual, &running, pick(t, 3) > 0);
     hash_tensor(t, y);
     hash_mask(t);
     for (int a = MEAN; a <= MEAN_LO; a++)
         hash_array(t, (enum array)a, t->shape.c);
+    if (t->renorm.save_r) {
+        hash_array(t, RENORM_R, t->shape.c);
+        hash_array(t, RENORM_D, t->shape.c);
+    }
 }
 
 static int y_tells(const bnorm_act *act) {
@@ -961,7 +1077,8 @@ static void run_backward(struct test *t) {
             for (size_t i = 0; i < bnorm_mask_size(&t->shape); i++)
                 t->mask[i] = (unsigned char)random_bits(&t->random);
     } else {
-        train(t, x, y, added, &none, low);
+        const bnorm_running keras = bnorm_running_keras(arrays[MEAN], arrays[VAR], 0.99);
+        train(t, x, y, added, t->renorm.save_r ? &keras : &none, low);
     }
     const struct tensor residual = from_y || t->mask ? absent : added;
     const struct tensor extra = from_y ? y : residual;
@@ -994,6 +1111,9 @@ static void run_backward(struct test *t) {
         .dresidual = as_out(t, dresidual),
         .dgamma = pick(t, 5) ? arrays[OUT_A] : NULL,
         .dbeta = pick(t, 5) ? arrays[OUT_B] : NULL,
+        .weights = t->weights,
+        .renorm_r = how & FROZEN ? NULL : t->renorm.save_r,
+        .renorm_d = how & FROZEN ? NULL : t->renorm.save_d,
     };
     expect_ok(bnorm_backward(&t->shape, as_in(t, x), as_in(t, dy), as_out(t, dx), &options, ws,
                              size, &t->exec),
@@ -1001,6 +1121,256 @@ static void run_backward(struct test *t) {
     hash_tensor(t, dx);
     hash_tensor(t, dresidual);
     hash_mask(t);
+    hash_array(t, OUT_A, c);
+    hash_array(t, OUT_B, c);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Ghost batches */
+
+enum { MAX_SAVED = 1 << 14 }; /* statistics of all groups */
+static float saved_by_groups[3][MAX_SAVED];
+
+static size_t divisor_of(size_t n, size_t most) {
+    size_t d = most < n ? most : n;
+    while (d > 1 && n % d)
+        d--;
+    return d ? d : 1;
+}
+
+static void run_ghost(struct test *t) {
+    const size_t groups = divisor_of(t->shape.n, 1 + pick(t, 7)), count = groups * t->shape.c;
+    const bnorm_ghost ghost = {groups, (bnorm_ghost_order)pick(t, 2),
+                               (bnorm_ghost_running)pick(t, 2)};
+    const struct tensor x = input(t, X, t->group->data), residual = maybe_residual(t, !pick(t, 3)),
+                        y = tensor_at(t, Y);
+    const bnorm_train train = {
+        .gamma = t->gamma,
+        .beta = t->beta,
+        .eps = t->eps,
+        .running = running_of((enum preset)pick(t, CAFFE + 1), 0.1, 2),
+        .save_mean = saved_by_groups[0],
+        .save_invstd = saved_by_groups[1],
+        .save_mean_lo = saved_by_groups[2],
+        .residual = as_in(t, residual),
+        .act = t->act,
+    };
+    size_t size;
+    void *ws = ws_of(t, BNORM_OP_FORWARD_TRAIN, &size);
+    if (count + GUARD > MAX_SAVED)
+        too_small("saved_by_groups", count);
+    for (size_t a = 0; a < 3; a++)
+        untouch(saved_by_groups[a], count + GUARD);
+    expect_ok(bnorm_forward_train_ghost(&t->shape, as_in(t, x), as_out(t, y), &train, &ghost, ws,
+                                        size, &t->exec),
+              "bnorm_forward_train_ghost");
+    hash_tensor(t, y);
+    for (size_t a = 0; a < 3; a++)
+        hash_floats(t, saved_by_groups[a], count + GUARD);
+    hash_array(t, MEAN, t->shape.c);
+    hash_array(t, VAR, t->shape.c);
+
+    const struct tensor dy = input(t, DY, companion(t, CANCELLING)), dx = tensor_at(t, DX),
+                        dresidual = tensor_at(t, DRESIDUAL);
+    const bnorm_grad grad = {
+        .gamma = t->gamma,
+        .beta = t->beta,
+        .save_mean = saved_by_groups[0],
+        .save_invstd = saved_by_groups[1],
+        .save_mean_lo = saved_by_groups[2],
+        .act = t->act,
+        .residual = as_in(t, residual),
+        .dresidual = as_out(t, dresidual),
+        .dgamma = arrays[OUT_A],
+        .dbeta = arrays[OUT_B],
+    };
+    ws = ws_of(t, BNORM_OP_BACKWARD, &size);
+    expect_ok(bnorm_backward_ghost(&t->shape, as_in(t, x), as_in(t, dy), as_out(t, dx), &grad,
+                                   &ghost, ws, size, &t->exec),
+              "bnorm_backward_ghost");
+    hash_tensor(t, dx);
+    hash_tensor(t, dresidual);
+    hash_array(t, OUT_A, t->shape.c);
+    hash_array(t, OUT_B, t->shape.c);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Pieces: sets cut the batch in different ways, or make one call of it */
+
+enum { NODES = 2 * 2 * 8, MAX_NODES = 2 * NODES * MAX_C }; /* for up to 8 binary digits */
+static double piece_memory[2][MAX_NODES];
+static double totals[2][MAX_C];
+
+/* Tensors of a case, and what belongs to one piece of it. */
+struct pieces {
+    struct tensor x, residual, y, dy, dx;
+    bnorm_train train;
+    bnorm_grad grad;
+};
+
+static struct tensor images_of(struct tensor tensor, size_t first) {
+    if (tensor.data)
+        tensor.data += first * tensor.image_stride * size_of(tensor.type);
+    return tensor;
+}
+
+/* A case of `count` images of t. */
+static struct test part_of(const struct test *t, size_t count) {
+    struct test part = *t;
+    part.shape.n = count;
+    return part;
+}
+
+static bnorm_partial empty_piece(const struct test *t, bnorm_op op, size_t first, double *nodes) {
+    const bnorm_partial piece = {
+        .op = op, .c = t->shape.c, .first = first, .nodes = nodes, .size = sizeof piece_memory[0]};
+    if (bnorm_partial_size(t->shape.c, t->shape.n) > piece.size)
+        too_small("piece_memory", bnorm_partial_size(t->shape.c, t->shape.n));
+    return piece;
+}
+
+static void collect(const struct test *t, const struct pieces *all, size_t first,
+                    bnorm_partial *piece) {
+    size_t size;
+    const int back = piece->op == BNORM_OP_BACKWARD;
+    void *const ws = ws_of(t, piece->op, &size);
+    const bnorm_in x = as_in(t, images_of(all->x, first));
+    if (back) {
+        bnorm_grad grad = all->grad;
+        grad.residual = as_in(t, images_of(all->residual, first));
+        expect_ok(bnorm_collect_grad(&t->shape, x, as_in(t, images_of(all->dy, first)), &grad,
+                                     piece, ws, size, &t->exec),
+                  "bnorm_collect_grad");
+    } else {
+        expect_ok(bnorm_collect(&t->shape, x, piece, ws, size, &t->exec), "bnorm_collect");
+    }
+}
+
+/* How many images the next piece of the set has. */
+static size_t next_count(const struct test *t, size_t first) {
+    const size_t left = t->shape.n - first, step = 1 + (first + 3 * t->set + t->index) % 37;
+    return t->set % 3 == 1 && first == 0 ? (left + 1) / 2 : step < left ? step : left;
+}
+
+/* The whole batch, appended or merged piece by piece. */
+static bnorm_partial collect_all(const struct test *t, const struct pieces *all, bnorm_op op) {
+    bnorm_partial whole = empty_piece(t, op, 0, piece_memory[0]);
+    for (size_t first = 0, count; first < t->shape.n; first += count) {
+        count = next_count(t, first);
+        const struct test part = part_of(t, count);
+        bnorm_partial piece = empty_piece(t, op, first, piece_memory[1]);
+        if ((first + t->set) % 3 == 0) {
+            collect(&part, all, first, &whole);
+        } else {
+            collect(&part, all, first, &piece);
+            expect_ok(bnorm_merge(&whole, &piece), "bnorm_merge");
+        }
+    }
+    return whole;
+}
+
+static void hash_total(struct test *t, const bnorm_partial *piece) {
+    double count;
+    expect_ok(bnorm_total(piece, &count, totals[0], totals[1]), "bnorm_total");
+    hash_double(t, count);
+    for (size_t i = 0; i < 2 * t->shape.c; i++)
+        hash_double(t, totals[i / t->shape.c][i % t->shape.c]);
+}
+
+static void forward_in_pieces(const struct test *t, const struct pieces *all,
+                              const bnorm_partial *whole) {
+    static float coefficients[3 * MAX_C];
+    expect_ok(bnorm_finish(whole, &all->train, coefficients), "bnorm_finish");
+    for (size_t first = 0, count; first < t->shape.n; first += count) {
+        count = next_count(t, first);
+        const struct test part = part_of(t, count);
+        const bnorm_affine affine = {
+            .center = coefficients,
+            .scale = coefficients + t->shape.c,
+            .shift = coefficients + 2 * t->shape.c,
+            .residual = as_in(t, images_of(all->residual, first)),
+            .act = t->act,
+        };
+        expect_ok(bnorm_apply(&part.shape, as_in(t, images_of(all->x, first)),
+                              as_out(t, images_of(all->y, first)), &affine, &t->exec),
+                  "bnorm_apply");
+    }
+}
+
+static void backward_in_pieces(const struct test *t, const struct pieces *all,
+                               const bnorm_partial *whole) {
+    static float coefficients[4 * MAX_C];
+    expect_ok(bnorm_finish_grad(whole, &all->grad, coefficients), "bnorm_finish_grad");
+    for (size_t first = 0, count; first < t->shape.n; first += count) {
+        count = next_count(t, first);
+        const struct test part = part_of(t, count);
+        bnorm_grad grad = all->grad;
+        grad.residual = as_in(t, images_of(all->residual, first));
+        expect_ok(bnorm_apply_grad(&part.shape, as_in(t, images_of(all->x, first)),
+                                   as_in(t, images_of(all->dy, first)),
+                                   as_out(t, images_of(all->dx, first)), &grad, coefficients,
+                                   &t->exec),
+                  "bnorm_apply_grad");
+    }
+}
+
+static void run_pieces(struct test *t) {
+    const size_t c = t->shape.c;
+    /* Of an empty batch, bnorm_finish() clears what one call leaves as it is. */
+    const int one_call = t->shape.n && t->shape.hw && (t->set + t->index) % 3 == 0;
+    struct pieces all = {.x = input(t, X, t->group->data),
+                         .residual = maybe_residual(t, !pick(t, 3)),
+                         .dy = input(t, DY, companion(t, CANCELLING)),
+                         .y = tensor_at(t, Y),
+                         .dx = tensor_at(t, DX)};
+    all.train = (bnorm_train){
+        .gamma = t->gamma,
+        .beta = t->beta,
+        .eps = t->eps,
+        .running = running_of((enum preset)pick(t, CAFFE + 1), 0.1, 2),
+        .save_mean = arrays[BATCH_MEAN],
+        .save_invstd = arrays[INVSTD],
+        .save_mean_lo = arrays[MEAN_LO],
+        .residual = as_in(t, all.residual),
+        .act = t->act,
+    };
+    all.grad = (bnorm_grad){
+        .gamma = t->gamma,
+        .beta = t->beta,
+        .save_mean = arrays[BATCH_MEAN],
+        .save_invstd = arrays[INVSTD],
+        .save_mean_lo = arrays[MEAN_LO],
+        .act = t->act,
+        .residual = as_in(t, all.residual),
+        .dgamma = arrays[OUT_A],
+        .dbeta = arrays[OUT_B],
+    };
+    size_t size;
+    const bnorm_partial statistics = collect_all(t, &all, BNORM_OP_MOMENTS);
+    hash_total(t, &statistics);
+    if (one_call) {
+        void *const ws = ws_of(t, BNORM_OP_FORWARD_TRAIN, &size);
+        expect_ok(bnorm_forward_train(&t->shape, as_in(t, all.x), as_out(t, all.y), &all.train, ws,
+                                      size, &t->exec),
+                  "bnorm_forward_train");
+    } else {
+        forward_in_pieces(t, &all, &statistics);
+    }
+    hash_tensor(t, all.y);
+    for (int a = MEAN; a <= MEAN_LO; a++)
+        hash_array(t, (enum array)a, c);
+
+    const bnorm_partial sums = collect_all(t, &all, BNORM_OP_BACKWARD);
+    hash_total(t, &sums);
+    if (one_call) {
+        void *const ws = ws_of(t, BNORM_OP_BACKWARD, &size);
+        expect_ok(bnorm_backward(&t->shape, as_in(t, all.x), as_in(t, all.dy), as_out(t, all.dx),
+                                 &all.grad, ws, size, &t->exec),
+                  "bnorm_backward");
+    } else {
+        backward_in_pieces(t, &all, &sums);
+    }
+    hash_tensor(t, all.dx);
     hash_array(t, OUT_A, c);
     hash_array(t, OUT_B, c);
 }
@@ -1085,7 +1455,7 @@ static void run_jobs(struct test *t) {
     expect_ok(bnorm_run_jobs(calls, JOBS, NULL, &t->exec), "bnorm_run_jobs");
     for (t->job = 0; t->job < JOBS; t->job++) {
         hash_tensor(t, jobs[t->job].out);
-        for (int a = MEAN; a < ARRAYS; a++)
+        for (int a = MEAN; a <= OUT_B; a++)
             hash_floats(t, array_of(t, (enum array)a), jobs[t->job].shape.c + GUARD);
     }
 }
@@ -1104,7 +1474,7 @@ struct result {
 static size_t case_count(const struct group *group) {
     if (group->op == OP_FOLD_CONV)
         return CONVS;
-    if (group->op == OP_RUNNING || group->op == OP_JOBS)
+    if (group->op >= OP_RUNNING && group->op <= OP_JOBS)
         return RUNNING_CASES;
     return group->flags & SOME ? (size_t)SOME_SHAPES : (size_t)SHAPES;
 }
@@ -1116,8 +1486,9 @@ static size_t quick_count(const struct group *group) {
 }
 
 static void name_of(const struct group *group, const struct layout *layout, char *name) {
-    static const char *const ops[] = {"fold",    "fold_conv", "running",       "jobs",
-                                      "moments", "apply",     "forward_train", "backward"};
+    static const char *const ops[] = {"fold",     "fold_conv", "running", "running_update",
+                                      "jobs",     "moments",   "apply",   "forward_train",
+                                      "backward", "ghost",     "pieces"};
     if (group->where != ONCE)
         snprintf(name, MAX_NAME, "%s/%s/%s", ops[group->op], layout->name, group->label);
     else
@@ -1136,7 +1507,7 @@ static bnorm_shape shape_of(const struct group *group, const struct layout *layo
         shape.dtype = (bnorm_dtype)(k % (BNORM_U8 + 1));
     if (group->op == OP_FOLD_CONV) {
         shape.c = convs[k].out_channels;
-    } else if (group->op == OP_RUNNING) {
+    } else if (group->op == OP_RUNNING || group->op == OP_UPDATE) {
         shape.n = 1 + k;
         shape.c = 5;
         shape.hw = 1 + k % 3;
@@ -1163,6 +1534,9 @@ static void run_case(struct test *t) {
     case OP_RUNNING:
         run_running(t);
         break;
+    case OP_UPDATE:
+        run_update(t);
+        break;
     case OP_JOBS:
         run_jobs(t);
         break;
@@ -1177,6 +1551,12 @@ static void run_case(struct test *t) {
         break;
     case OP_BACKWARD:
         run_backward(t);
+        break;
+    case OP_GHOST:
+        run_ghost(t);
+        break;
+    case OP_PIECES:
+        run_pieces(t);
         break;
     }
 }
@@ -1198,6 +1578,7 @@ static void run_group(const struct group *group, const struct layout *layout, si
         t.shape = shape_of(group, layout, k);
         t.random = seed + k;
         t.place = (k + 5 * set) % PLACES;
+        t.set = set;
         t.exec.isa = bnorm_isa_at(set);
         t.exec.memory = (bnorm_memory)((k / 3 + set) % 4);
         if ((k + set) % 2) {
