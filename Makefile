@@ -314,10 +314,16 @@ MCA_CC = aarch64-linux-gnu-gcc
 $(BUILD)/neon.so: $(call objects,$(wildcard src/neon/*.c))
 	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -shared -nostdlib -o $@ $^
 
+# Side by side, like test-cross.
 sanitize: ## the tests under ASan and UBSan, those with threads and of jobs under TSan
-	BNORM_TEST_QUICK=1 $(MAKE) BUILD=$(BUILD)/asan LDFLAGS= CFLAGS='$(asan)' run-tests \
+	BNORM_TEST_QUICK=1 $(MAKE) -j2 --output-sync=recurse sanitize-memory sanitize-threads
+
+sanitize-memory:
+	$(MAKE) BUILD=$(BUILD)/asan LDFLAGS= CFLAGS='$(asan)' run-tests \
 		TESTS='$(or $(TESTS),$(most_tests) types/nhwc/*/avx2/* variants/nhwc/avx2/* pieces/*/avx2/*)'
-	BNORM_TEST_QUICK=1 $(MAKE) BUILD=$(BUILD)/tsan LDFLAGS= CFLAGS='$(tsan)' run-tests TESTS='$(or $(TESTS),*threads* jobs/*)'
+
+sanitize-threads:
+	$(MAKE) BUILD=$(BUILD)/tsan LDFLAGS= CFLAGS='$(tsan)' run-tests TESTS='$(or $(TESTS),*threads* jobs/*)'
 
 # All but element types, variants and pieces, of which some are enough here: they differ in the layout
 # or the kernel set alone. What frameworks have computed the same bits give again.
@@ -499,7 +505,8 @@ help: ## this list
 
 .PHONY: all install uninstall clean test run-tests hygiene test-cross emulate-aarch64 \
 	emulate-Haswell emulate-Nehalem verify verify-compilers verify-update count count-update \
-	count-programs support support-update support-check balance mca deps-mca accuracy activations denormals sanitize bench bench-full bench-peers plot digits examples questions questions-update deps deps-lint \
+	count-programs support support-update support-check balance mca deps-mca accuracy activations denormals sanitize \
+	sanitize-memory sanitize-threads bench bench-full bench-peers plot digits examples questions questions-update deps deps-lint \
 	conformance conformance-update conformance-snapshot deps-conformance \
 	mpi digits-mpi mpi-programs mpi-header test-mpi bench-mpi deps-mpi deps-peers deps-cross format lint warnings everything help FORCE
 .DELETE_ON_ERROR:
