@@ -253,7 +253,7 @@ activations: $(BUILD)/activations ## errors of the activations that use SLEEF, a
 $(BUILD)/activations: $(BUILD)/tools/activations.c.o $(static_lib)
 	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(libs)
 
-denormals: $(BUILD)/denormals ## what denormals cost, and what flushing them saves (x86)
+denormals: $(BUILD)/denormals ## what denormals and constant channels cost, and what flushing denormals saves (x86)
 	$<
 
 $(BUILD)/denormals: $(BUILD)/tools/denormals.c.o $(static_lib)

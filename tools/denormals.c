@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * How much denormal data slows the operations down, and what flush to zero (FTZ, DAZ) brings back:
- * time relative to normal data, in cache, in one process. For x86. */
+ * How much denormal data slows the operations down, what flush to zero (FTZ, DAZ) brings back, and
+ * what constant channels cost: time relative to normal data, in cache, in one process. For x86. */
 #define _POSIX_C_SOURCE 199309L /* clock_gettime */
 #include <immintrin.h>
 #include <stdio.h>
@@ -13,7 +13,10 @@
 #define REPETITIONS 400
 
 enum { C = 64, HW = 28 * 28, COUNT = C * HW };
-enum { NORMAL, HALF_DENORMAL, DENORMAL, KINDS };
+enum { NORMAL, HALF_DENORMAL, DENORMAL, SOME_CONSTANT, CONSTANT, KINDS };
+
+/* One channel in so many is constant, or all are. */
+#define CONSTANT_STEP 8
 
 static float data[KINDS][COUNT], results[COUNT];
 static float halves[C], zeros[C], mean[C], var[C], mean_lo[C], dgamma[C], dbeta[C];
@@ -23,7 +26,7 @@ struct call {
     bnorm_exec exec;
     void *ws;
     size_t ws_size;
-    bnorm_in data;
+    bnorm_in data, dy;
 };
 
 static const bnorm_out out = {.data = results};
@@ -43,12 +46,10 @@ static bnorm_status forward(const struct call *k) {
     return bnorm_forward_train(&k->shape, k->data, out, &train, k->ws, k->ws_size, &k->exec);
 }
 
-/* The data is dy. */
 static bnorm_status backward(const struct call *k) {
     const bnorm_grad grad = {
         .save_mean = zeros, .save_invstd = halves, .dgamma = dgamma, .dbeta = dbeta};
-    const bnorm_in x = {.data = data[NORMAL]};
-    return bnorm_backward(&k->shape, x, k->data, out, &grad, k->ws, k->ws_size, &k->exec);
+    return bnorm_backward(&k->shape, k->data, k->dy, out, &grad, k->ws, k->ws_size, &k->exec);
 }
 
 static const struct {
@@ -68,12 +69,17 @@ static double now(void) {
 }
 
 static void measure(const struct call *k, size_t op) {
-    double best[KINDS][2] = {{1e9, 1e9}, {1e9, 1e9}, {1e9, 1e9}};
+    double best[KINDS][2] = {{1e9, 1e9}, {1e9, 1e9}, {1e9, 1e9}, {1e9, 1e9}, {1e9, 1e9}};
     for (int i = 0; i < REPETITIONS; i++)
         for (int kind = 0; kind < KINDS; kind++)
             for (int flush = 0; flush < 2; flush++) {
                 struct call call = *k;
                 call.data.data = data[kind];
+                call.dy.data = data[NORMAL];
+                if (operations[op].run == backward && kind <= DENORMAL) {
+                    call.data.data = data[NORMAL];
+                    call.dy.data = data[kind];
+                }
                 const unsigned before = _mm_getcsr();
                 _mm_setcsr(flush ? before | FLUSH_BITS : before);
                 const double start = now();
@@ -88,10 +94,11 @@ static void measure(const struct call *k, size_t op) {
                     best[kind][flush] = seconds;
             }
     const double normal = best[NORMAL][0];
-    printf("%-6s %-7s %-20s %8.1f %7.2f %7.2f %7.2f %7.2f\n",
+    printf("%-6s %-7s %-20s %8.1f %7.2f %7.2f %7.2f %7.2f %7.2f %7.2f\n",
            k->shape.layout == BNORM_NHWC ? "NHWC" : "NCHW", bnorm_isa_name(k->exec.isa),
            operations[op].name, 1e6 * normal, best[HALF_DENORMAL][0] / normal,
-           best[DENORMAL][0] / normal, best[HALF_DENORMAL][1] / normal, best[DENORMAL][1] / normal);
+           best[DENORMAL][0] / normal, best[HALF_DENORMAL][1] / normal, best[DENORMAL][1] / normal,
+           best[SOME_CONSTANT][0] / normal, best[CONSTANT][0] / normal);
 }
 
 /* In [-0.5, 0.5). */
@@ -110,12 +117,18 @@ int main(void) {
     }
     for (size_t c = 0; c < C; c++)
         halves[c] = 0.5f;
-    printf("Time relative to normal data; half or all of the values denormal\n");
-    printf("%-6s %-7s %-20s %8s %7s %7s %7s %7s\n", "layout", "set", "function", "us", "half",
-           "all", "half+FZ", "all+FZ");
+    printf("Time relative to normal data: half or all of the values denormal (in backward those of "
+           "dy), also with\nflush to zero; one channel in %d or all of them constant\n",
+           CONSTANT_STEP);
+    printf("%-6s %-7s %-20s %8s %7s %7s %7s %7s %7s %7s\n", "layout", "set", "function", "us",
+           "half", "all", "half+FZ", "all+FZ", "some", "const");
     const bnorm_layout layouts[] = {BNORM_NHWC, BNORM_NCHW};
     for (int layout = 0; layout < 2; layout++) {
         struct call k = {.shape = {.layout = layouts[layout], .n = 1, .c = C, .hw = HW}};
+        for (size_t i = 0; i < COUNT; i++) {
+            const size_t channel = layouts[layout] == BNORM_NHWC ? i % C : i / HW;
+            data[SOME_CONSTANT][i] = channel % CONSTANT_STEP ? data[NORMAL][i] : 0;
+        }
         k.ws_size = bnorm_workspace(BNORM_OP_BACKWARD, &k.shape);
         k.ws = malloc(k.ws_size);
         if (!k.ws) {

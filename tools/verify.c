@@ -741,13 +741,13 @@ static void fill_weights(struct test *t) {
     for (size_t i = 0; i < count; i++) {
         const float value = normal(&t->random);
         if (kind < 3)
-            values[i] = value > 0;
+            values[i] = (float)(value > 0);
         else if (kind < 5)
-            values[i] = i / length % 2 ? 1 : 0;
+            values[i] = (float)(i / length % 2);
         else if (kind < 7)
             values[i] = value > -0.5f ? value + 0.5f : 0;
         else
-            values[i] = t->index % 2 ? 1 : 0;
+            values[i] = (float)(t->index % 2);
     }
     t->weights.values = values;
     t->weights.epsilon = epsilons[pick(t, 3)];
@@ -1139,8 +1139,8 @@ static size_t divisor_of(size_t n, size_t most) {
 }
 
 static void run_ghost(struct test *t) {
-    const size_t groups = divisor_of(t->shape.n, 1 + pick(t, 7)), count = groups * t->shape.c;
-    const bnorm_ghost ghost = {groups, (bnorm_ghost_order)pick(t, 2),
+    const size_t parts = divisor_of(t->shape.n, 1 + pick(t, 7)), count = parts * t->shape.c;
+    const bnorm_ghost ghost = {parts, (bnorm_ghost_order)pick(t, 2),
                                (bnorm_ghost_running)pick(t, 2)};
     const struct tensor x = input(t, X, t->group->data), residual = maybe_residual(t, !pick(t, 3)),
                         y = tensor_at(t, Y);

@@ -138,13 +138,6 @@ static void narrow(void *to, bnorm_dtype type, const bnorm_quant *quant, const f
 #undef BNORM_NARROW
 }
 
-/* The float at element i; not for S8 and U8. */
-static float widened(const void *p, bnorm_dtype type, size_t i) {
-    float v[VEC_F];
-    widen(v, element_at(p, type, i), type, NULL, 1, 0);
-    return v[0];
-}
-
 /* n <= VEC_F elements; not for S8 and U8. */
 BNORM_INLINE vec_f widened_lanes(const void *p, bnorm_dtype type, size_t n) {
     if (type == BNORM_F32)

@@ -49,6 +49,7 @@
 #include <string.h>
 
 #define BNORM_INLINE static inline __attribute__((always_inline))
+#define BNORM_RARE   static __attribute__((noinline)) /* costs nothing where it is not called */
 #if defined(__clang__)
 #define BNORM_UNROLL /* clang unrolls short constant loops by itself */
 #define BNORM_UNROLL_SOME

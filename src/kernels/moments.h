@@ -230,19 +230,79 @@ BNORM_INLINE void typed_strip(int wanted, const struct rows *r, size_t len, size
     }
 }
 
-/* Squares of one lane in double, for values whose squares leave the range of a float. Rare: not
- * tuned. */
-static double wide_squares(const struct rows *x, float pivot) {
-    double total = 0;
-    for (size_t r = 0; r < x->count; r += BNORM_GROUP) {
-        double sums[2] = {0, 0};
-        for (size_t q = 0; q < BNORM_GROUP && r + q < x->count; q++) {
-            const double d = (double)widened(x->x, x->type, (r + q) * x->stride) - (double)pivot;
-            sums[q % 2] = fma(d, d, sums[q % 2]);
-        }
-        total += sums[0] + sums[1];
+/* Lanes that slices of channels share a second pass in, and room for those of their chains. */
+#define BNORM_SLICE      64
+#define BNORM_SLICE_ROOM (BNORM_MAX_LANES + BNORM_SLICE + BNORM_PAD)
+
+/* Rows of x and g that lie at some distance; g NULL = x - center. */
+struct pair_rows {
+    const float *x, *g;
+    size_t x_stride, g_stride;
+};
+
+BNORM_INLINE vec_d add_double_row(struct pair_rows r, size_t row, size_t n, const float *center,
+                                  vec_d sum) {
+    const vec_d d = vec_sub_d(widen_lanes(r.x + row * r.x_stride, n), widen_lanes(center, n));
+    return vec_fma_d(r.g ? widen_lanes(r.g + row * r.g_stride, n) : d, d, sum);
+}
+
+/* Sums of g*(x - center) in double, for where those of floats would leave their range or vanish: of
+ * up to 16 rows of n <= VEC_D lanes, and of the first `extra` lanes of one more row; even and odd
+ * rows apart. */
+BNORM_INLINE vec_d double_group(struct pair_rows r, size_t rows, size_t n, size_t extra,
+                                const float *center) {
+    vec_d even = vec_set1_d(0), odd = even;
+    size_t q = 0;
+    for (; q + 2 <= rows; q += 2) {
+        even = add_double_row(r, q, n, center, even);
+        odd = add_double_row(r, q + 1, n, center, odd);
     }
-    return total;
+    if (rows % 2) {
+        even = add_double_row(r, q, n, center, even);
+        if (extra)
+            odd = add_double_row(r, q + 1, extra, center, odd);
+    } else if (extra) {
+        even = add_double_row(r, q, extra, center, even);
+    }
+    return vec_add_d(even, odd);
+}
+
+/* Adds up to 16 rows of n lanes to as many lanes of `sums`; writes up to a vector more. */
+BNORM_INLINE void double_lanes(struct pair_rows r, size_t rows, size_t n, const float *center,
+                               double *sums) {
+    for (size_t i = 0; i < n; i += VEC_D) {
+        const struct pair_rows here = {r.x + i, r.g ? r.g + i : NULL, r.x_stride, r.g_stride};
+        const size_t lanes = lesser(VEC_D, n - i);
+        const vec_d sum = lanes == VEC_D ? double_group(here, rows, VEC_D, 0, center + i)
+                                         : double_group(here, rows, lanes, 0, center + i);
+        vec_store_d(sums + i, vec_add_d(vec_load_d(sums + i), sum));
+    }
+}
+
+/* Elements of a plane that are a group of its lanes. */
+#define BNORM_GROUP_SPAN (BNORM_GROUP * BNORM_SPAN_LANES)
+
+/* Adds the first `count` of them; g NULL as above. */
+BNORM_INLINE void double_span(const float *x, const float *g, size_t count, float center,
+                              double *lanes) {
+    const size_t rows = count / BNORM_SPAN_LANES, tail = count % BNORM_SPAN_LANES;
+    float centers[VEC_F];
+    vec_store(centers, vec_set1(center));
+    for (size_t i = 0; i < BNORM_SPAN_LANES; i += VEC_D) {
+        const struct pair_rows here = {x + i, g ? g + i : NULL, BNORM_SPAN_LANES, BNORM_SPAN_LANES};
+        const size_t extra = tail > i ? lesser(VEC_D, tail - i) : 0;
+        const vec_d sum = double_group(here, rows, VEC_D, extra, centers);
+        vec_store_d(lanes + i, vec_add_d(vec_load_d(lanes + i), sum));
+    }
+}
+
+/* The squares of a plane. */
+BNORM_RARE double double_plane(const float *x, size_t len, float pivot) {
+    double lanes[BNORM_SPAN_LANES];
+    zero_lanes(lanes, BNORM_SPAN_LANES);
+    for (size_t i = 0; i < len; i += BNORM_GROUP_SPAN)
+        double_span(x + i, NULL, lesser(BNORM_GROUP_SPAN, len - i), pivot, lanes);
+    return fold_scalars(lanes, BNORM_SPAN_LANES);
 }
 
 /* Every `chains`th row from row j on. */
@@ -251,14 +311,25 @@ BNORM_INLINE struct rows chain_rows(const struct rows *r, size_t chains, size_t 
                          j < r->count ? (r->count - j + chains - 1) / chains : 0};
 }
 
-/* The same for the chains of a channel. */
-static double wide_channel(const struct rows *r, size_t chains, float pivot) {
-    double lanes[BNORM_SPAN_LANES];
+/* The squares of n <= BNORM_SLICE channels, in double; writes up to a vector more. */
+BNORM_RARE void double_squares(const struct rows *r, size_t chains, size_t n, const float *pivot,
+                               double *squares) {
+    float wide[BNORM_GROUP * BNORM_SLICE + VEC_F];
+    zero_lanes(squares, n * chains);
     for (size_t j = 0; j < chains; j++) {
         const struct rows chain = chain_rows(r, chains, j);
-        lanes[j] = wide_squares(&chain, pivot);
+        for (size_t row = 0; row < chain.count; row += BNORM_GROUP) {
+            const size_t count = lesser(BNORM_GROUP, chain.count - row);
+            const void *const x = element_at(chain.x, chain.type, row * chain.stride);
+            struct pair_rows these = {wide, NULL, n, 0};
+            if (chain.type == BNORM_F32)
+                these = (struct pair_rows){x, NULL, chain.stride, 0};
+            else
+                widen_rows(wide, x, chain.type, NULL, chain.stride, count, n, 0);
+            double_lanes(these, count, n, pivot, squares + j * n);
+        }
     }
-    return fold_scalars(lanes, chains);
+    fold_chains(squares, n, chains);
 }
 
 /* Adds the chains of c channels, chain j of channel i in lane j*c + i. Rows without gaps are one
@@ -340,6 +411,32 @@ BNORM_INLINE unsigned replace_pivots(double n, size_t c, const double *sum, cons
 /* Values for which squares in float were accurate enough. */
 #define BNORM_LEAST_SQUARES 0x1p-90
 
+BNORM_INLINE unsigned inaccurate_squares(vec_d squares, size_t n) {
+    const unsigned first_n = (1u << lesser(VEC_D, n)) - 1;
+    return vec_outside_d(squares, BNORM_LEAST_SQUARES, DBL_MAX) & first_n;
+}
+
+/* Replaces those of c channels that are not, channels side by side together. */
+BNORM_INLINE void squares_again(const struct rows *x, size_t chains, size_t c, const float *pivot,
+                                double *squares) {
+    for (size_t i = 0, n; i < c; i += n ? n : VEC_D) {
+        for (n = 0; n < BNORM_SLICE && i + n < c; n += VEC_D)
+            if (!inaccurate_squares(vec_load_d(squares + i + n), c - i - n))
+                break;
+        if (n) {
+            const struct rows channels = rows_from(x, i);
+            double again[BNORM_SLICE_ROOM];
+            double_squares(&channels, chains, lesser(n, c - i), pivot + i, again);
+            for (size_t j = 0; j < n; j += VEC_D)
+                for (unsigned bits = inaccurate_squares(vec_load_d(squares + i + j), c - i - j),
+                              k = 0;
+                     bits >> k; k++)
+                    if (bits >> k & 1)
+                        squares[i + j + k] = again[j + k];
+        }
+    }
+}
+
 /* m2 = squares about the pivot, corrected for the pivot's distance from the mean. */
 BNORM_INLINE vec_d centred_squares(double n, vec_d excess, vec_d squares) {
     const vec_d zero = vec_set1_d(0);
@@ -347,8 +444,19 @@ BNORM_INLINE vec_d centred_squares(double n, vec_d excess, vec_d squares) {
     return vec_canonical_d(vec_if_lt_d(m2, zero, zero, m2));
 }
 
-/* Lanes that slices of channels share a second pass over the squares in. */
-#define BNORM_SLICE 64
+/* Sum and M2 of c channels; not 0 where squares are not accurate enough. */
+BNORM_INLINE unsigned store_moments(double n, const double *sums, const double *squares,
+                                    const float *pivot, size_t c, double *sum, double *m2) {
+    unsigned bits = 0;
+    for (size_t i = 0; i < c; i += VEC_D) {
+        const size_t in_use = lesser(VEC_D, c - i);
+        const vec_d total = vec_load_d(sums + i), s = vec_load_d(squares + i);
+        bits |= inaccurate_squares(s, in_use);
+        vec_store_d_n(sum + i, vec_canonical_d(total), in_use);
+        vec_store_d_n(m2 + i, centred_squares(n, pivot_excess(n, pivot + i, total), s), in_use);
+    }
+    return bits;
+}
 
 /* One block of c <= BNORM_TILE channels, of which the first `valid` are wanted. */
 BNORM_INLINE void moments_tile(const struct rows *x, size_t c, size_t valid, size_t chains,
@@ -376,20 +484,9 @@ BNORM_INLINE void moments_tile(const struct rows *x, size_t c, size_t valid, siz
         add_chains(BNORM_SQUARES, &these, count, chains, pivot + i, sums, squares + i);
         fold_chains(squares + i, count, chains);
     }
-    for (size_t i = 0; i < valid; i += VEC_D) {
-        const size_t in_use = lesser(VEC_D, valid - i);
-        unsigned bits = vec_outside_d(vec_load_d(squares + i), BNORM_LEAST_SQUARES, DBL_MAX);
-        bits &= (1u << in_use) - 1;
-        for (size_t j = i; bits; j++, bits >>= 1)
-            if (bits & 1) {
-                const struct rows channel = rows_from(x, j);
-                squares[j] = wide_channel(&channel, chains, pivot[j]);
-            }
-        const vec_d total = vec_load_d(sums + i);
-        vec_store_d_n(sum + i, vec_canonical_d(total), in_use);
-        vec_store_d_n(
-            m2 + i, centred_squares(n, pivot_excess(n, pivot + i, total), vec_load_d(squares + i)),
-            in_use);
+    if (store_moments(n, sums, squares, pivot, valid, sum, m2)) {
+        squares_again(x, chains, valid, pivot, squares);
+        store_moments(n, sums, squares, pivot, valid, sum, m2);
     }
 }
 
@@ -450,15 +547,13 @@ static void moments_planes(const float *x, size_t stride, size_t planes, size_t 
         for (size_t i = 0; i < count; i++)
             v[i] = plane_moments(BNORM_SQUARES, x + i * stride, len, pivot + i);
         vec_d squares = vec_fold_d(v);
-        unsigned bits = vec_outside_d(squares, BNORM_LEAST_SQUARES, DBL_MAX) & ((1u << count) - 1);
+        unsigned bits = inaccurate_squares(squares, count);
         if (bits) {
             double t[VEC_D];
             vec_store_d(t, squares);
             for (size_t i = 0; bits; i++, bits >>= 1)
-                if (bits & 1) {
-                    const struct rows plane = {x + i * stride, BNORM_F32, 1, len};
-                    t[i] = wide_channel(&plane, BNORM_SPAN_LANES, pivot[i]);
-                }
+                if (bits & 1)
+                    t[i] = double_plane(x + i * stride, len, pivot[i]);
             squares = vec_load_d(t);
         }
         vec_store_d_n(sum + first, vec_canonical_d(total), count);

@@ -348,60 +348,56 @@ static void add_grad_chains(const bnorm_grad_args *a, const struct grad_rows *r,
     }
 }
 
-/* Sum of g*(x - center) of one channel in double, whose elements are rows. Rare: not tuned. */
-static double wide_products(const bnorm_grad_args *a, const struct grad_rows *r, size_t chains) {
-    double lanes[BNORM_SPAN_LANES] = {0};
-    for (size_t j = 0; j < chains; j++)
-        for (size_t first = j; first < r->count; first += BNORM_GROUP * chains) {
-            double sums[2] = {0, 0};
-            for (size_t k = 0; k < BNORM_GROUP && first + k * chains < r->count; k++) {
-                const struct grad_rows row = grad_rows_from(a, r, first + k * chains, 0, 1);
-                float x[VEC_F], g[VEC_F], v[VEC_F];
-                widen_grads(a, &row, 1, 1, 0, x, g, v);
-                sums[k % 2] = fma((double)g[0], (double)x[0] - (double)*r->center, sums[k % 2]);
-            }
-            lanes[j] += sums[0] + sums[1];
+/* Sums of g*(x - center) of n <= BNORM_SLICE channels of rows, in double; writes up to a vector
+ * more. */
+BNORM_RARE void double_products(const bnorm_grad_args *a, const struct grad_rows *r, size_t chains,
+                                size_t n, double *products) {
+    enum { ROOM = BNORM_GROUP * BNORM_SLICE + VEC_F };
+    float x[ROOM], g[ROOM], v[ROOM];
+    zero_lanes(products, n * chains);
+    for (size_t j = 0; j < chains; j++) {
+        const struct grad_rows chain = grad_rows_from(a, r, j, 0, chains);
+        for (size_t row = 0; row < chain.count; row += BNORM_GROUP) {
+            const struct grad_rows group = grad_rows_from(a, &chain, row, 0, 1);
+            const size_t count = lesser(BNORM_GROUP, group.count);
+            struct pair_rows these = {x, g, n, n};
+            if (a->type == BNORM_F32 && a->pre == BNORM_PRE_NONE)
+                these = (struct pair_rows){group.x, group.dy, group.x_stride, group.dy_stride};
+            else
+                widen_grads(a, &group, count, n, 0, x, g, v);
+            double_lanes(these, count, n, r->center, products + j * n);
         }
-    return fold_scalars(lanes, chains);
+    }
+    fold_chains(products, n, chains);
 }
 
-/* Products in float were accurate enough where the size of their sum is in range, or all g are 0;
- * the rest is done again. *channel describes the first of count channels: a channel's parameters
- * lie next to those of the one before, its elements `step` behind. */
+/* ... and of a plane, whose elements are the rows. */
+BNORM_RARE double double_plane_products(const bnorm_grad_args *a, const struct grad_rows *plane) {
+    double lanes[BNORM_SPAN_LANES];
+    enum { ROOM = BNORM_GROUP_SPAN + VEC_F };
+    float x[ROOM], g[ROOM], v[ROOM];
+    zero_lanes(lanes, BNORM_SPAN_LANES);
+    for (size_t i = 0; i < plane->count; i += BNORM_GROUP_SPAN) {
+        const struct grad_rows rest = grad_rows_from(a, plane, i, 0, 1);
+        const size_t count = lesser(BNORM_GROUP_SPAN, rest.count);
+        widen_grads(a, &rest, 1, count, 1, x, g, v);
+        double_span(x, g, count, *plane->center, lanes);
+    }
+    return fold_scalars(lanes, BNORM_SPAN_LANES);
+}
+
+/* Lanes whose products in float were not accurate enough: the size of their sum is out of range,
+ * and not all g are 0. */
 #define BNORM_LEAST_PRODUCTS 0x1p-90
 
-struct channel_steps {
-    size_t x, dy, extra, mask;
-};
-
-BNORM_INLINE void finish_sums(const bnorm_grad_args *a, const struct grad_rows *channel,
-                              struct channel_steps step, size_t chains, size_t count, vec_d g,
-                              vec_d gx, double *sum_g, double *sum_gx) {
+BNORM_INLINE unsigned inaccurate_products(vec_d g, vec_d gx, size_t n) {
+    const vec_d zero = vec_set1_d(0), one = vec_set1_d(1);
+    const unsigned first_n = (1u << lesser(VEC_D, n)) - 1;
     unsigned bits = vec_outside_d(gx, BNORM_LEAST_PRODUCTS, DBL_MAX) &
-                    vec_outside_d(gx, -DBL_MAX, -BNORM_LEAST_PRODUCTS) & ((1u << count) - 1);
-    g = vec_canonical_d(g);
-    if (bits) {
-        double t[VEC_D], t_g[VEC_D];
-        vec_store_d(t, gx);
-        vec_store_d(t_g, g);
-        for (size_t j = 0; j < count; j++) {
-            if (!(bits >> j & 1) || (t[j] == 0 && t_g[j] == 0))
-                continue;
-            struct grad_rows r = *channel;
-            r.x = element_at(r.x, a->type, j * step.x);
-            r.dy = element_at(r.dy, a->type, j * step.dy);
-            if (r.extra)
-                r.extra = element_at(r.extra, a->type, j * step.extra);
-            r.mask_at += j * step.mask;
-            r.center += j;
-            r.scale += j;
-            r.shift += j;
-            t[j] = wide_products(a, &r, chains);
-        }
-        gx = vec_load_d(t);
-    }
-    vec_store_d_n(sum_g, g, count);
-    vec_store_d_n(sum_gx, vec_canonical_d(gx), count);
+                    vec_outside_d(gx, -DBL_MAX, -BNORM_LEAST_PRODUCTS) & first_n;
+    if (bits)
+        bits &= vec_outside_d(vec_if_eq_d(gx, zero, vec_if_eq_d(g, zero, zero, one), one), 0, 0);
+    return bits;
 }
 
 /* The block from element i of run r on; a row is a run. */
@@ -424,6 +420,29 @@ BNORM_INLINE struct grad_rows grad_rows_at(const bnorm_grad_args *a, size_t r, s
     };
 }
 
+/* Replaces the products of c channels, from channel `at` on, that are not accurate enough: channels
+ * side by side together. */
+BNORM_INLINE void products_again(const bnorm_grad_args *a, size_t at, size_t chains, size_t c,
+                                 const double *g, double *gx) {
+    for (size_t i = 0, n; i < c; i += n ? n : VEC_D) {
+        for (n = 0; n < BNORM_SLICE && i + n < c; n += VEC_D)
+            if (!inaccurate_products(vec_load_d(g + i + n), vec_load_d(gx + i + n), c - i - n))
+                break;
+        if (n) {
+            const struct grad_rows channels = grad_rows_at(a, 0, at + i, at + i);
+            double again[BNORM_SLICE_ROOM];
+            double_products(a, &channels, chains, lesser(n, c - i), again);
+            for (size_t j = 0; j < n; j += VEC_D)
+                for (unsigned bits = inaccurate_products(vec_load_d(g + i + j),
+                                                         vec_load_d(gx + i + j), c - i - j),
+                              k = 0;
+                     bits >> k; k++)
+                    if (bits >> k & 1)
+                        gx[i + j + k] = again[j + k];
+        }
+    }
+}
+
 /* Parameters of `chains` rows of c channels, those behind the first `valid` 0. */
 BNORM_INLINE const float *repeat(float *pattern, const float *p, size_t c, size_t valid,
                                  size_t chains) {
@@ -433,6 +452,20 @@ BNORM_INLINE const float *repeat(float *pattern, const float *p, size_t c, size_
             memset(pattern + j * c + valid, 0, (c - valid) * sizeof *p);
     }
     return pattern;
+}
+
+/* Both sums of c channels; not 0 where products are not accurate enough. */
+BNORM_INLINE unsigned store_sums(const double *g, const double *gx, size_t c, double *sum_g,
+                                 double *sum_gx) {
+    unsigned bits = 0;
+    for (size_t i = 0; i < c; i += VEC_D) {
+        const vec_d a = vec_load_d(g + i), b = vec_load_d(gx + i);
+        const size_t n = lesser(VEC_D, c - i);
+        bits |= inaccurate_products(a, b, n);
+        vec_store_d_n(sum_g + i, vec_canonical_d(a), n);
+        vec_store_d_n(sum_gx + i, vec_canonical_d(b), n);
+    }
+    return bits;
 }
 
 /* Channels [at, at + c) of a block of rows, of which the first `valid` are wanted. */
@@ -455,11 +488,9 @@ BNORM_INLINE void sums_tile(const bnorm_grad_args *a, size_t at, size_t c, size_
     add_grad_chains(a, &block, c, chains, g, gx);
     fold_chains(g, c, chains);
     fold_chains(gx, c, chains);
-    for (size_t i = 0; i < valid; i += VEC_D) {
-        const struct grad_rows channel = grad_rows_at(a, 0, at + i, at + i);
-        finish_sums(a, &channel, (struct channel_steps){1, 1, 1, 1}, chains,
-                    lesser(VEC_D, valid - i), vec_load_d(g + i), vec_load_d(gx + i), sum_g + i,
-                    sum_gx + i);
+    if (store_sums(g, gx, valid, sum_g, sum_gx)) {
+        products_again(a, at, chains, valid, g, gx);
+        store_sums(g, gx, valid, sum_g, sum_gx);
     }
 }
 
@@ -497,13 +528,23 @@ static void sums_planes(const bnorm_grad_args *a, double *sum_g, double *sum_gx)
                                          .shift = r.shift};
             plane_grads(a, &s, &v_g[i], &v_gx[i]);
         }
-        struct grad_rows channel = grad_rows_at(a, first, 0, first);
-        channel.x_stride = channel.dy_stride = channel.extra_stride = 1;
-        channel.count = a->len;
-        finish_sums(a, &channel,
-                    (struct channel_steps){a->x_stride, a->dy_stride, a->extra_stride, 0},
-                    BNORM_SPAN_LANES, count, vec_fold_d(v_g), vec_fold_d(v_gx), sum_g + first,
-                    sum_gx + first);
+        const vec_d g = vec_fold_d(v_g);
+        vec_d gx = vec_fold_d(v_gx);
+        unsigned bits = inaccurate_products(g, gx, count);
+        if (bits) {
+            double t[VEC_D];
+            vec_store_d(t, gx);
+            for (size_t i = 0; bits; i++, bits >>= 1)
+                if (bits & 1) {
+                    struct grad_rows plane = grad_rows_at(a, first + i, 0, first + i);
+                    plane.x_stride = plane.dy_stride = plane.extra_stride = 1;
+                    plane.count = a->len;
+                    t[i] = double_plane_products(a, &plane);
+                }
+            gx = vec_load_d(t);
+        }
+        vec_store_d_n(sum_g + first, vec_canonical_d(g), count);
+        vec_store_d_n(sum_gx + first, vec_canonical_d(gx), count);
     }
 }
 
