@@ -41,8 +41,10 @@ BNORM_INLINE struct leaf leaf_1(enum tree tree, struct leaf_rows r, size_t row, 
     const vec_d x = widen_lanes(r.x + row * r.x_stride, n);
     if (tree == BNORM_MERGED)
         return (struct leaf){x, vec_set1_d(0)};
-    const vec_d g = widen_lanes(r.g + row * r.g_stride, n);
-    return (struct leaf){g, vec_mul_d(g, vec_sub_d(x, widen_lanes(r.center, n)))};
+    /* 0 added: a product that compilers can't make one operation with what it is added to. */
+    const vec_d g = widen_lanes(r.g + row * r.g_stride, n),
+                d = vec_sub_d(x, widen_lanes(r.center, n));
+    return (struct leaf){g, vec_fma_d(g, d, vec_set1_d(0))};
 }
 
 BNORM_INLINE struct leaf leaf_2(enum tree tree, struct leaf_rows r, size_t row, size_t n) {

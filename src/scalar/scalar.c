@@ -606,7 +606,7 @@ static void tree_products(const bnorm_grad_args *a, size_t i, size_t r, size_t r
     if (rows == 1) {
         const float x = load(a->x, a->type, &no_quant, r * a->x_stride + i);
         *sum_g = (double)grad_element(a, r, i, i);
-        *sum_gx = *sum_g * ((double)x - (double)a->center[i]);
+        *sum_gx = fma(*sum_g, (double)x - (double)a->center[i], 0); /* not made one with a sum */
         return;
     }
     tree_products(a, i, r, rows / 2, sum_g, sum_gx);
