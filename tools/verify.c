@@ -904,7 +904,7 @@ static void train(struct test *t, struct tensor x, struct tensor y, struct tenso
         .act = t->act,
         .mask = t->mask,
         .weights = t->weights,
-        .renorm = t->group->flags & RENORM ? &t->renorm : NULL,
+        .renorm = t->renorm.save_r ? &t->renorm : NULL,
     };
     expect_ok(
         bnorm_forward_train(&t->shape, as_in(t, x), as_out(t, y), &options, ws, size, &t->exec),
@@ -949,8 +949,8 @@ static void run_moments(struct test *t) {
     const unsigned wanted = pick(t, 6); /* the mean or the variance alone, or both */
     size_t size;
     void *const ws = ws_of(t, BNORM_OP_MOMENTS, &size);
-    float *const mean = wanted == 0 ? NULL : arrays[OUT_A], *const var =
-                                                                wanted == 1 ? NULL : arrays[OUT_B];
+    float *const mean = wanted == 0 ? NULL : arrays[OUT_A];
+    float *const var = wanted == 1 ? NULL : arrays[OUT_B];
     if (t->weights.values)
         expect_ok(bnorm_weighted_moments(&t->shape, as_in(t, x), &t->weights, mean, var, ws, size,
                                          &t->exec),
@@ -1140,8 +1140,8 @@ static size_t divisor_of(size_t n, size_t most) {
 
 static void run_ghost(struct test *t) {
     const size_t parts = divisor_of(t->shape.n, 1 + pick(t, 7)), count = parts * t->shape.c;
-    const bnorm_ghost ghost = {parts, (bnorm_ghost_order)pick(t, 2),
-                               (bnorm_ghost_running)pick(t, 2)};
+    const bnorm_ghost_order order = (bnorm_ghost_order)pick(t, 2);
+    const bnorm_ghost ghost = {parts, order, (bnorm_ghost_running)pick(t, 2)};
     const struct tensor x = input(t, X, t->group->data), residual = maybe_residual(t, !pick(t, 3)),
                         y = tensor_at(t, Y);
     const bnorm_train train = {
@@ -1229,15 +1229,20 @@ static bnorm_partial empty_piece(const struct test *t, bnorm_op op, size_t first
     return piece;
 }
 
+/* Backward's options for the images from `first` on. */
+static bnorm_grad grad_of(const struct test *t, const struct pieces *all, size_t first) {
+    bnorm_grad grad = all->grad;
+    grad.residual = as_in(t, images_of(all->residual, first));
+    return grad;
+}
+
 static void collect(const struct test *t, const struct pieces *all, size_t first,
                     bnorm_partial *piece) {
     size_t size;
-    const int back = piece->op == BNORM_OP_BACKWARD;
     void *const ws = ws_of(t, piece->op, &size);
     const bnorm_in x = as_in(t, images_of(all->x, first));
-    if (back) {
-        bnorm_grad grad = all->grad;
-        grad.residual = as_in(t, images_of(all->residual, first));
+    if (piece->op == BNORM_OP_BACKWARD) {
+        const bnorm_grad grad = grad_of(t, all, first);
         expect_ok(bnorm_collect_grad(&t->shape, x, as_in(t, images_of(all->dy, first)), &grad,
                                      piece, ws, size, &t->exec),
                   "bnorm_collect_grad");
@@ -1277,13 +1282,17 @@ static void hash_total(struct test *t, const bnorm_partial *piece) {
         hash_double(t, totals[i / t->shape.c][i % t->shape.c]);
 }
 
-static void forward_in_pieces(const struct test *t, const struct pieces *all,
-                              const bnorm_partial *whole) {
-    static float coefficients[3 * MAX_C];
-    expect_ok(bnorm_finish(whole, &all->train, coefficients), "bnorm_finish");
-    for (size_t first = 0, count; first < t->shape.n; first += count) {
-        count = next_count(t, first);
-        const struct test part = part_of(t, count);
+/* y, or dx, of the images of one piece. */
+static void apply_piece(const struct test *t, const struct pieces *all, size_t first, bnorm_op op,
+                        const float *coefficients) {
+    const bnorm_in x = as_in(t, images_of(all->x, first));
+    if (op == BNORM_OP_BACKWARD) {
+        const bnorm_grad grad = grad_of(t, all, first);
+        expect_ok(bnorm_apply_grad(&t->shape, x, as_in(t, images_of(all->dy, first)),
+                                   as_out(t, images_of(all->dx, first)), &grad, coefficients,
+                                   &t->exec),
+                  "bnorm_apply_grad");
+    } else {
         const bnorm_affine affine = {
             .center = coefficients,
             .scale = coefficients + t->shape.c,
@@ -1291,26 +1300,23 @@ static void forward_in_pieces(const struct test *t, const struct pieces *all,
             .residual = as_in(t, images_of(all->residual, first)),
             .act = t->act,
         };
-        expect_ok(bnorm_apply(&part.shape, as_in(t, images_of(all->x, first)),
-                              as_out(t, images_of(all->y, first)), &affine, &t->exec),
+        expect_ok(bnorm_apply(&t->shape, x, as_out(t, images_of(all->y, first)), &affine, &t->exec),
                   "bnorm_apply");
     }
 }
 
-static void backward_in_pieces(const struct test *t, const struct pieces *all,
-                               const bnorm_partial *whole) {
+/* What one call does after its reduction. */
+static void finish_in_pieces(const struct test *t, const struct pieces *all,
+                             const bnorm_partial *whole) {
     static float coefficients[4 * MAX_C];
-    expect_ok(bnorm_finish_grad(whole, &all->grad, coefficients), "bnorm_finish_grad");
+    if (whole->op == BNORM_OP_BACKWARD)
+        expect_ok(bnorm_finish_grad(whole, &all->grad, coefficients), "bnorm_finish_grad");
+    else
+        expect_ok(bnorm_finish(whole, &all->train, coefficients), "bnorm_finish");
     for (size_t first = 0, count; first < t->shape.n; first += count) {
         count = next_count(t, first);
         const struct test part = part_of(t, count);
-        bnorm_grad grad = all->grad;
-        grad.residual = as_in(t, images_of(all->residual, first));
-        expect_ok(bnorm_apply_grad(&part.shape, as_in(t, images_of(all->x, first)),
-                                   as_in(t, images_of(all->dy, first)),
-                                   as_out(t, images_of(all->dx, first)), &grad, coefficients,
-                                   &t->exec),
-                  "bnorm_apply_grad");
+        apply_piece(&part, all, first, whole->op, coefficients);
     }
 }
 
@@ -1318,11 +1324,13 @@ static void run_pieces(struct test *t) {
     const size_t c = t->shape.c;
     /* Of an empty batch, bnorm_finish() clears what one call leaves as it is. */
     const int one_call = t->shape.n && t->shape.hw && (t->set + t->index) % 3 == 0;
-    struct pieces all = {.x = input(t, X, t->group->data),
-                         .residual = maybe_residual(t, !pick(t, 3)),
-                         .dy = input(t, DY, companion(t, CANCELLING)),
-                         .y = tensor_at(t, Y),
-                         .dx = tensor_at(t, DX)};
+    struct pieces all;
+    /* One after the other: they draw from one sequence. */
+    all.x = input(t, X, t->group->data);
+    all.residual = maybe_residual(t, !pick(t, 3));
+    all.dy = input(t, DY, companion(t, CANCELLING));
+    all.y = tensor_at(t, Y);
+    all.dx = tensor_at(t, DX);
     all.train = (bnorm_train){
         .gamma = t->gamma,
         .beta = t->beta,
@@ -1354,7 +1362,7 @@ static void run_pieces(struct test *t) {
                                       size, &t->exec),
                   "bnorm_forward_train");
     } else {
-        forward_in_pieces(t, &all, &statistics);
+        finish_in_pieces(t, &all, &statistics);
     }
     hash_tensor(t, all.y);
     for (int a = MEAN; a <= MEAN_LO; a++)
@@ -1368,7 +1376,7 @@ static void run_pieces(struct test *t) {
                                  &all.grad, ws, size, &t->exec),
                   "bnorm_backward");
     } else {
-        backward_in_pieces(t, &all, &sums);
+        finish_in_pieces(t, &all, &sums);
     }
     hash_tensor(t, all.dx);
     hash_array(t, OUT_A, c);

@@ -312,8 +312,8 @@ BNORM_INLINE struct rows chain_rows(const struct rows *r, size_t chains, size_t 
 }
 
 /* The squares of n <= BNORM_SLICE channels, in double; writes up to a vector more. */
-BNORM_RARE void double_squares(const struct rows *r, size_t chains, size_t n, const float *pivot,
-                               double *squares) {
+static void double_squares(const struct rows *r, size_t chains, size_t n, const float *pivot,
+                           double *squares) {
     float wide[BNORM_GROUP * BNORM_SLICE + VEC_F];
     zero_lanes(squares, n * chains);
     for (size_t j = 0; j < chains; j++) {
@@ -416,9 +416,16 @@ BNORM_INLINE unsigned inaccurate_squares(vec_d squares, size_t n) {
     return vec_outside_d(squares, BNORM_LEAST_SQUARES, DBL_MAX) & first_n;
 }
 
+/* Lanes of `to` whose bits are set. */
+BNORM_INLINE void replace_lanes(unsigned bits, const double *from, double *to) {
+    for (size_t i = 0; bits; i++, bits >>= 1)
+        if (bits & 1)
+            to[i] = from[i];
+}
+
 /* Replaces those of c channels that are not, channels side by side together. */
-BNORM_INLINE void squares_again(const struct rows *x, size_t chains, size_t c, const float *pivot,
-                                double *squares) {
+BNORM_RARE void squares_again(const struct rows *x, size_t chains, size_t c, const float *pivot,
+                              double *squares) {
     for (size_t i = 0, n; i < c; i += n ? n : VEC_D) {
         for (n = 0; n < BNORM_SLICE && i + n < c; n += VEC_D)
             if (!inaccurate_squares(vec_load_d(squares + i + n), c - i - n))
@@ -427,12 +434,9 @@ BNORM_INLINE void squares_again(const struct rows *x, size_t chains, size_t c, c
             const struct rows channels = rows_from(x, i);
             double again[BNORM_SLICE_ROOM];
             double_squares(&channels, chains, lesser(n, c - i), pivot + i, again);
-            for (size_t j = 0; j < n; j += VEC_D)
-                for (unsigned bits = inaccurate_squares(vec_load_d(squares + i + j), c - i - j),
-                              k = 0;
-                     bits >> k; k++)
-                    if (bits >> k & 1)
-                        squares[i + j + k] = again[j + k];
+            for (size_t j = i; j < i + n; j += VEC_D)
+                replace_lanes(inaccurate_squares(vec_load_d(squares + j), c - j), again + (j - i),
+                              squares + j);
         }
     }
 }

@@ -350,8 +350,8 @@ static void add_grad_chains(const bnorm_grad_args *a, const struct grad_rows *r,
 
 /* Sums of g*(x - center) of n <= BNORM_SLICE channels of rows, in double; writes up to a vector
  * more. */
-BNORM_RARE void double_products(const bnorm_grad_args *a, const struct grad_rows *r, size_t chains,
-                                size_t n, double *products) {
+static void double_products(const bnorm_grad_args *a, const struct grad_rows *r, size_t chains,
+                            size_t n, double *products) {
     enum { ROOM = BNORM_GROUP * BNORM_SLICE + VEC_F };
     float x[ROOM], g[ROOM], v[ROOM];
     zero_lanes(products, n * chains);
@@ -422,8 +422,8 @@ BNORM_INLINE struct grad_rows grad_rows_at(const bnorm_grad_args *a, size_t r, s
 
 /* Replaces the products of c channels, from channel `at` on, that are not accurate enough: channels
  * side by side together. */
-BNORM_INLINE void products_again(const bnorm_grad_args *a, size_t at, size_t chains, size_t c,
-                                 const double *g, double *gx) {
+BNORM_RARE void products_again(const bnorm_grad_args *a, size_t at, size_t chains, size_t c,
+                               const double *g, double *gx) {
     for (size_t i = 0, n; i < c; i += n ? n : VEC_D) {
         for (n = 0; n < BNORM_SLICE && i + n < c; n += VEC_D)
             if (!inaccurate_products(vec_load_d(g + i + n), vec_load_d(gx + i + n), c - i - n))
@@ -432,13 +432,9 @@ BNORM_INLINE void products_again(const bnorm_grad_args *a, size_t at, size_t cha
             const struct grad_rows channels = grad_rows_at(a, 0, at + i, at + i);
             double again[BNORM_SLICE_ROOM];
             double_products(a, &channels, chains, lesser(n, c - i), again);
-            for (size_t j = 0; j < n; j += VEC_D)
-                for (unsigned bits = inaccurate_products(vec_load_d(g + i + j),
-                                                         vec_load_d(gx + i + j), c - i - j),
-                              k = 0;
-                     bits >> k; k++)
-                    if (bits >> k & 1)
-                        gx[i + j + k] = again[j + k];
+            for (size_t j = i; j < i + n; j += VEC_D)
+                replace_lanes(inaccurate_products(vec_load_d(g + j), vec_load_d(gx + j), c - j),
+                              again + (j - i), gx + j);
         }
     }
 }
