@@ -104,7 +104,7 @@ typedef struct bnorm_block_args {
 
 /* Partial results of every block of images [first, first + n): two tables, in which block b of
  * channel i is b*stride + i. They are merged where they are: afterwards the whole subtrees of these
- * images (bnorm_subtree in src/plan.h), mean and M2 or two sums, are at their first blocks. */
+ * images (bnorm_subtree in src/plan.h), sum and M2 or two sums, are at their first blocks. */
 typedef struct bnorm_partials {
     double *entries[2];
     size_t stride;
@@ -119,8 +119,8 @@ typedef struct bnorm_partials {
  * first becomes that of both. */
 typedef struct bnorm_pair_args {
     double n[2];
-    double *mean, *m2;
-    const double *next_mean, *next_m2;
+    double *sum, *m2;
+    const double *next_sum, *next_m2;
 } bnorm_pair_args;
 
 /* What training derives from the merged statistics, with
@@ -132,13 +132,14 @@ typedef struct bnorm_coefficient_args {
     const double *mean, *m2;
     double n, eps;
     const float *gamma, *beta; /* NULL = 1 and 0 */
-    int drop_low;              /* not 0: shift = beta */
     /* high, gamma*invstd and beta - low*scale; scale NULL = neither these nor save_* are wanted */
     float *center, *scale, *shift;
-    float *save_mean, *save_mean_lo, *save_invstd; /* high, low, invstd; NULL = not wanted */
-    /* running += rate*(new - running), new = mean and m2/divisor; rate 1: not read; NULL = not
-     * wanted */
-    float *running_mean, *running_var;
+    /* high, low, invstd, variance; NULL = not wanted */
+    float *save_mean, *save_mean_lo, *save_invstd, *save_var;
+    /* new = (1 - rate)*running + rate*batch, of mean and m2/divisor. new NULL = not wanted;
+     * running is not read where rate is 1, and may be new. */
+    const float *running_mean, *running_var;
+    float *new_mean, *new_var;
     double rate, divisor;
 } bnorm_coefficient_args;
 

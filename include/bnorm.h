@@ -28,8 +28,9 @@
  *                allocates, prints, aborts or keeps state between calls (but for the choice that
  *                bnorm_isa_best() makes once).
  *   Empty batch  N = 0 or HW = 0 is BNORM_OK: no tensor is touched, statistics and running
- *                statistics stay as they are; only dgamma and dbeta are set to 0. Tensors,
- *                workspace and saved statistics may then be NULL.
+ *                statistics stay as they are; only dgamma and dbeta are set to 0, and running
+ *                statistics that go elsewhere are copied there. Tensors, workspace and saved
+ *                statistics may then be NULL.
  *   NaN          A NaN or infinity in x makes the statistics of its own channel NaN, and with them
  *                the channel's y and, unless statistics are frozen, dx; no other channel. In
  *                bnorm_apply it reaches only its own element. Every NaN that bnorm writes has all
@@ -66,15 +67,21 @@ BNORM_API const char *bnorm_version(void);
 
 typedef enum bnorm_status {
     BNORM_OK = 0,
-    BNORM_NULL_POINTER,       /* a required pointer is NULL */
-    BNORM_BAD_ENUM,           /* no such layout, dtype, activation, memory, ... */
-    BNORM_BAD_SHAPE,          /* a size that must not be 0 is, does not divide, or overflows */
-    BNORM_BAD_STRIDE,         /* elements of one tensor could share an address; overflow */
-    BNORM_BAD_OVERLAP,        /* an output breaks the rules on aliasing above */
-    BNORM_BAD_PARAMETER,      /* eps, var + eps, rate, a quantization or an activation's a, b is out
-                                 of range */
-    BNORM_UNSUPPORTED,        /* valid, but not in this build or not for this combination */
-    BNORM_WORKSPACE_TOO_SMALL /* ws_size is less than bnorm_workspace() says */
+    BNORM_NULL_POINTER,        /* a required pointer is NULL */
+    BNORM_BAD_ENUM,            /* no such layout, dtype, activation, memory, ... */
+    BNORM_BAD_SHAPE,           /* a size that must not be 0 is, does not divide, or overflows */
+    BNORM_BAD_STRIDE,          /* elements of one tensor could share an address; overflow */
+    BNORM_BAD_OVERLAP,         /* an output breaks the rules on aliasing above */
+    BNORM_BAD_PARAMETER,       /* options that exclude each other; a count out of range */
+    BNORM_UNSUPPORTED,         /* valid, but not in this build or not for this combination */
+    BNORM_WORKSPACE_TOO_SMALL, /* ws_size is less than bnorm_workspace() says */
+    BNORM_BAD_EPSILON,         /* eps, or epsilon of weights, is negative or not finite */
+    BNORM_BAD_VARIANCE,        /* var + eps of a channel is negative: bnorm_check_statistics() */
+    BNORM_BAD_RATE,            /* the rate of running statistics is not finite */
+    BNORM_BAD_ACTIVATION,      /* an activation's a or b is out of range */
+    BNORM_BAD_QUANTIZATION,    /* a quantization's scale or zero point is out of range */
+    BNORM_BAD_WEIGHTS,         /* a weight is negative or not finite */
+    BNORM_BAD_RENORM           /* limits of batch renormalization are out of range */
 } bnorm_status;
 
 /* A full English sentence for a status; never NULL, also for values that are no status. */
@@ -105,7 +112,7 @@ typedef struct bnorm_shape {
     size_t n;       /* samples; may be 0 */
     size_t c;       /* channels; at least 1 */
     size_t hw;      /* positions per sample: H*W, D*H*W, L, or 1; may be 0 */
-    size_t c_block; /* 0 = plain; NCHW with 4, 8, 16 or 32: channel-blocked, see below */
+    size_t c_block; /* 0 or 1 = plain; NCHW with 4, 8, 16 or 32: channel-blocked, see below */
 } bnorm_shape;
 
 /* Channel-blocked tensors have the order (N, C/b, H, W, b) with b = c_block: nChw8c and nChw16c of
@@ -139,6 +146,14 @@ typedef struct bnorm_out {
     size_t image_stride;
 } bnorm_out;
 
+/* Axes along which a gradient has one value only, as one that a framework has expanded: a stride of
+ * 0. Of bnorm_grad.dy_broadcast. */
+typedef enum bnorm_broadcast {
+    BNORM_BROADCAST_N = 1,
+    BNORM_BROADCAST_C = 2,
+    BNORM_BROADCAST_HW = 4
+} bnorm_broadcast;
+
 /* ---------------------------------------------------------------------------------------------- */
 /* Activations */
 
@@ -157,7 +172,7 @@ typedef enum bnorm_act_kind {
     BNORM_ACT_MISH          /* v*tanh(log(1 + exp(v))) */
 } bnorm_act_kind;
 
-/* Fused activation; kinds that do not name a or b ignore them. BNORM_BAD_PARAMETER where a or b is
+/* Fused activation; kinds that do not name a or b ignore them. BNORM_BAD_ACTIVATION where a or b is
  * not as said above. All keep NaN. Derivatives:
  *   RELU         1 where v > 0 strictly, else 0
  *   CLAMP        1 where a < v < b strictly, else 0
@@ -252,15 +267,26 @@ typedef struct bnorm_exec {
 /* Statistics and parameters into one multiplication and one addition per element:
  *   scale[i] = gamma[i]/sqrt(var[i] + eps)      0 where var[i] + eps = 0
  *   shift[i] = beta[i] - mean[i]*scale[i]       with the rounded scale
- * computed in double, each rounded once. gamma NULL = 1, beta NULL = 0. scale and shift must be two
- * arrays, each of which may be any of the inputs. A NaN in channel i makes its results NaN.
- *   BNORM_BAD_SHAPE       c = 0
- *   BNORM_BAD_PARAMETER   eps < 0 or not finite; var[i] + eps < 0 for any i
+ * computed in double, each rounded once. gamma NULL = 1, beta NULL = 0; shift NULL = not wanted, and
+ * mean may then be NULL. scale and shift must be two arrays, each of which may be any of the inputs.
+ * A NaN in channel i makes its results NaN.
+ *   BNORM_BAD_SHAPE      c = 0
+ *   BNORM_BAD_EPSILON    eps < 0 or not finite
+ *   BNORM_BAD_VARIANCE   var[i] + eps < 0 for any i
  * With gamma NULL, scale is the inverse standard deviation that bnorm_backward takes for frozen
- * statistics (shift must be given all the same). */
+ * statistics. */
 BNORM_API bnorm_status bnorm_fold(size_t c, const float *gamma, const float *beta,
                                   const float *mean, const float *var, double eps, float *scale,
                                   float *shift);
+
+/* Whether stored statistics can be used, for programs that load them: the first channel, in
+ * *channel (NULL = not wanted), whose mean is not finite (mean NULL = not looked at), whose variance
+ * is not, or whose var + eps is negative.
+ *   BNORM_OK             there is none; *channel is not written
+ *   BNORM_BAD_VARIANCE   there is one
+ *   BNORM_BAD_SHAPE, BNORM_BAD_EPSILON   as in bnorm_fold */
+BNORM_API bnorm_status bnorm_check_statistics(size_t c, const float *mean, const float *var,
+                                              double eps, size_t *channel);
 
 /* Order of a convolution's weights, outermost axis first. O/I: output/input channels; HW: all
  * kernel positions. Depthwise weights (H, W, I, M) of Keras and (1, H, W, O) of TensorFlow Lite are
@@ -290,9 +316,9 @@ typedef struct bnorm_conv {
  * NULL = 0. weights and out_weights have out_channels*in_channels/groups*kernel floats.
  * out_weights may be weights; out_bias may be bias or any of the per-channel inputs. The layer must
  * feed the batch norm directly, without an activation between.
- *   BNORM_BAD_SHAPE       a count other than groups is 0, groups does not divide, or overflow
- *   BNORM_BAD_PARAMETER   as in bnorm_fold
- *   BNORM_UNSUPPORTED     BNORM_HWOI with groups > 1 */
+ *   BNORM_BAD_SHAPE     a count other than groups is 0, groups does not divide, or overflow
+ *   BNORM_BAD_EPSILON, BNORM_BAD_VARIANCE   as in bnorm_fold
+ *   BNORM_UNSUPPORTED   BNORM_HWOI with groups > 1 */
 BNORM_API bnorm_status bnorm_fold_conv(const bnorm_conv *conv, const float *gamma,
                                        const float *beta, const float *mean, const float *var,
                                        double eps, const float *weights, const float *bias,
@@ -312,7 +338,7 @@ typedef enum bnorm_y_dtype {
  *   v = (q - zero_point)*scale
  *   q = saturate(round_half_to_even(v/scale) + zero_point), NaN gives zero_point
  * in floats, v/scale rounded to one. scale is positive and finite, 0 = 1; zero_point is a value of
- * the type. Else BNORM_BAD_PARAMETER. */
+ * the type. Else BNORM_BAD_QUANTIZATION. */
 typedef struct bnorm_quant {
     float scale;
     int zero_point;
@@ -396,10 +422,11 @@ BNORM_API bnorm_status bnorm_moments(const bnorm_shape *shape, bnorm_in x, float
  *   mean = sum(w*x)/(W + epsilon)
  *   var  = sum(w*(x - mean)^2)/(W + epsilon)
  * Keras 3 with a mask: epsilon = 1e-7; tf.nn.weighted_moments: 0. Weights must be finite and not
- * negative, epsilon >= 0 and finite (else BNORM_BAD_PARAMETER). x where the weight is 0 is not
- * looked at for the statistics, but normalised like the rest, as in Keras. Where W + epsilon is 0
- * statistics are NaN, as 0/0 gives. BNORM_VARIANCE_SAMPLE counts W for n. (Backward divides floats
- * by W + epsilon: dx loses accuracy where that is below 1e-30 or above 1e30.) */
+ * negative (else BNORM_BAD_WEIGHTS), epsilon >= 0 and finite (else BNORM_BAD_EPSILON). x where the
+ * weight is 0 is not looked at for the statistics, but normalised like the rest, as in Keras. Where
+ * W + epsilon is 0 statistics are NaN, as 0/0 gives, and running statistics stay as they are.
+ * BNORM_VARIANCE_SAMPLE counts W for n. (Backward divides floats by W + epsilon: dx loses accuracy
+ * where that is below 1e-30 or above 1e30.) */
 typedef struct bnorm_weighting {
     const float *values; /* NULL = none: all weights 1, epsilon 0 */
     double epsilon;
@@ -416,26 +443,31 @@ typedef enum bnorm_variance {
     BNORM_VARIANCE_SAMPLE          /* sum((x - mean)^2)/max(n - 1, 1) */
 } bnorm_variance;
 
-/* Running statistics, updated in place, computed in double and rounded once:
- *   running += rate*(batch - running)
- * rate is the weight of the NEW value and must be finite (else BNORM_BAD_PARAMETER): 0 keeps the
- * old value (if both are finite), 1 takes the batch's whatever the old one is, values outside
- * [0, 1] are computed as given. mean NULL = running statistics are not tracked: var must be NULL
- * too (else BNORM_NULL_POINTER), and rate is ignored. Normalization always uses the population
- * variance of the batch; "variance" says only what goes into var. */
+/* Running statistics, computed in double and rounded once:
+ *   new = (1 - rate)*running + rate*batch
+ * rate is the weight of the batch's value and must be finite (else BNORM_BAD_RATE): 0 keeps the old
+ * value whatever the batch's is, 1 takes the batch's whatever the old one is, values outside [0, 1]
+ * are computed as given. An infinite value stays infinite. mean and var may each be NULL: not
+ * tracked. They are updated in place, or, for frameworks whose arrays are constant, only read where
+ * new_mean and new_var say where the updated ones go (a NULL mean with new_mean, or var with
+ * new_var, is BNORM_NULL_POINTER). Normalization always uses the population variance of the batch;
+ * "variance" says only what goes into var. */
 typedef struct bnorm_running {
     float *mean;
     float *var;
     double rate;
     bnorm_variance variance;
+    float *new_mean; /* NULL = mean, in place */
+    float *new_var;  /* NULL = var, in place */
 } bnorm_running;
 
 /* The update alone, with statistics from elsewhere: an exponential moving average over given
  * statistics. mean and var (population variance) are those of a batch of n values per channel; n is
- * used for BNORM_VARIANCE_SAMPLE, where var counts n/max(n - 1, 1) times. The arrays of `running`
- * must not overlap mean and var.
+ * used for BNORM_VARIANCE_SAMPLE, where var counts n/max(n - 1, 1) times. Where running.mean or
+ * running.var is NULL, mean or var may be. The arrays of `running` must not overlap mean and var.
  *   BNORM_BAD_SHAPE       c = 0
- *   BNORM_BAD_PARAMETER   n < 1 or not finite; rate not finite */
+ *   BNORM_BAD_RATE        rate is not finite
+ *   BNORM_BAD_PARAMETER   n < 1 or not finite */
 BNORM_API bnorm_status bnorm_running_update(size_t c, const float *mean, const float *var, double n,
                                             const bnorm_running *running);
 
@@ -467,9 +499,9 @@ BNORM_API bnorm_running bnorm_running_caffe(float *mean, float *var, double frac
  *   d = min(max((mean - running mean)/rs, -d_max), d_max)      rounded to a float
  *   y = act(gamma*((x - mean)*invstd*r + d) + beta + residual)
  * that is, training with gamma*r and gamma*d + beta (each rounded once) for gamma and beta. Needs
- * running statistics. INFINITY = not clipped; r_min = r_max = 1 with d_max = 0 is plain batch
+ * both running statistics. INFINITY = not clipped; r_min = r_max = 1 with d_max = 0 is plain batch
  * normalization, the usual beginning. NaN, r_min < 0, r_min > r_max or d_max < 0 are
- * BNORM_BAD_PARAMETER. */
+ * BNORM_BAD_RENORM. */
 typedef struct bnorm_renorm {
     double r_min, r_max, d_max;
     float *save_r, *save_d; /* NULL = not wanted; for bnorm_backward */
@@ -483,6 +515,7 @@ typedef struct bnorm_train {
     bnorm_running running;
     float *save_mean;    /* NULL = not wanted; the batch mean, for bnorm_backward */
     float *save_invstd;  /* NULL = not wanted; 1/sqrt(var + eps), 0 where var + eps = 0 */
+    float *save_var;     /* NULL = not wanted; the population variance of the batch */
     float *save_mean_lo; /* NULL = not wanted; see below */
     bnorm_in residual;   /* data NULL = none */
     bnorm_act act;
@@ -499,10 +532,9 @@ typedef struct bnorm_train {
  * The mean is known to about 48 bits and y is normalised with all of them: a float's 24 bits would
  * cost |mean|/deviation*2^-24. save_mean gets the leading part and save_mean_lo the rest:
  *   mean = save_mean + save_mean_lo
- * bnorm_backward recomputes the activation's argument from x when an activation is fused without
- * residual; it then needs what forward used. So when act is not IDENTITY, there is no residual,
- * save_mean is given and save_mean_lo is not, y is normalised with save_mean alone. Give both where
- * |mean|/deviation may exceed about 1000. */
+ * Save both where bnorm_backward is to recompute the argument of a fused activation from x. With
+ * save_mean alone its argument is off by up to |mean|/deviation*2^-24, and g is that of the other
+ * branch where the argument is nearer to 0 than that. (A mask, or y, tells backward exactly.) */
 BNORM_API bnorm_status bnorm_forward_train(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
                                            const bnorm_train *train, void *ws, size_t ws_size,
                                            const bnorm_exec *exec);
@@ -512,7 +544,9 @@ typedef struct bnorm_grad {
     const float *gamma;        /* NULL = 1; as in forward */
     const float *beta;         /* NULL = 0; as in forward; only to recompute the argument of act */
     const float *save_mean;    /* required: forward's; frozen: the running mean */
-    const float *save_invstd;  /* required: forward's; frozen: 1/sqrt(running var + eps) */
+    const float *save_invstd;  /* forward's; frozen: 1/sqrt(running var + eps); or NULL with */
+    const float *save_var;     /* ... forward's variance, frozen: the running one, which stand */
+    double eps;                /* ... for 1/sqrt(save_var + eps), 0 where that is 0 */
     const float *save_mean_lo; /* NULL = 0; forward's */
     int frozen;                /* not 0: statistics are constants (Keras trainable=False, PyTorch
                                   eval mode) */
@@ -526,6 +560,7 @@ typedef struct bnorm_grad {
     bnorm_weighting weights;   /* as in forward; frozen: ignored */
     const float *renorm_r;     /* forward's save_r and save_d: both or none (else */
     const float *renorm_d;     /* BNORM_NULL_POINTER); frozen: must be NULL, BNORM_BAD_PARAMETER */
+    unsigned dy_broadcast;     /* sum of enum bnorm_broadcast: dy has one value along these axes */
 } bnorm_grad;
 
 /* Training backward pass. With g = dy*act'(v), xh = (x - mean)*invstd and n = N*HW:
@@ -545,6 +580,16 @@ typedef struct bnorm_grad {
  * required. dx.data NULL = not wanted. dx may be dy or x; dresidual too; dx and dresidual must not
  * be the same tensor. The products of dgamma are in float: it is good to some ulp of itself or of
  * sqrt(sum(dy^2)), whichever is more.
+ *
+ * save_var and eps are for frameworks that keep a variance: give them instead of save_invstd, which
+ * is used where both are given. BNORM_NULL_POINTER where neither is; BNORM_BAD_EPSILON and
+ * BNORM_BAD_VARIANCE as in bnorm_fold.
+ *
+ * dy_broadcast is for gradients that were expanded, as that of a sum or of global average pooling:
+ * dy is read as a tensor whose axes named there have size 1, for its strides too (0 = dense), and
+ * gives the results of the tensor that is written out. It is BNORM_UNSUPPORTED for blocks of
+ * channels, and with weights unless frozen; other bits are BNORM_BAD_ENUM. dx and dresidual must
+ * not overlap such a dy.
  *
  * act IDENTITY needs nothing more and ignores residual, y and mask. Otherwise the activation's
  * argument v, or what of it matters, is recovered in one of four ways:
@@ -587,7 +632,7 @@ typedef struct bnorm_ghost {
 } bnorm_ghost;
 
 /* bnorm_forward_train and bnorm_backward for ghost batches; results are those of one call per
- * group. save_mean, save_mean_lo and save_invstd have G*C floats, group after group; dgamma and
+ * group. save_mean, save_mean_lo, save_invstd and save_var have G*C floats, group after group; dgamma and
  * dbeta are the sums over all groups, in double, rounded once. The workspace is that of the whole
  * shape. A mask, weights and renorm are BNORM_UNSUPPORTED here: call once per group instead. */
 BNORM_API bnorm_status bnorm_forward_train_ghost(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
@@ -605,12 +650,10 @@ BNORM_API bnorm_status bnorm_backward_ghost(const bnorm_shape *shape, bnorm_in x
  * backward, for a batch that lies in pieces: over several calls, because it is larger than memory;
  * in threads of another runtime; in processes. The images of the whole batch are numbered from 0.
  *
- * Per channel, three numbers in double: how many values, their mean, and the sum of squared
- * deviations from it, M2; or sum(g) and sum(g*(x - save_mean)). Those of images are merged along a
- * binary tree over the images' numbers, in pieces as in a single call:
- *   n = na + nb, d = mean_b - mean_a, mean = mean_a + d*nb/n, M2 = M2_a + M2_b + d^2*na*nb/n
- *   mean = (mean_a + mean_b)/2 where na = nb, as is rounded in whole subtrees
- * (Chan, Golub, LeVeque 1979). So the bits are those of one call over the whole batch, wherever
+ * Per channel, two numbers in double: the sum of the values and the sum of squared deviations from
+ * their mean, M2; or sum(g) and sum(g*(x - save_mean)). Those of images are merged along a binary
+ * tree over the images' numbers, in pieces as in a single call, with M2 = M2_a + M2_b +
+ * (mean_b - mean_a)^2*na*nb/(na + nb) (Chan, Golub, LeVeque 1979). So the bits are those of one call over the whole batch, wherever
  * between images it is cut and in whatever order neighbours are merged. For that a piece is kept as
  * the whole subtrees it consists of, at most two per binary digit of n ("nodes").
  *
@@ -660,9 +703,8 @@ BNORM_API bnorm_status bnorm_total(const bnorm_partial *piece, double *count, do
                                    double *m2);
 
 /* What bnorm_forward_train does with its statistics, once for the whole batch: writes save_mean,
- * save_mean_lo and save_invstd, updates running statistics (all in `train`, of which act, and
- * whether there is a residual, count as described there), and gives 3*c floats: center, scale and
- * shift. y of each piece is then
+ * save_mean_lo, save_invstd and save_var, updates running statistics (all in `train`), and gives 3*c
+ * floats: center, scale and shift. y of each piece is then
  *   bnorm_apply(shape, x, y, &affine, exec), affine = {center, scale, shift, residual, act, ...}
  * to the same bits, also for another type of y. An empty piece updates nothing: coefficients and
  * save arrays become 0. Weights and renorm: BNORM_UNSUPPORTED. */
@@ -670,8 +712,8 @@ BNORM_API bnorm_status bnorm_finish(const bnorm_partial *piece, const bnorm_trai
                                     float *coefficients);
 
 /* What bnorm_backward does with its sums, once for the whole batch: writes dgamma and dbeta where
- * wanted, and gives the 4*c floats that bnorm_apply_grad takes (NULL = not wanted). Of grad, gamma,
- * beta, save_invstd, save_mean_lo and frozen are used. An empty piece: dgamma, dbeta and
+ * wanted, and gives the 5*c floats that bnorm_apply_grad takes (NULL = not wanted). Of grad, gamma,
+ * beta, save_invstd (or save_var and eps), save_mean_lo and frozen are used. An empty piece: dgamma, dbeta and
  * coefficients become 0. */
 BNORM_API bnorm_status bnorm_finish_grad(const bnorm_partial *piece, const bnorm_grad *grad,
                                          float *coefficients);

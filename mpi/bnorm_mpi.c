@@ -251,7 +251,7 @@ static space space_of(bnorm_op op, const bnorm_shape *shape, const bnorm_mpi_bat
         own = collect > own ? collect : own;
     }
     const size_t nodes = bnorm_partial_size(shape->c, all_images(batch));
-    const size_t coefficients = 4 * shape->c * sizeof(float); /* far less than nodes' overflow */
+    const size_t coefficients = 5 * shape->c * sizeof(float); /* far less than nodes' overflow */
     if (own == 0 || nodes == 0 || nodes > SIZE_MAX / 4 || own > SIZE_MAX / 4)
         return none;
     char *const begin = (char *)ws + (ws ? align((uintptr_t)ws) - (uintptr_t)ws : 0);

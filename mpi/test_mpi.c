@@ -291,8 +291,10 @@ static bnorm_train train_of(const struct layer *layer, const struct inputs *in,
                          .act = layer->act,
                          .mask = layer->mask ? p->mask : NULL};
     if (layer->running)
-        train.running =
-            (bnorm_running){p->arrays.running_mean, p->arrays.running_var, .1, layer->variance};
+        train.running = (bnorm_running){.mean = p->arrays.running_mean,
+                                        .var = p->arrays.running_var,
+                                        .rate = .1,
+                                        .variance = layer->variance};
     if (layer->residual)
         train.residual = in_from(&p->residual, first);
     return train;
@@ -760,6 +762,7 @@ static void bad_rate(struct arguments *a) {
     a->train.running.rate = INFINITY;
 }
 static void half_running(struct arguments *a) {
+    a->train.running.new_var = a->train.running.var;
     a->train.running.var = NULL;
 }
 static void same_arrays(struct arguments *a) {
@@ -804,11 +807,11 @@ static const struct mistake mistakes[] = {
     {"n not of the batch", other_n, BNORM_BAD_SHAPE, 0, 1},
     {"stride", bad_stride, BNORM_BAD_STRIDE, 0, 0},
     {"overlap", overlap, BNORM_BAD_OVERLAP, 0, 0},
-    {"eps", bad_eps, BNORM_BAD_PARAMETER, 1, 1},
-    {"rate", bad_rate, BNORM_BAD_PARAMETER, 1, 1},
+    {"eps", bad_eps, BNORM_BAD_EPSILON, 1, 1},
+    {"rate", bad_rate, BNORM_BAD_RATE, 1, 1},
     {"half of running", half_running, BNORM_NULL_POINTER, 1, 1},
     {"one array for two", same_arrays, BNORM_BAD_OVERLAP, 0, 1},
-    {"activation", bad_act, BNORM_BAD_PARAMETER, 0, 1},
+    {"activation", bad_act, BNORM_BAD_ACTIVATION, 0, 1},
     {"exec", bad_exec, BNORM_BAD_ENUM, 0, 1},
     {"weights", weighted, BNORM_UNSUPPORTED, 0, 1},
     {"renorm", renormalized, BNORM_UNSUPPORTED, 0, 1},
@@ -861,7 +864,7 @@ static void test_all_mistaken(void) {
     else
         no_shape(&a);
     check_result(forward_with(&a), BNORM_MPI_REFUSED, rank,
-                 rank % 2 ? BNORM_BAD_PARAMETER : BNORM_NULL_POINTER);
+                 rank % 2 ? BNORM_BAD_EPSILON : BNORM_NULL_POINTER);
     check_untouched(&a);
     bnorm_mpi_batch_destroy(batch);
     end_case(&t, "all mistaken");

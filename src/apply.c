@@ -12,7 +12,7 @@ bnorm_view bnorm_elementwise_view(const bnorm_shape *shape, bnorm_walk *const *w
     for (size_t i = 0; i < count; i++) {
         if (!walks[i]->data)
             continue;
-        gaps |= walks[i]->step != 1;
+        gaps |= shape->hw == 1 && walks[i]->step != 1;
         dense &= view.images == 1 || walks[i]->image_stride == view.runs * walks[i]->run_stride;
     }
     if (gaps) {
@@ -191,7 +191,7 @@ static bnorm_status check_quant(bnorm_dtype type, bnorm_quant *quant) {
     return quant->scale > 0 && quant->scale <= FLT_MAX && quant->zero_point >= least &&
                    quant->zero_point <= least + 255
                ? BNORM_OK
-               : BNORM_BAD_PARAMETER;
+               : BNORM_BAD_QUANTIZATION;
 }
 
 bnorm_status bnorm_plan_apply(const bnorm_shape *shape, bnorm_in x, bnorm_out y,

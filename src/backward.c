@@ -3,6 +3,58 @@
  * The training backward pass, for batch and for frozen statistics. */
 #include "backward.h"
 
+#include <string.h>
+
+/* Most elements that a dy with one value along its runs is written out to at a time. */
+#define COPIES ((size_t)BNORM_BLOCK_SPAN)
+
+/* n copies of one element. */
+static void *copies_of(const void *element, bnorm_dtype type, size_t n, void *copies) {
+    if (bnorm_size_of(type) == sizeof(float)) {
+        for (size_t i = 0; i < n; i++)
+            memcpy((float *)copies + i, element, sizeof(float));
+    } else {
+        for (size_t i = 0; i < n; i++)
+            memcpy((uint16_t *)copies + i, element, sizeof(uint16_t));
+    }
+    return copies;
+}
+
+static void run_sums(const bnorm_gradients *s, const bnorm_grad_args *args, double *sum_g,
+                     double *sum_gx) {
+    if (!s->view.rows && s->view.unit == 1)
+        s->isa->sums_span(args, sum_g, sum_gx);
+    else if (s->view.leaves)
+        s->isa->sums_tree(args, sum_g, sum_gx);
+    else
+        s->isa->sums_rows(args, s->blocks.chains, sum_g, sum_gx);
+}
+
+/* All runs of the call have one value of dy. Not inlined, as few calls need that much of stack. */
+static __attribute__((noinline)) void same_sums(const bnorm_gradients *s, bnorm_grad_args *args,
+                                                double *sum_g, double *sum_gx) {
+    float copies[COPIES];
+    args->dy = copies_of(args->dy, args->type, args->len, copies);
+    run_sums(s, args, sum_g, sum_gx);
+}
+
+/* How many channels of a block one call of a kernel takes. */
+static size_t channels_at_once(const bnorm_gradients *s, size_t channels) {
+    const bnorm_view *view = &s->view;
+    const int same = s->same_dy;
+    if (view->unit > 1)
+        return view->unit;
+    if (same && s->dy.run_stride == 0 && (!view->rows || s->x.step == 1) &&
+        (!s->extra.data || s->extra.step == 1))
+        return view->rows ? bnorm_min(channels, COPIES) : channels;
+    if (!view->rows)
+        return same ? 1 : channels;
+    /* Rows whose channels are not next to each other come one channel at a time. */
+    const int gaps =
+        same || s->x.step != 1 || s->dy.step != 1 || (s->extra.data && s->extra.step != 1);
+    return gaps ? 1 : channels;
+}
+
 static void reduce(const void *self, size_t b, size_t channel, size_t channels) {
     const bnorm_gradients *s = self;
     const bnorm_view *view = &s->view;
@@ -10,18 +62,18 @@ static void reduce(const void *self, size_t b, size_t channel, size_t channels) 
     const size_t entry = b * view->c + channel, unit = view->unit;
     double *sum_g = s->block_g + entry, *sum_gx = s->block_gx + entry;
     const int planes = !view->rows && unit == 1;
-    /* Rows whose channels are not next to each other come one channel at a time. */
-    const int gaps =
-        view->rows && (s->x.step != 1 || s->dy.step != 1 || (s->extra.data && s->extra.step != 1));
-    const size_t at_once = unit > 1 ? unit : gaps ? 1 : channels;
+    const size_t at_once = channels_at_once(s, channels);
 
     for (size_t i = 0; i < channels; i += at_once) {
         const size_t run = view->rows ? block.from : (channel + i) / unit,
-                     element = view->rows ? channel + i : block.from * unit;
+                     element = view->rows ? channel + i : block.from * unit,
+                     count = bnorm_min(at_once, channels - i);
         /* Every member is named, as clearing costs more than setting. */
-        const bnorm_grad_args args = {
-            .runs = planes ? channels : block.len,
-            .len = planes ? block.len : at_once,
+        bnorm_grad_args args = {
+            .runs = planes ? count : block.len,
+            .len = planes     ? block.len
+                   : unit > 1 ? unit
+                              : count,
             .x = bnorm_at(view, &s->x, block.image, run, element),
             .dy = bnorm_at(view, &s->dy, block.image, run, element),
             .extra = bnorm_at(view, &s->extra, block.image, run, element),
@@ -34,7 +86,7 @@ static void reduce(const void *self, size_t b, size_t channel, size_t channels) 
             .scale = s->prepared.scale + channel + i,
             .shift = s->prepared.shift + channel + i,
             .type = s->x.type,
-            .valid = bnorm_min(at_once, channels - i),
+            .valid = count,
             .mask = bnorm_bits_at(view, &s->mask, block.image, run, element),
             .invstd = NULL,
             .slope = NULL,
@@ -45,12 +97,10 @@ static void reduce(const void *self, size_t b, size_t channel, size_t channels) 
             .dresidual_stride = 0,
             .hints = 0,
         };
-        if (planes)
-            s->isa->sums_span(&args, sum_g, sum_gx);
-        else if (view->leaves)
-            s->isa->sums_tree(&args, sum_g + i, sum_gx + i);
+        if (s->same_dy && args.len > 1)
+            same_sums(s, &args, sum_g + i, sum_gx + i);
         else
-            s->isa->sums_rows(&args, s->blocks.chains, sum_g + i, sum_gx + i);
+            run_sums(s, &args, sum_g + i, sum_gx + i);
     }
 }
 
@@ -58,6 +108,8 @@ static void reduce(const void *self, size_t b, size_t channel, size_t channels) 
 static void prepare(void *arg, size_t task) {
     const bnorm_gradients *s = arg;
     (void)task;
+    if (s->invstd)
+        bnorm_invstd(s->view.c, s->save_var, s->eps, s->invstd);
     if (s->renorm_r)
         bnorm_renorm_backward(s->renorm_r, s->renorm_d, &s->renormed, s->view.c);
     s->isa->scale_shift(&s->prepared, s->view.c);
@@ -78,8 +130,31 @@ static void finish(const void *self, size_t channel, size_t channels) {
         bnorm_renorm_dgamma(s->renorm_r, s->renorm_d, &s->derived, channel, channels);
 }
 
+/* A piece whose dy has one value along each run, or along all. */
+static __attribute__((noinline)) void apply_same(const bnorm_gradients *s, const bnorm_piece *piece,
+                                                 unsigned hints) {
+    const size_t end = piece->run + piece->runs, at_once = s->ady.run_stride == 0 ? piece->runs : 1;
+    float copies[COPIES];
+    bnorm_piece part = *piece;
+    part.runs = at_once;
+    for (; part.run < end; part.run += at_once) {
+        for (size_t at = 0; at < piece->len; at += part.len) {
+            part.i = piece->i + at;
+            part.len = bnorm_min(COPIES, piece->len - at);
+            bnorm_grad_args args =
+                bnorm_gradient_args(s, &part, bnorm_piece_channel(&s->apply_view, &part), hints);
+            args.dy = copies_of(args.dy, args.type, part.len, copies);
+            bnorm_run_gradient(s, &args);
+        }
+    }
+}
+
 static void apply_hinted(const bnorm_gradients *s, const bnorm_piece *piece, unsigned hints) {
     const bnorm_view *view = &s->apply_view;
+    if (s->same_dy && s->ady.step == 0) {
+        apply_same(s, piece, hints);
+        return;
+    }
     if (s->weighted.values) {
         bnorm_weighted_apply(s, piece, hints);
         return;
@@ -182,6 +257,12 @@ static bnorm_act act_of(const bnorm_grad *grad, enum bnorm_pre pre, bnorm_dtype 
     return act;
 }
 
+/* Whether dy has one value along its runs. */
+static int is_same_along_runs(const bnorm_shape *shape, unsigned broadcast) {
+    const unsigned axis = shape->layout == BNORM_NHWC ? BNORM_BROADCAST_C : BNORM_BROADCAST_HW;
+    return (broadcast & axis) && bnorm_run_length(shape) > 1;
+}
+
 bnorm_status bnorm_plan_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in dy, bnorm_out dx,
                                  const bnorm_grad *grad, const bnorm_grad_phase *phase, void *ws,
                                  size_t ws_size, const bnorm_exec *exec, bnorm_gradients *s) {
@@ -199,13 +280,18 @@ bnorm_status bnorm_plan_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in 
     if (bnorm_failed(status = check_grad(grad, exec, &pre)) ||
         bnorm_failed(status = bnorm_check_exec(exec)))
         return status;
-    if (phase && (grad->renorm_r || (grad->weights.values && !grad->frozen)))
+    const bnorm_weighting *const weights =
+        grad->weights.values && !grad->frozen ? &grad->weights : NULL;
+    if ((phase && (grad->renorm_r || weights)) || (weights && grad->dy_broadcast))
         return BNORM_UNSUPPORTED;
     if (bnorm_is_empty(shape))
         return BNORM_OK;
     const size_t c = shape->c;
-    if (!x.data || !dy.data || !grad->save_mean || !grad->save_invstd || (!ws && !given))
+    if (!x.data || !dy.data || !grad->save_mean || (!ws && !given))
         return BNORM_NULL_POINTER;
+    const float *const save_var = grad->save_invstd ? NULL : grad->save_var;
+    if (!grad->save_invstd && bnorm_failed(status = bnorm_check_variance(c, save_var, grad->eps)))
+        return status;
     const bnorm_in none = {0};
     const bnorm_out nowhere = {0};
     float *const dgamma = phase ? NULL : grad->dgamma, *const dbeta = phase ? NULL : grad->dbeta;
@@ -215,7 +301,7 @@ bnorm_status bnorm_plan_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in 
                            : pre == BNORM_PRE_Y      ? grad->y
                                                      : none;
     if (bnorm_failed(status = bnorm_check_in(shape, x, &tx)) ||
-        bnorm_failed(status = bnorm_check_in(shape, dy, &tdy)) ||
+        bnorm_failed(status = bnorm_check_dy(shape, dy, grad->dy_broadcast, &tdy)) ||
         bnorm_failed(status = bnorm_check_in(shape, extra, &textra)) ||
         bnorm_failed(status = bnorm_check_out(shape, dx, &tdx)) ||
         bnorm_failed(status =
@@ -226,6 +312,10 @@ bnorm_status bnorm_plan_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in 
     const size_t need = given ? 0 : bnorm_reduction_workspace(&view, &blocks);
     if (!given && bnorm_failed(status = bnorm_check_workspace(need, ws_size)))
         return status;
+    /* A broadcast dy is the same tensor as no other. */
+    bnorm_buffer dy_buffer = bnorm_tensor_buffer(&tdy);
+    if (grad->dy_broadcast)
+        dy_buffer.tensor = NULL;
     const bnorm_buffer buffers[] = {
         /* outputs */
         bnorm_memory_buffer(ws, need),
@@ -236,19 +326,18 @@ bnorm_status bnorm_plan_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in 
         bnorm_piece_buffer(piece, shape->n),
         /* inputs */
         bnorm_tensor_buffer(&tx),
-        bnorm_tensor_buffer(&tdy),
+        dy_buffer,
         bnorm_tensor_buffer(&textra),
         bnorm_array_buffer(grad->gamma, c),
         bnorm_array_buffer(grad->beta, c),
         bnorm_array_buffer(grad->save_mean, c),
         bnorm_array_buffer(grad->save_invstd, c),
+        bnorm_array_buffer(save_var, c),
         bnorm_array_buffer(grad->save_mean_lo, c),
         bnorm_mask_buffer(shape, mask),
-        bnorm_array_buffer(given, 4 * c),
+        bnorm_array_buffer(given, 5 * c),
     };
     const size_t buffer_count = sizeof buffers / sizeof buffers[0];
-    const bnorm_weighting *const weights =
-        grad->weights.values && !grad->frozen ? &grad->weights : NULL;
     if (weights || grad->renorm_r) {
         const bnorm_buffer more[] = {
             bnorm_weights_buffer(shape, weights),
@@ -264,8 +353,10 @@ bnorm_status bnorm_plan_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in 
     if (bnorm_failed(status) || !s)
         return status;
 
-    bnorm_tables tables = bnorm_tables_of(&view, &blocks, ws);
-    for (size_t i = 0; given && i < 4; i++) /* only read */
+    bnorm_tables tables = {.entries = {NULL, NULL}};
+    if (!given)
+        tables = bnorm_tables_of(&view, &blocks, ws);
+    for (size_t i = 0; given && i < 5; i++) /* only read */
         tables.coefficients[i] = (float *)(uintptr_t)given + i * c;
     float *const scale = tables.coefficients[0];
     bnorm_walk *const walks[] = {&s->ax, &s->ady, &s->aextra, &s->adx, &s->adresidual, &s->amask};
@@ -273,7 +364,11 @@ bnorm_status bnorm_plan_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in 
     /* Member by member, as in train.c. */
     s->collected = piece != NULL;
     s->x = s->ax = bnorm_walk_of(shape, &tx);
-    s->dy = s->ady = bnorm_walk_of(shape, &tdy);
+    s->dy = bnorm_walk_of(shape, &tdy);
+    s->same_dy = is_same_along_runs(shape, grad->dy_broadcast);
+    if (s->same_dy)
+        s->dy.step = 0;
+    s->ady = s->dy;
     s->extra = s->aextra = bnorm_walk_of(shape, &textra);
     s->mask = s->amask = bnorm_mask_walk(shape, mask);
     s->adx = bnorm_walk_of(shape, &tdx);
@@ -291,7 +386,7 @@ bnorm_status bnorm_plan_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in 
     s->prepared.gamma = grad->gamma;
     s->prepared.beta = grad->beta;
     s->prepared.mean_lo = grad->save_mean_lo;
-    s->prepared.invstd = grad->save_invstd;
+    s->prepared.invstd = save_var ? tables.coefficients[4] : grad->save_invstd;
     s->prepared.scale = scale;
     s->prepared.shift = tables.coefficients[1];
     s->derived.sum_g = tables.merged[0];
@@ -299,7 +394,7 @@ bnorm_status bnorm_plan_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in 
     s->derived.n = (double)shape->n * (double)shape->hw;
     s->derived.gamma = grad->gamma;
     s->derived.mean_lo = grad->save_mean_lo;
-    s->derived.invstd = grad->save_invstd;
+    s->derived.invstd = s->prepared.invstd;
     s->derived.dgamma = dgamma;
     s->derived.dbeta = dbeta;
     s->derived.scale = scale;
@@ -312,6 +407,9 @@ bnorm_status bnorm_plan_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in 
     s->isa = bnorm_exec_isa(exec);
     s->has_sums = piece || (!given && (s->derived.slope || dgamma || dbeta));
     s->has_scale = !given;
+    s->invstd = save_var && !given ? tables.coefficients[4] : NULL;
+    s->save_var = save_var;
+    s->eps = grad->eps;
     s->weighted.values = NULL;
     s->renorm_r = grad->renorm_r;
     s->renorm_d = grad->renorm_d;

@@ -22,6 +22,7 @@ typedef struct bnorm_gradients {
     bnorm_blocks blocks;
     bnorm_walk x, dy, extra, mask;                      /* as the sums see them */
     bnorm_walk ax, ady, aextra, amask, adx, adresidual; /* as the elementwise pass sees them */
+    int same_dy;                                        /* not 0: dy has one value along its runs */
     double *block_g, *block_gx;                         /* blocks.count x c each */
     bnorm_partials partials;                            /* the same, to be read */
     double *sum_g, *sum_gx;                             /* c each */
@@ -33,6 +34,9 @@ typedef struct bnorm_gradients {
     bnorm_act act;
     const float *save_mean;
     bnorm_weighted weighted;
+    float *invstd; /* to be computed of save_var and eps; NULL = it is given */
+    const float *save_var;
+    double eps;
     const float *renorm_r, *renorm_d; /* NULL = none */
     bnorm_renorm_args renormed;
     int has_sums;

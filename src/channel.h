@@ -25,10 +25,16 @@ static inline double bnorm_parameter(const float *array, size_t i, double otherw
     return array ? (double)array[i] : otherwise;
 }
 
-/* old + rate*(batch - old), to the bits of the kernel `coefficients`. */
-static inline void bnorm_blend(float *running, double rate, double batch) {
-    const double old = rate == 1 ? 0 : (double)*running;
-    *running = bnorm_round(rate == 1 ? batch : fma(rate, batch - old, old));
+/* (1 - rate)*running + rate*batch, to the bits of the kernel `coefficients`. */
+static inline float bnorm_blend(const float *running, double rate, double batch) {
+    if (rate == 1)
+        return bnorm_round(batch);
+    const double old = (double)*running;
+    if (rate == 0)
+        return bnorm_round(old);
+    if (isfinite(old) && isfinite(batch))
+        return bnorm_round(fma(rate, batch - old, old));
+    return bnorm_round((1 - rate) * old + rate * batch); /* inf - inf would be NaN */
 }
 
 /* a*b + c rounded once, for an a that is mostly 0: fma may be a call into libm. */

@@ -22,12 +22,10 @@ bnorm_status bnorm_check_shape(const bnorm_shape *shape) {
         return BNORM_NULL_POINTER;
     if ((unsigned)shape->layout > BNORM_NCHW || (unsigned)shape->dtype > BNORM_U8)
         return BNORM_BAD_ENUM;
-    if (shape->c_block) {
-        const size_t b = shape->c_block;
-        if (shape->layout != BNORM_NCHW || (b != 4 && b != 8 && b != 16 && b != 32))
-            return BNORM_UNSUPPORTED;
-    }
-    c = shape->c_block ? shape->c_block : 1;
+    const size_t b = bnorm_block_of(shape);
+    if (b > 1 && (shape->layout != BNORM_NCHW || (b != 4 && b != 8 && b != 16 && b != 32)))
+        return BNORM_UNSUPPORTED;
+    c = b;
     if (shape->c == 0 || !multiply(bnorm_channel_blocks(shape), c, &c) ||
         !multiply(shape->n, c, &elements) || !multiply(elements, shape->hw, &elements) ||
         !multiply(c, shape->hw, &elements))
@@ -45,10 +43,10 @@ bnorm_status bnorm_check_act(const bnorm_act *act, const bnorm_isa *isa) {
     if ((unsigned)kind > BNORM_ACT_MISH)
         return BNORM_BAD_ENUM;
     if (kind == BNORM_ACT_CLAMP && !(act->a < act->b))
-        return BNORM_BAD_PARAMETER;
+        return BNORM_BAD_ACTIVATION;
     if ((kind == BNORM_ACT_LEAKY_RELU || kind == BNORM_ACT_ELU) &&
         !(act->a >= -FLT_MAX && act->a <= FLT_MAX))
-        return BNORM_BAD_PARAMETER;
+        return BNORM_BAD_ACTIVATION;
     if (kind > BNORM_ACT_HARD_SWISH && !bnorm_isa_has_sleef(isa))
         return BNORM_UNSUPPORTED;
     return BNORM_OK;
@@ -61,15 +59,16 @@ bnorm_status bnorm_check_mask(const bnorm_act *act, unsigned char **mask) {
 }
 
 bnorm_status bnorm_check_eps(double eps) {
-    return eps >= 0 && eps <= DBL_MAX ? BNORM_OK : BNORM_BAD_PARAMETER;
+    return eps >= 0 && eps <= DBL_MAX ? BNORM_OK : BNORM_BAD_EPSILON;
 }
 
 bnorm_status bnorm_check_running(const bnorm_running *running) {
     if ((unsigned)running->variance > BNORM_VARIANCE_SAMPLE)
         return BNORM_BAD_ENUM;
-    if (!running->mean != !running->var)
+    if ((!running->mean && running->new_mean) || (!running->var && running->new_var))
         return BNORM_NULL_POINTER;
-    return running->mean && !isfinite(running->rate) ? BNORM_BAD_PARAMETER : BNORM_OK;
+    const int tracked = running->mean || running->var;
+    return tracked && !isfinite(running->rate) ? BNORM_BAD_RATE : BNORM_OK;
 }
 
 bnorm_status bnorm_check_workspace(size_t need, size_t ws_size) {
@@ -122,6 +121,22 @@ bnorm_status bnorm_check_tensor(const bnorm_shape *shape, const void *data, size
     const int runs_outside = (shape->n == 1 || tensor->image_stride >= run) &&
                              (runs == 1 || tensor->run_stride >= batch);
     return images_outside || runs_outside ? BNORM_OK : BNORM_BAD_STRIDE;
+}
+
+bnorm_status bnorm_check_dy(const bnorm_shape *shape, bnorm_in dy, unsigned broadcast,
+                            bnorm_tensor *tensor) {
+    bnorm_shape narrow = *shape;
+    if (broadcast > (BNORM_BROADCAST_N | BNORM_BROADCAST_C | BNORM_BROADCAST_HW))
+        return BNORM_BAD_ENUM;
+    if (broadcast && bnorm_block_of(shape) > 1)
+        return BNORM_UNSUPPORTED;
+    if (broadcast & BNORM_BROADCAST_N)
+        narrow.n = 1;
+    if (broadcast & BNORM_BROADCAST_C)
+        narrow.c = 1;
+    if (broadcast & BNORM_BROADCAST_HW)
+        narrow.hw = 1;
+    return bnorm_check_in(&narrow, dy, tensor);
 }
 
 static int same_tensor(const bnorm_tensor *a, const bnorm_tensor *b) {

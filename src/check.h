@@ -21,9 +21,14 @@ static inline size_t bnorm_size_of(bnorm_dtype type) {
     return type == BNORM_F32 ? 4 : type == BNORM_BF16 || type == BNORM_F16 ? 2 : 1;
 }
 
+/* Channels per block; 1 where there are none. */
+static inline size_t bnorm_block_of(const bnorm_shape *shape) {
+    return shape->c_block ? shape->c_block : 1;
+}
+
 /* Blocks of channels; c where there are none. */
 static inline size_t bnorm_channel_blocks(const bnorm_shape *shape) {
-    return shape->c_block ? (shape->c - 1) / shape->c_block + 1 : shape->c;
+    return (shape->c - 1) / bnorm_block_of(shape) + 1;
 }
 
 /* Runs of an image, and elements of a run, padding included. */
@@ -31,9 +36,7 @@ static inline size_t bnorm_runs(const bnorm_shape *shape) {
     return shape->layout == BNORM_NHWC ? shape->hw : bnorm_channel_blocks(shape);
 }
 static inline size_t bnorm_run_length(const bnorm_shape *shape) {
-    if (shape->layout == BNORM_NHWC)
-        return shape->c;
-    return shape->c_block ? shape->hw * shape->c_block : shape->hw;
+    return shape->layout == BNORM_NHWC ? shape->c : shape->hw * bnorm_block_of(shape);
 }
 
 /* Memory [begin, end) that a call reads or writes; both 0 = absent, which meets nothing. */
@@ -49,7 +52,18 @@ bnorm_status bnorm_check_act(const bnorm_act *act, const bnorm_isa *isa);
 /* A mask goes with these kinds only; where none is needed, *mask becomes NULL. */
 bnorm_status bnorm_check_mask(const bnorm_act *act, unsigned char **mask);
 bnorm_status bnorm_check_eps(double eps);
+/* Whether var + eps of all c channels is at least 0, or NaN. */
+bnorm_status bnorm_check_variance(size_t c, const float *var, double eps);
+/* 1/sqrt(var + eps) rounded, 0 where that is 0. */
+void bnorm_invstd(size_t c, const float *var, double eps, float *invstd);
 bnorm_status bnorm_check_running(const bnorm_running *running);
+/* Where an array of running statistics is updated, and the array if it is only read. */
+static inline float *bnorm_updated(float *running, float *elsewhere) {
+    return elsewhere ? elsewhere : running;
+}
+static inline const float *bnorm_only_read(const float *running, const float *elsewhere) {
+    return elsewhere && elsewhere != running ? running : NULL;
+}
 bnorm_status bnorm_check_workspace(size_t need, size_t ws_size); /* need 0: the size overflows */
 
 /* Fills *tensor, with the type of the shape; a NULL data pointer is an absent tensor. The shape has
@@ -61,6 +75,10 @@ static inline bnorm_status bnorm_check_in(const bnorm_shape *shape, bnorm_in in,
                                           bnorm_tensor *tensor) {
     return bnorm_check_tensor(shape, in.data, in.run_stride, in.image_stride, tensor);
 }
+
+/* dy, whose strides along the axes of dy_broadcast become 0; that along a run is not among them. */
+bnorm_status bnorm_check_dy(const bnorm_shape *shape, bnorm_in dy, unsigned broadcast,
+                            bnorm_tensor *tensor);
 
 static inline bnorm_status bnorm_check_out(const bnorm_shape *shape, bnorm_out out,
                                            bnorm_tensor *tensor) {

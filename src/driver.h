@@ -46,11 +46,11 @@ static inline size_t bnorm_ceil_div(size_t a, size_t b) {
 }
 
 static inline bnorm_view bnorm_view_of(const bnorm_shape *shape) {
-    const size_t n = shape->n, c = shape->c, hw = shape->hw, b = shape->c_block;
+    const size_t n = shape->n, c = shape->c, hw = shape->hw, b = bnorm_block_of(shape);
     const size_t blocks = bnorm_channel_blocks(shape);
-    if (b && hw == 1)
+    if (b > 1 && hw == 1)
         return (bnorm_view){0, 1, 1, blocks, n * b, c, b, n};
-    if (b)
+    if (b > 1)
         return (bnorm_view){0, 0, n, blocks, hw * b, c, b, hw};
     if (hw == 1)
         return (bnorm_view){1, 1, 1, n, c, c, 1, n};
@@ -63,10 +63,11 @@ static inline bnorm_walk bnorm_walk_of(const bnorm_shape *shape, const bnorm_ten
     char *const data = tensor->data;
     const size_t run_stride = tensor->run_stride, image_stride = tensor->image_stride;
     const bnorm_dtype type = tensor->type;
-    if (shape->c_block && shape->hw == 1)
+    const size_t b = bnorm_block_of(shape);
+    if (b > 1 && shape->hw == 1)
         return (bnorm_walk){data, 0, run_stride, image_stride, type};
-    if (shape->c_block)
-        return (bnorm_walk){data, image_stride, run_stride, shape->c_block, type};
+    if (b > 1)
+        return (bnorm_walk){data, image_stride, run_stride, b, type};
     if (shape->hw == 1 && shape->layout == BNORM_NHWC)
         return (bnorm_walk){data, 0, image_stride, 1, type};
     if (shape->hw == 1)

@@ -26,16 +26,38 @@ static double fold_scale(const float *gamma, const float *var, double eps, size_
     return variance == 0 ? 0 : g / sqrt(variance);
 }
 
-static bnorm_status check_statistics(size_t c, const float *mean, const float *var, double eps) {
-    if (!mean || !var)
+bnorm_status bnorm_check_variance(size_t c, const float *var, double eps) {
+    const bnorm_status status = var ? bnorm_check_eps(eps) : BNORM_NULL_POINTER;
+    for (size_t i = 0; !status && i < c; i++)
+        if ((double)var[i] + eps < 0)
+            return BNORM_BAD_VARIANCE;
+    return status;
+}
+
+void bnorm_invstd(size_t c, const float *var, double eps, float *invstd) {
+    for (size_t i = 0; i < c; i++)
+        invstd[i] = to_float(fold_scale(NULL, var, eps, i));
+}
+
+static int is_count(size_t c) {
+    return c > 0 && c <= (size_t)PTRDIFF_MAX / sizeof(float);
+}
+
+bnorm_status bnorm_check_statistics(size_t c, const float *mean, const float *var, double eps,
+                                    size_t *channel) {
+    if (!is_count(c))
+        return BNORM_BAD_SHAPE;
+    if (!var)
         return BNORM_NULL_POINTER;
     const bnorm_status status = bnorm_check_eps(eps);
-    if (status)
-        return status;
-    for (size_t i = 0; i < c; i++)
-        if ((double)var[i] + eps < 0)
-            return BNORM_BAD_PARAMETER;
-    return BNORM_OK;
+    for (size_t i = 0; !status && i < c; i++) {
+        if ((!mean || isfinite(mean[i])) && isfinite(var[i]) && (double)var[i] + eps >= 0)
+            continue;
+        if (channel)
+            *channel = i;
+        return BNORM_BAD_VARIANCE;
+    }
+    return status;
 }
 
 /* The same array, or no byte in common. */
@@ -46,11 +68,11 @@ static int same_or_apart(const void *a, size_t a_bytes, const void *b, size_t b_
 
 bnorm_status bnorm_fold(size_t c, const float *gamma, const float *beta, const float *mean,
                         const float *var, double eps, float *scale, float *shift) {
-    if (c == 0 || c > (size_t)PTRDIFF_MAX / sizeof(float))
+    if (!is_count(c))
         return BNORM_BAD_SHAPE;
-    if (!scale || !shift)
+    if (!scale || (shift && !mean))
         return BNORM_NULL_POINTER;
-    const bnorm_status status = check_statistics(c, mean, var, eps);
+    const bnorm_status status = bnorm_check_variance(c, var, eps);
     if (status)
         return status;
     const size_t bytes = c * sizeof(float);
@@ -65,9 +87,11 @@ bnorm_status bnorm_fold(size_t c, const float *gamma, const float *beta, const f
     for (size_t i = 0; i < c; i++) {
         /* With the rounded scale, x = mean gives beta as exactly as a float can. */
         const float s = to_float(fold_scale(gamma, var, eps, i));
-        const double b = fma(-(double)mean[i], (double)s, parameter(beta, i, 0));
+        /* scale may be mean, which is read first. */
+        const double b = shift ? fma(-(double)mean[i], (double)s, parameter(beta, i, 0)) : 0;
         scale[i] = s;
-        shift[i] = to_float(b);
+        if (shift)
+            shift[i] = to_float(b);
     }
     return BNORM_OK;
 }
@@ -116,7 +140,9 @@ bnorm_status bnorm_fold_conv(const bnorm_conv *conv, const float *gamma, const f
         return BNORM_BAD_SHAPE;
     if (conv->layout == BNORM_HWOI && groups != 1)
         return BNORM_UNSUPPORTED;
-    const bnorm_status status = check_statistics(c, mean, var, eps);
+    if (!mean)
+        return BNORM_NULL_POINTER;
+    const bnorm_status status = bnorm_check_variance(c, var, eps);
     if (status)
         return status;
 

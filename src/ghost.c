@@ -25,19 +25,32 @@ static bnorm_shape group_shape(const bnorm_shape *shape, const bnorm_ghost *ghos
     return group;
 }
 
-/* The images of a group, in a tensor that has been checked. */
+/* The images of a group of a tensor. */
+static bnorm_in images_of(const bnorm_tensor *tensor, const bnorm_shape *shape,
+                          const bnorm_ghost *ghost, size_t group) {
+    const int interleaved = ghost->order == BNORM_GHOST_INTERLEAVED;
+    const size_t first = interleaved ? group : group * (shape->n / ghost->groups);
+    const size_t bytes = first * tensor->image_stride * bnorm_size_of(tensor->type);
+    return (bnorm_in){
+        .data = tensor->data ? tensor->data + bytes : NULL,
+        .run_stride = tensor->run_stride,
+        .image_stride = tensor->image_stride * (interleaved ? ghost->groups : 1),
+    };
+}
+
+/* ... that has been checked. */
 static bnorm_in group_in(const bnorm_shape *shape, bnorm_in in, const bnorm_ghost *ghost,
                          size_t group) {
-    const int interleaved = ghost->order == BNORM_GHOST_INTERLEAVED;
     bnorm_tensor tensor;
     bnorm_check_in(shape, in, &tensor);
-    if (!tensor.data)
-        return in;
-    const size_t first = interleaved ? group : group * (shape->n / ghost->groups);
-    in.data = tensor.data + first * tensor.image_stride * bnorm_size_of(tensor.type);
-    in.run_stride = tensor.run_stride;
-    in.image_stride = tensor.image_stride * (interleaved ? ghost->groups : 1);
-    return in;
+    return images_of(&tensor, shape, ghost, group);
+}
+
+static bnorm_in group_dy(const bnorm_shape *shape, bnorm_in dy, unsigned broadcast,
+                         const bnorm_ghost *ghost, size_t group) {
+    bnorm_tensor tensor;
+    bnorm_check_dy(shape, dy, broadcast, &tensor);
+    return images_of(&tensor, shape, ghost, group);
 }
 
 static bnorm_out group_out(const bnorm_shape *shape, bnorm_out out, const bnorm_ghost *ghost,
@@ -81,9 +94,13 @@ static void update_running(void *arg, size_t task) {
     const bnorm_running *running = job->running;
     const double groups = (double)(sums->group + 1);
     (void)task;
+    float *const new_mean = bnorm_updated(running->mean, running->new_mean);
+    float *const new_var = bnorm_updated(running->var, running->new_var);
     for (size_t i = 0; i < sums->c; i++) {
-        bnorm_blend(&running->mean[i], running->rate, sums->a[i] / groups);
-        bnorm_blend(&running->var[i], running->rate, sums->b[i] / groups);
+        if (new_mean)
+            new_mean[i] = bnorm_blend(&running->mean[i], running->rate, sums->a[i] / groups);
+        if (new_var)
+            new_var[i] = bnorm_blend(&running->var[i], running->rate, sums->b[i] / groups);
     }
 }
 
@@ -99,20 +116,24 @@ static bnorm_status check_saved(const bnorm_shape *shape, bnorm_in x, bnorm_out 
     bnorm_check_in(shape, x, &tx);
     bnorm_check_out(shape, y, &ty);
     bnorm_check_in(shape, train->residual, &tr);
+    const bnorm_running *const running = &train->running;
     const bnorm_buffer buffers[] = {
         bnorm_array_buffer(train->save_mean, saved),
         bnorm_array_buffer(train->save_invstd, saved),
+        bnorm_array_buffer(train->save_var, saved),
         bnorm_array_buffer(train->save_mean_lo, saved),
         bnorm_tensor_buffer(&ty),
         bnorm_memory_buffer(ws, need),
-        bnorm_array_buffer(train->running.mean, c),
-        bnorm_array_buffer(train->running.var, c),
+        bnorm_array_buffer(running->mean, c),
+        bnorm_array_buffer(running->var, c),
+        bnorm_array_buffer(running->new_mean, c),
+        bnorm_array_buffer(running->new_var, c),
         bnorm_tensor_buffer(&tx),
         bnorm_tensor_buffer(&tr),
         bnorm_array_buffer(train->gamma, c),
         bnorm_array_buffer(train->beta, c),
     };
-    return bnorm_check_overlap(shape, buffers, sizeof buffers / sizeof buffers[0], 3);
+    return bnorm_check_overlap(shape, buffers, sizeof buffers / sizeof buffers[0], 4);
 }
 
 static float *skip(float *array, size_t count) {
@@ -129,24 +150,34 @@ bnorm_status bnorm_forward_train_ghost(const bnorm_shape *shape, bnorm_in x, bno
         return status;
     if (has_mask(train->mask, &train->act) || train->weights.values || train->renorm)
         return BNORM_UNSUPPORTED;
-    if (bnorm_is_empty(shape))
+    if (bnorm_is_empty(shape)) {
+        bnorm_keep_running(&train->running, shape->c);
         return BNORM_OK;
+    }
     const size_t need = bnorm_workspace(BNORM_OP_FORWARD_TRAIN, shape);
     if ((status = check_saved(shape, x, y, train, ghost->groups, ws, need)))
         return status;
 
     const bnorm_shape part = group_shape(shape, ghost);
-    const int averaged = ghost->running == BNORM_GHOST_AVERAGE && train->running.mean;
+    const int tracked = train->running.mean || train->running.var;
+    const int averaged = ghost->running == BNORM_GHOST_AVERAGE && tracked;
+    const bnorm_running none = {.mean = NULL};
     struct averaging job = {.running = &train->running};
     for (size_t k = 0; k < ghost->groups; k++) {
         bnorm_statistics s;
         bnorm_train group = *train;
         group.save_mean = skip(train->save_mean, k * shape->c);
         group.save_invstd = skip(train->save_invstd, k * shape->c);
+        group.save_var = skip(train->save_var, k * shape->c);
         group.save_mean_lo = skip(train->save_mean_lo, k * shape->c);
         group.residual = group_in(shape, train->residual, ghost, k);
-        if (averaged)
-            group.running.mean = group.running.var = NULL;
+        if (averaged) {
+            group.running = none;
+            group.running.variance = train->running.variance; /* for the divisor */
+        } else if (k > 0) {
+            group.running.mean = bnorm_updated(train->running.mean, train->running.new_mean);
+            group.running.var = bnorm_updated(train->running.var, train->running.new_var);
+        }
         status = bnorm_plan_train(&part, group_in(shape, x, ghost, k),
                                   group_out(shape, y, ghost, k), &group, ws, ws_size, exec, &s);
         if (status)
@@ -194,6 +225,8 @@ static bnorm_status check_given(const bnorm_shape *shape, bnorm_out dx, const bn
     bnorm_tensor tdx, tdresidual;
     if (__builtin_mul_overflow(groups, c, &saved) || saved > (size_t)PTRDIFF_MAX / sizeof(float))
         return BNORM_BAD_SHAPE;
+    if (!grad->save_invstd && bnorm_check_variance(saved, grad->save_var, grad->eps))
+        return BNORM_BAD_VARIANCE;
     bnorm_check_out(shape, dx, &tdx);
     bnorm_check_out(shape, grad->dresidual, &tdresidual);
     const bnorm_buffer buffers[] = {
@@ -204,6 +237,7 @@ static bnorm_status check_given(const bnorm_shape *shape, bnorm_out dx, const bn
         bnorm_array_buffer(grad->dbeta, c),
         bnorm_array_buffer(grad->save_mean, saved),
         bnorm_array_buffer(grad->save_invstd, saved),
+        bnorm_array_buffer(grad->save_invstd ? NULL : grad->save_var, saved),
         bnorm_array_buffer(grad->save_mean_lo, saved),
     };
     return bnorm_check_overlap(shape, buffers, sizeof buffers / sizeof buffers[0], 5);
@@ -231,14 +265,15 @@ bnorm_status bnorm_backward_ghost(const bnorm_shape *shape, bnorm_in x, bnorm_in
         bnorm_gradients s;
         bnorm_grad group = *grad;
         group.save_mean += k * shape->c;
-        group.save_invstd += k * shape->c;
+        group.save_invstd = grad->save_invstd ? grad->save_invstd + k * shape->c : NULL;
+        group.save_var = grad->save_var ? grad->save_var + k * shape->c : NULL;
         group.save_mean_lo = grad->save_mean_lo ? grad->save_mean_lo + k * shape->c : NULL;
         group.residual = group_in(shape, grad->residual, ghost, k);
         group.y = group_in(shape, grad->y, ghost, k);
         group.dresidual = group_out(shape, grad->dresidual, ghost, k);
-        status = bnorm_plan_backward(&part, group_in(shape, x, ghost, k),
-                                     group_in(shape, dy, ghost, k), group_out(shape, dx, ghost, k),
-                                     &group, NULL, ws, ws_size, exec, &s);
+        status = bnorm_plan_backward(
+            &part, group_in(shape, x, ghost, k), group_dy(shape, dy, grad->dy_broadcast, ghost, k),
+            group_out(shape, dx, ghost, k), &group, NULL, ws, ws_size, exec, &s);
         if (status)
             return status;
         bnorm_gradients_run(&s, exec);

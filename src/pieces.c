@@ -47,7 +47,13 @@ struct node {
 /* left and the node after it. */
 static void join(bnorm_op op, struct node left, struct node right, size_t c) {
     if (op == BNORM_OP_MOMENTS) {
-        const bnorm_pair_args args = {{left.n, right.n}, left.a, left.b, right.a, right.b};
+        const bnorm_pair_args args = {
+            .n = {left.n, right.n},
+            .sum = left.a,
+            .m2 = left.b,
+            .next_sum = right.a,
+            .next_m2 = right.b,
+        };
         bnorm_isa_best()->merge_pair(&args, c);
         return;
     }
@@ -258,10 +264,13 @@ static void total_of(const bnorm_partial *piece, size_t first, size_t c, double 
         join(piece->op, all, (struct node){right.a, right.b, values_of(piece, behind)}, c);
         behind += sizes[k];
     }
+    const double values = values_of(piece, piece->n);
     for (i = 0; i < c; i++) {
-        const int none = piece->op == BNORM_OP_MOMENTS && all.b[i] != all.b[i];
-        mean[i] = none ? all.b[i] : all.a[i];
         m2[i] = all.b[i];
+        if (piece->op == BNORM_OP_MOMENTS) /* as in the kernel `merge` */
+            mean[i] = all.b[i] != all.b[i] ? all.b[i] : all.a[i] / values;
+        else
+            mean[i] = all.a[i];
     }
 }
 
@@ -325,20 +334,26 @@ bnorm_status bnorm_finish(const bnorm_partial *piece, const bnorm_train *train,
     if (train->weights.values || train->renorm)
         return BNORM_UNSUPPORTED;
     const size_t c = piece->c;
+    const bnorm_running *const running = &train->running;
+    float *const new_mean = bnorm_updated(running->mean, running->new_mean);
+    float *const new_var = bnorm_updated(running->var, running->new_var);
     const bnorm_buffer buffers[] = {
         /* outputs */
         bnorm_array_buffer(coefficients, 3 * c),
-        bnorm_array_buffer(train->running.mean, c),
-        bnorm_array_buffer(train->running.var, c),
+        bnorm_array_buffer(new_mean, c),
+        bnorm_array_buffer(new_var, c),
         bnorm_array_buffer(train->save_mean, c),
         bnorm_array_buffer(train->save_invstd, c),
+        bnorm_array_buffer(train->save_var, c),
         bnorm_array_buffer(train->save_mean_lo, c),
         /* inputs */
+        bnorm_array_buffer(bnorm_only_read(running->mean, running->new_mean), c),
+        bnorm_array_buffer(bnorm_only_read(running->var, running->new_var), c),
         bnorm_array_buffer(train->gamma, c),
         bnorm_array_buffer(train->beta, c),
         bnorm_memory_buffer(piece->n ? piece->nodes : NULL, bnorm_partial_used(piece)),
     };
-    status = bnorm_check_overlap(NULL, buffers, sizeof buffers / sizeof buffers[0], 6);
+    status = bnorm_check_overlap(NULL, buffers, sizeof buffers / sizeof buffers[0], 7);
     if (status)
         return status;
     if (piece->n == 0) {
@@ -346,6 +361,8 @@ bnorm_status bnorm_finish(const bnorm_partial *piece, const bnorm_train *train,
         zero(train->save_mean, c);
         zero(train->save_mean_lo, c);
         zero(train->save_invstd, c);
+        zero(train->save_var, c);
+        bnorm_keep_running(running, c);
         return BNORM_OK;
     }
     const double count = values_of(piece, piece->n);
@@ -360,17 +377,19 @@ bnorm_status bnorm_finish(const bnorm_partial *piece, const bnorm_train *train,
             .eps = train->eps,
             .gamma = from(train->gamma, i),
             .beta = from(train->beta, i),
-            .drop_low = bnorm_drops_low(train),
             .center = coefficients + i,
             .scale = coefficients + c + i,
             .shift = coefficients + 2 * c + i,
             .save_mean = to(train->save_mean, i),
             .save_mean_lo = to(train->save_mean_lo, i),
             .save_invstd = to(train->save_invstd, i),
-            .running_mean = to(train->running.mean, i),
-            .running_var = to(train->running.var, i),
-            .rate = train->running.rate,
-            .divisor = bnorm_running_divisor(&train->running, count),
+            .save_var = to(train->save_var, i),
+            .running_mean = from(running->mean, i),
+            .running_var = from(running->var, i),
+            .new_mean = to(new_mean, i),
+            .new_var = to(new_var, i),
+            .rate = running->rate,
+            .divisor = bnorm_running_divisor(running, count),
         };
         bnorm_isa_best()->coefficients(&args, 0, n);
     }
@@ -382,20 +401,24 @@ bnorm_status bnorm_finish_grad(const bnorm_partial *piece, const bnorm_grad *gra
     bnorm_status status = check_piece(piece, BNORM_OP_BACKWARD);
     if (status)
         return status;
-    if (!grad || (piece->n && !grad->save_invstd))
+    if (!grad)
         return BNORM_NULL_POINTER;
+    const size_t c = piece->c;
+    const float *const save_var = grad->save_invstd ? NULL : grad->save_var;
+    if (piece->n && !grad->save_invstd && (status = bnorm_check_variance(c, save_var, grad->eps)))
+        return status;
     if ((!grad->frozen && grad->weights.values) || grad->renorm_r || grad->renorm_d)
         return BNORM_UNSUPPORTED;
-    const size_t c = piece->c;
     const bnorm_buffer buffers[] = {
         /* outputs */
-        bnorm_array_buffer(coefficients, 4 * c),
+        bnorm_array_buffer(coefficients, 5 * c),
         bnorm_array_buffer(grad->dgamma, c),
         bnorm_array_buffer(grad->dbeta, c),
         /* inputs */
         bnorm_array_buffer(grad->gamma, c),
         bnorm_array_buffer(grad->beta, c),
         bnorm_array_buffer(grad->save_invstd, c),
+        bnorm_array_buffer(save_var, c),
         bnorm_array_buffer(grad->save_mean_lo, c),
         bnorm_memory_buffer(piece->n ? piece->nodes : NULL, bnorm_partial_used(piece)),
     };
@@ -403,7 +426,7 @@ bnorm_status bnorm_finish_grad(const bnorm_partial *piece, const bnorm_grad *gra
     if (status)
         return status;
     if (piece->n == 0) {
-        zero(coefficients, 4 * c);
+        zero(coefficients, 5 * c);
         zero(grad->dgamma, c);
         zero(grad->dbeta, c);
         return BNORM_OK;
@@ -411,14 +434,21 @@ bnorm_status bnorm_finish_grad(const bnorm_partial *piece, const bnorm_grad *gra
     const bnorm_isa *const isa = bnorm_isa_best();
     for (size_t i = 0, n; i < c; i += n) {
         double sum_g[CHANNELS], sum_gx[CHANNELS];
+        float own_invstd[CHANNELS];
+        const float *invstd = from(grad->save_invstd, i);
         n = bnorm_min(CHANNELS, c - i);
         total_of(piece, i, n, sum_g, sum_gx);
+        if (save_var) {
+            float *const computed = coefficients ? coefficients + 4 * c + i : own_invstd;
+            bnorm_invstd(n, save_var + i, grad->eps, computed);
+            invstd = computed;
+        }
         if (coefficients) {
             const bnorm_scale_args args = {
                 .gamma = from(grad->gamma, i),
                 .beta = from(grad->beta, i),
                 .mean_lo = from(grad->save_mean_lo, i),
-                .invstd = grad->save_invstd + i,
+                .invstd = invstd,
                 .scale = coefficients + i,
                 .shift = coefficients + c + i,
             };
@@ -430,7 +460,7 @@ bnorm_status bnorm_finish_grad(const bnorm_partial *piece, const bnorm_grad *gra
             .n = values_of(piece, piece->n),
             .gamma = from(grad->gamma, i),
             .mean_lo = from(grad->save_mean_lo, i),
-            .invstd = grad->save_invstd + i,
+            .invstd = invstd,
             .dgamma = to(grad->dgamma, i),
             .dbeta = to(grad->dbeta, i),
             .scale = to(coefficients, i),
@@ -441,5 +471,7 @@ bnorm_status bnorm_finish_grad(const bnorm_partial *piece, const bnorm_grad *gra
     }
     if (coefficients && grad->frozen)
         zero(coefficients + 2 * c, 2 * c);
+    if (coefficients && !save_var)
+        memcpy(coefficients + 4 * c, grad->save_invstd, c * sizeof *coefficients);
     return BNORM_OK;
 }

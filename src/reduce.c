@@ -12,7 +12,7 @@
 #define WS_ALIGN 64
 
 size_t bnorm_reduction_workspace(const bnorm_view *view, const bnorm_blocks *blocks) {
-    const size_t fixed = 4 * sizeof(double) + 6 * sizeof(float), entry = 2 * sizeof(double);
+    const size_t fixed = 4 * sizeof(double) + 7 * sizeof(float), entry = 2 * sizeof(double);
     size_t bytes, count = blocks->count;
     if (view->leaves) /* at either end up to one of each smaller size */
         count = bnorm_min(view->positions, view->positions / BNORM_LEAF + 12);
@@ -29,9 +29,13 @@ bnorm_tables bnorm_tables_of(const bnorm_view *view, const bnorm_blocks *blocks,
                   *merged = begin + 2 * entries;
     float *const floats = (float *)(void *)(merged + 4 * c + blocks->count);
     return (bnorm_tables){
-        {begin, begin + entries},         {merged, merged + c},
-        {merged + 2 * c, merged + 3 * c}, {floats, floats + c, floats + 2 * c, floats + 3 * c},
-        {floats + 4 * c, floats + 5 * c}, merged + 4 * c};
+        .entries = {begin, begin + entries},
+        .merged = {merged, merged + c},
+        .totals = {merged + 2 * c, merged + 3 * c},
+        .coefficients = {floats, floats + c, floats + 2 * c, floats + 3 * c, floats + 4 * c},
+        .params = {floats + 5 * c, floats + 6 * c},
+        .weights = merged + 4 * c,
+    };
 }
 
 bnorm_partials bnorm_partials_of(const bnorm_view *view, const bnorm_blocks *blocks,

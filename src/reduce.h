@@ -12,13 +12,13 @@
 #include "driver.h"
 
 /* What lies in the workspace: two tables of partial results (blocks x c), two merged results, up to
- * four coefficients and, for variants of the operations, two totals and two parameters per channel
+ * five coefficients and, for variants of the operations, two totals and two parameters per channel
  * and a sum of weights per block. */
 typedef struct bnorm_tables {
     double *entries[2];
     double *merged[2];
     double *totals[2];
-    float *coefficients[4];
+    float *coefficients[5];
     float *params[2];
     double *weights;
 } bnorm_tables;

@@ -4,11 +4,11 @@
 #include "channel.h"
 
 bnorm_status bnorm_check_renorm(const bnorm_renorm *renorm, const bnorm_running *running) {
-    if (!running->mean)
+    if (!running->mean || !running->var)
         return BNORM_NULL_POINTER;
     return renorm->r_min >= 0 && renorm->r_min <= renorm->r_max && renorm->d_max >= 0
                ? BNORM_OK
-               : BNORM_BAD_PARAMETER;
+               : BNORM_BAD_RENORM;
 }
 
 /* v between two limits, rounded; NaN stays. */

@@ -5,8 +5,7 @@
 #include "train.h"
 
 static bnorm_running running(float *mean, float *var, double rate, bnorm_variance variance) {
-    const bnorm_running preset = {mean, var, rate, variance};
-    return preset;
+    return (bnorm_running){.mean = mean, .var = var, .rate = rate, .variance = variance};
 }
 
 bnorm_running bnorm_running_keras(float *mean, float *var, double momentum) {
@@ -45,31 +44,47 @@ bnorm_running bnorm_running_caffe(float *mean, float *var, double fraction, size
     return running(mean, var, 1 / weight, BNORM_VARIANCE_SAMPLE);
 }
 
+static void keep(const float *running, float *elsewhere, size_t c) {
+    if (elsewhere)
+        memmove(elsewhere, running, c * sizeof *running);
+}
+
+void bnorm_keep_running(const bnorm_running *running, size_t c) {
+    keep(running->mean, running->new_mean, c);
+    keep(running->var, running->new_var, c);
+}
+
 bnorm_status bnorm_running_update(size_t c, const float *mean, const float *var, double n,
                                   const bnorm_running *running) {
     if (c == 0 || c > (size_t)PTRDIFF_MAX / sizeof(float))
         return BNORM_BAD_SHAPE;
-    if (!mean || !var || !running)
+    if (!running)
         return BNORM_NULL_POINTER;
     const bnorm_status status = bnorm_check_running(running);
     if (status)
         return status;
+    if ((running->mean && !mean) || (running->var && !var))
+        return BNORM_NULL_POINTER;
     if (!(n >= 1) || !isfinite(n))
         return BNORM_BAD_PARAMETER;
+    float *const new_mean = bnorm_updated(running->mean, running->new_mean);
+    float *const new_var = bnorm_updated(running->var, running->new_var);
     const bnorm_buffer buffers[] = {
-        bnorm_array_buffer(running->mean, c),
-        bnorm_array_buffer(running->var, c),
+        bnorm_array_buffer(new_mean, c),
+        bnorm_array_buffer(new_var, c),
+        bnorm_array_buffer(bnorm_only_read(running->mean, running->new_mean), c),
+        bnorm_array_buffer(bnorm_only_read(running->var, running->new_var), c),
         bnorm_array_buffer(mean, c),
         bnorm_array_buffer(var, c),
     };
     if (bnorm_check_overlap(NULL, buffers, sizeof buffers / sizeof buffers[0], 2))
         return BNORM_BAD_OVERLAP;
-    if (!running->mean)
-        return BNORM_OK;
     const double ratio = bnorm_running_divisor(running, n) / n;
     for (size_t i = 0; i < c; i++) {
-        bnorm_blend(&running->mean[i], running->rate, (double)mean[i]);
-        bnorm_blend(&running->var[i], running->rate, (double)var[i] / ratio);
+        if (new_mean)
+            new_mean[i] = bnorm_blend(&running->mean[i], running->rate, (double)mean[i]);
+        if (new_var)
+            new_var[i] = bnorm_blend(&running->var[i], running->rate, (double)var[i] / ratio);
     }
     return BNORM_OK;
 }

@@ -27,12 +27,29 @@ const char *bnorm_strerror(bnorm_status status) {
         return "An output overlaps another buffer without being the same tensor, or in-place is "
                "not allowed there.";
     case BNORM_BAD_PARAMETER:
-        return "A parameter is out of range: epsilon, a variance, a rate, a weight, a count, or a "
-               "bound of the activation or of batch renormalization.";
+        return "Options exclude each other, or a count is out of range.";
     case BNORM_UNSUPPORTED:
         return "This combination is valid but not supported by this build of bnorm.";
     case BNORM_WORKSPACE_TOO_SMALL:
         return "The workspace is smaller than bnorm_workspace() says.";
+    case BNORM_BAD_EPSILON:
+        return "Epsilon is negative or not finite.";
+    case BNORM_BAD_VARIANCE:
+        return "The variance of a channel is negative by more than epsilon or, where that is "
+               "asked, "
+               "its statistics are not finite: bnorm_check_statistics() tells which channel.";
+    case BNORM_BAD_RATE:
+        return "The rate of the running statistics is not finite.";
+    case BNORM_BAD_ACTIVATION:
+        return "A bound or slope of the activation is out of range.";
+    case BNORM_BAD_QUANTIZATION:
+        return "The scale of a quantized tensor is not positive and finite, or its zero point is "
+               "no "
+               "value of its type.";
+    case BNORM_BAD_WEIGHTS:
+        return "A weight is negative or not finite.";
+    case BNORM_BAD_RENORM:
+        return "The limits of batch renormalization are out of range or not in order.";
     }
     return "This is not a status of bnorm.";
 }

@@ -88,11 +88,6 @@ double bnorm_running_divisor(const bnorm_running *running, double n) {
     return n > 2 ? n - 1 : 1; /* a sum of weights may be no whole number */
 }
 
-int bnorm_drops_low(const bnorm_train *train) {
-    return train->act.kind != BNORM_ACT_IDENTITY && !train->residual.data && train->save_mean &&
-           !train->save_mean_lo;
-}
-
 /* What all operations share. Plans are filled member by member: compilers fill a whole struct
  * aside and copy it, which takes as long as a small batch. */
 static bnorm_tables plan_sums(bnorm_statistics *s, const bnorm_shape *shape, const bnorm_tensor *x,
@@ -173,8 +168,8 @@ bnorm_status bnorm_plan_moments(const bnorm_shape *shape, bnorm_in x,
     s->pass.y.data = NULL;
     /* As running statistics that take the batch's values. */
     s->derived.scale = NULL;
-    s->derived.running_mean = mean;
-    s->derived.running_var = var;
+    s->derived.running_mean = s->derived.new_mean = mean;
+    s->derived.running_var = s->derived.new_var = var;
     s->derived.rate = 1;
     s->derived.divisor = s->derived.n;
     if (weights) {
@@ -240,6 +235,9 @@ bnorm_status bnorm_plan_train(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
         bnorm_failed(status = bnorm_check_out(shape, y, &ty)) ||
         bnorm_failed(status = bnorm_check_in(shape, train->residual, &tr)))
         return status;
+    const bnorm_running *const running = &train->running;
+    float *const new_mean = bnorm_updated(running->mean, running->new_mean);
+    float *const new_var = bnorm_updated(running->var, running->new_var);
     const bnorm_view view = bnorm_view_of(shape);
     const bnorm_blocks blocks = bnorm_blocks_of(&view, 0);
     const size_t c = shape->c, need = bnorm_reduction_workspace(&view, &blocks);
@@ -249,13 +247,16 @@ bnorm_status bnorm_plan_train(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
         /* outputs */
         bnorm_tensor_buffer(&ty),
         bnorm_memory_buffer(ws, need),
-        bnorm_array_buffer(train->running.mean, c),
-        bnorm_array_buffer(train->running.var, c),
+        bnorm_array_buffer(new_mean, c),
+        bnorm_array_buffer(new_var, c),
         bnorm_array_buffer(train->save_mean, c),
         bnorm_array_buffer(train->save_invstd, c),
+        bnorm_array_buffer(train->save_var, c),
         bnorm_array_buffer(train->save_mean_lo, c),
         bnorm_mask_buffer(shape, mask),
         /* inputs */
+        bnorm_array_buffer(bnorm_only_read(running->mean, running->new_mean), c),
+        bnorm_array_buffer(bnorm_only_read(running->var, running->new_var), c),
         bnorm_tensor_buffer(&tx),
         bnorm_tensor_buffer(&tr),
         bnorm_array_buffer(train->gamma, c),
@@ -270,16 +271,15 @@ bnorm_status bnorm_plan_train(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
             bnorm_array_buffer(renorm ? renorm->save_d : NULL, c),
             bnorm_weights_buffer(shape, weights),
         };
-        status = bnorm_check_more_overlap(shape, buffers, buffer_count, 8, more, 3, 2);
+        status = bnorm_check_more_overlap(shape, buffers, buffer_count, 9, more, 3, 2);
         if (!status && weights)
             status = bnorm_check_weights(shape, weights);
     } else {
-        status = bnorm_check_overlap(shape, buffers, buffer_count, 8);
+        status = bnorm_check_overlap(shape, buffers, buffer_count, 9);
     }
     if (bnorm_failed(status) || !s)
         return status;
 
-    const bnorm_running *running = &train->running;
     const bnorm_tables tables = plan_sums(s, shape, &tx, &view, &blocks, ws, exec);
     bnorm_elementwise *const pass = &s->pass;
     bnorm_walk *const walks[] = {&pass->x, &pass->residual, &pass->y, &pass->mask};
@@ -287,15 +287,17 @@ bnorm_status bnorm_plan_train(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
     s->derived.eps = train->eps;
     s->derived.gamma = train->gamma;
     s->derived.beta = train->beta;
-    s->derived.drop_low = bnorm_drops_low(train);
     s->derived.center = tables.coefficients[0];
     s->derived.scale = tables.coefficients[1];
     s->derived.shift = tables.coefficients[2];
     s->derived.save_mean = train->save_mean;
     s->derived.save_mean_lo = train->save_mean_lo;
     s->derived.save_invstd = train->save_invstd;
+    s->derived.save_var = train->save_var;
     s->derived.running_mean = running->mean;
     s->derived.running_var = running->var;
+    s->derived.new_mean = new_mean;
+    s->derived.new_var = new_var;
     s->derived.rate = running->rate;
     s->derived.divisor = bnorm_running_divisor(running, s->derived.n);
     if (weights) {
@@ -303,6 +305,8 @@ bnorm_status bnorm_plan_train(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
         s->derived.divisor = running->variance == BNORM_VARIANCE_POPULATION
                                  ? s->derived.n
                                  : bnorm_running_divisor(running, s->weighted.total);
+        if (s->derived.n == 0) /* there is nothing to be averaged */
+            s->derived.rate = 0;
     }
     if (renorm) {
         s->renorm = renorm;
@@ -334,6 +338,8 @@ bnorm_status bnorm_forward_train(const bnorm_shape *shape, bnorm_in x, bnorm_out
     if (!status && s.x.data) {
         bnorm_end_mask(shape, (unsigned char *)s.pass.mask.data);
         bnorm_statistics_run(&s, exec);
+    } else if (!status) {
+        bnorm_keep_running(&train->running, shape->c);
     }
     return status;
 }

@@ -44,7 +44,7 @@ void bnorm_statistics_run(const bnorm_statistics *s, const bnorm_exec *exec);
 bnorm_status bnorm_check_train(const bnorm_train *train, const bnorm_exec *exec);
 /* Of M2, in the running variance. */
 double bnorm_running_divisor(const bnorm_running *running, double n);
-/* Whether the low part of the mean is left out of y, as backward will not have it. */
-int bnorm_drops_low(const bnorm_train *train);
+/* What an empty batch leaves of running statistics that go elsewhere. */
+void bnorm_keep_running(const bnorm_running *running, size_t c);
 
 #endif

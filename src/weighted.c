@@ -22,7 +22,7 @@ bnorm_status bnorm_check_weights(const bnorm_shape *shape, const bnorm_weighting
     int good = 1;
     for (size_t i = 0; i < n; i++)
         good &= weights->values[i] >= 0 && weights->values[i] <= FLT_MAX;
-    return good ? BNORM_OK : BNORM_BAD_PARAMETER;
+    return good ? BNORM_OK : BNORM_BAD_WEIGHTS;
 }
 
 /* ---------------------------------------------------------------------------------------------- */

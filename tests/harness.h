@@ -90,6 +90,7 @@ void add_frameworks(struct suite *s);
 void add_variants(struct suite *s);
 void add_variant_calls(struct suite *s);
 void add_running(struct suite *s);
+void add_options(struct suite *s);
 
 /* ---------------------------------------------------------------------------------------------- */
 /* Buffers between guard pages                                                                    */

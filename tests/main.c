@@ -263,6 +263,7 @@ int main(int argc, char **argv) {
     add_variants(&suite);
     add_variant_calls(&suite);
     add_running(&suite);
+    add_options(&suite);
     add_fold(&suite);
     add_errors(&suite);
     add_onnx(&suite);

@@ -348,7 +348,7 @@ void oracle_train(const bnorm_shape *shape, const double *x, const struct oracle
         const double hi = (double)(float)mean;
         const struct normalise m = {
             .mean = mean,
-            .mean_error = mean_bound + ETA + (train->float_mean ? fabs(mean - hi) : 0),
+            .mean_error = mean_bound + ETA,
             .hi = hi,
             .s = gamma * invstd,
             .s_error = fabs(gamma) * (out->invstd_bound[c] + 2 * U * invstd + ETA) + ETA,

@@ -42,7 +42,6 @@ struct oracle_train {
     const double *gamma, *beta, *residual; /* NULL as in bnorm_train */
     double eps;
     bnorm_act act;
-    int float_mean; /* not 0: the library was asked to normalise with the mean rounded to float */
 };
 struct oracle_train_out {
     struct oracle_stats stats;         /* all wanted */

@@ -386,14 +386,14 @@ static void backward_in_pieces(struct test *t, struct ready *r, const struct cut
     const size_t c = r->shape.c;
     const bnorm_partial piece = collect_parts(t, r, BNORM_OP_BACKWARD, cut, joining, 0, exec);
     const int applied = r->job.out.data || r->grad.dresidual.data;
-    float *coefficients = applied ? fixture_output(&r->fixture, "coefficients", NULL, 4 * c) : NULL;
+    float *coefficients = applied ? fixture_output(&r->fixture, "coefficients", NULL, 5 * c) : NULL;
     check_written(t, "dgamma", r->arrays.dgamma, c, 0);
     check_written(t, "dbeta", r->arrays.dbeta, c, 0);
     struct placed placed;
     placed_new(t, &placed, &piece, piece.size);
     check_status(t, "bnorm_finish_grad", bnorm_finish_grad(&placed.piece, &r->grad, coefficients),
                  BNORM_OK);
-    check_written(t, "the coefficients", coefficients, applied ? 4 * c : 0, 1);
+    check_written(t, "the coefficients", coefficients, applied ? 5 * c : 0, 1);
     placed_unchanged(t, &placed);
     for (size_t i = 0; applied && i < cut->parts; i++) {
         const bnorm_exec chosen = exec_of(t, exec);

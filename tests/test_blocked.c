@@ -241,7 +241,6 @@ static void check_train_oracle(struct test *t, const struct call *call, const st
         .residual = call->residual ? to_double(t, d->residual, count) : NULL,
         .eps = 1e-5,
         .act = call->act,
-        .float_mean = call->act.kind != BNORM_ACT_IDENTITY && !call->residual && !call->lo,
     };
     const struct oracle_train_out out = {
         .stats = {test_doubles(t, c), test_doubles(t, c), test_doubles(t, c), test_doubles(t, c)},

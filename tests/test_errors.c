@@ -21,6 +21,9 @@ enum param_id {
     SAVE_MEAN,
     SAVE_INVSTD,
     SAVE_MEAN_LO,
+    SAVE_VAR,
+    NEW_MEAN,
+    NEW_VAR,
     DGAMMA,
     DBETA,
     CENTER,
@@ -33,8 +36,9 @@ enum param_id {
 
 static const char *const view_names[VIEWS] = {"x", "y", "dy", "dx", "residual", "dresidual", "y"};
 static const char *const param_names[PARAMS] = {
-    "gamma",  "beta",  "mean",   "var",   "save_mean", "save_invstd", "save_mean_lo",
-    "dgamma", "dbeta", "center", "scale", "shift",     "bias",        "out_bias"};
+    "gamma",        "beta",     "mean",     "var",     "save_mean", "save_invstd",
+    "save_mean_lo", "save_var", "new_mean", "new_var", "dgamma",    "dbeta",
+    "center",       "scale",    "shift",    "bias",    "out_bias"};
 
 #define BIT(i) (1u << (i))
 
@@ -124,9 +128,15 @@ static bnorm_status invoke_train(const struct call *k) {
         .gamma = k->param[GAMMA],
         .beta = k->param[BETA],
         .eps = k->eps,
-        .running = {k->param[MEAN], k->param[VAR], k->rate, k->variance},
+        .running = {.mean = k->param[MEAN],
+                    .var = k->param[VAR],
+                    .rate = k->rate,
+                    .variance = k->variance,
+                    .new_mean = k->param[NEW_MEAN],
+                    .new_var = k->param[NEW_VAR]},
         .save_mean = k->param[SAVE_MEAN],
         .save_invstd = k->param[SAVE_INVSTD],
+        .save_var = k->param[SAVE_VAR],
         .save_mean_lo = k->param[SAVE_MEAN_LO],
         .residual = in(k, RESIDUAL),
         .act = k->act,
@@ -141,6 +151,8 @@ static bnorm_status invoke_backward(const struct call *k) {
         .beta = k->param[BETA],
         .save_mean = k->param[SAVE_MEAN],
         .save_invstd = k->param[SAVE_INVSTD],
+        .save_var = k->param[SAVE_VAR],
+        .eps = k->eps,
         .save_mean_lo = k->param[SAVE_MEAN_LO],
         .act = k->act,
         .residual = in(k, RESIDUAL),
@@ -183,7 +195,7 @@ static const struct function moments = {
     .params_out = BIT(MEAN) | BIT(VAR),
 };
 
-/* MEAN and VAR are the running statistics: both or none. */
+/* MEAN and VAR are the running statistics. */
 static const struct function train = {
     .name = "forward_train",
     .invoke = invoke_train,
@@ -192,7 +204,20 @@ static const struct function train = {
     .views_out = BIT(Y),
     .views_required = BIT(X) | BIT(Y),
     .params_in = BIT(GAMMA) | BIT(BETA),
-    .params_out = BIT(MEAN) | BIT(VAR) | BIT(SAVE_MEAN) | BIT(SAVE_INVSTD) | BIT(SAVE_MEAN_LO),
+    .params_out = BIT(MEAN) | BIT(VAR) | BIT(SAVE_MEAN) | BIT(SAVE_INVSTD) | BIT(SAVE_MEAN_LO) |
+                  BIT(SAVE_VAR),
+};
+
+/* Running statistics that go elsewhere. */
+static const struct function train_elsewhere = {
+    .name = "forward_train-elsewhere",
+    .invoke = invoke_train,
+    .op = BNORM_OP_FORWARD_TRAIN,
+    .views_in = BIT(X),
+    .views_out = BIT(Y),
+    .views_required = BIT(X) | BIT(Y),
+    .params_in = BIT(MEAN) | BIT(VAR),
+    .params_out = BIT(NEW_MEAN) | BIT(NEW_VAR) | BIT(SAVE_MEAN),
     .params_required = BIT(MEAN) | BIT(VAR),
 };
 
@@ -207,6 +232,19 @@ static const struct function train = {
         .params_required = BIT(SAVE_MEAN) | BIT(SAVE_INVSTD),                                      \
     }
 
+/* From a variance. */
+static const struct function backward_var = {
+    .name = "backward-var",
+    .invoke = invoke_backward,
+    .op = BNORM_OP_BACKWARD,
+    .views_in = BIT(X) | BIT(DY),
+    .views_out = BIT(DX),
+    .views_required = BIT(X) | BIT(DY),
+    .params_in = BIT(GAMMA) | BIT(SAVE_MEAN) | BIT(SAVE_VAR),
+    .params_out = BIT(DGAMMA) | BIT(DBETA),
+    .params_required = BIT(SAVE_MEAN) | BIT(SAVE_VAR),
+};
+
 static const struct function backward_residual = BACKWARD("backward-residual", RESIDUAL);
 static const struct function backward_y = BACKWARD("backward-y", FORWARD_Y);
 
@@ -216,7 +254,7 @@ static const struct function fold = {
     .op = -1,
     .params_in = BIT(GAMMA) | BIT(BETA) | BIT(MEAN) | BIT(VAR),
     .params_out = BIT(SCALE) | BIT(SHIFT),
-    .params_required = BIT(MEAN) | BIT(VAR) | BIT(SCALE) | BIT(SHIFT),
+    .params_required = BIT(MEAN) | BIT(VAR) | BIT(SCALE),
 };
 
 /* X and Y are the weights: 6 out, 4/2 in, 3 kernel positions = COUNT. */
@@ -356,6 +394,8 @@ static void test_null_structs(struct test *t) {
             EXPECT(BNORM_NULL_POINTER, k->no_options = 1);
         if (k->function == &train)
             EXPECT(BNORM_OK, k->param[MEAN] = k->param[VAR] = NULL);
+        if (k->function == &fold)
+            EXPECT(BNORM_OK, k->param[MEAN] = k->param[SHIFT] = NULL);
     }
 }
 
@@ -381,8 +421,9 @@ static void test_shape(struct test *t) {
             k->shape.c_block = block;
             if (k->function->op >= 0 && good && layout == BNORM_NCHW)
                 k->ws_size = bnorm_workspace((bnorm_op)k->function->op, &k->shape);
-            attempt_named(k, good && layout == BNORM_NCHW ? BNORM_OK : BNORM_UNSUPPORTED,
-                          "c_block = %zu", block);
+            const int plain = block == 1, blocked = good && layout == BNORM_NCHW;
+            attempt_named(k, plain || blocked ? BNORM_OK : BNORM_UNSUPPORTED, "c_block = %zu",
+                          block);
         }
         EXPECT(BNORM_UNSUPPORTED, k->shape.c_block = max);
         EXPECT(BNORM_BAD_SHAPE, k->shape.c = 0);
@@ -536,6 +577,9 @@ static int views_may_be_same(enum view_id a, enum view_id b) {
 }
 
 static int params_may_be_same(const struct function *f, enum param_id a, enum param_id b) {
+    if (f == &train_elsewhere)
+        return (a == MEAN && b == NEW_MEAN) || (a == NEW_MEAN && b == MEAN) ||
+               (a == VAR && b == NEW_VAR) || (a == NEW_VAR && b == VAR);
     return (f == &fold || f == &fold_conv) && !(f->params_out & BIT(a) && f->params_out & BIT(b));
 }
 
@@ -716,16 +760,16 @@ static void test_quant(struct test *t) {
         {{0, 0}, BNORM_OK, BNORM_OK},
         {{.5f, 127}, BNORM_OK, BNORM_OK},
         {{1e-30f, 0}, BNORM_OK, BNORM_OK},
-        {{.5f, -128}, BNORM_OK, BNORM_BAD_PARAMETER},
-        {{.5f, -1}, BNORM_OK, BNORM_BAD_PARAMETER},
-        {{.5f, 128}, BNORM_BAD_PARAMETER, BNORM_OK},
-        {{0, 255}, BNORM_BAD_PARAMETER, BNORM_OK},
-        {{.5f, 256}, BNORM_BAD_PARAMETER, BNORM_BAD_PARAMETER},
-        {{.5f, -129}, BNORM_BAD_PARAMETER, BNORM_BAD_PARAMETER},
-        {{.5f, INT_MIN}, BNORM_BAD_PARAMETER, BNORM_BAD_PARAMETER},
-        {{-.5f, 0}, BNORM_BAD_PARAMETER, BNORM_BAD_PARAMETER},
-        {{NAN, 0}, BNORM_BAD_PARAMETER, BNORM_BAD_PARAMETER},
-        {{INFINITY, 0}, BNORM_BAD_PARAMETER, BNORM_BAD_PARAMETER},
+        {{.5f, -128}, BNORM_OK, BNORM_BAD_QUANTIZATION},
+        {{.5f, -1}, BNORM_OK, BNORM_BAD_QUANTIZATION},
+        {{.5f, 128}, BNORM_BAD_QUANTIZATION, BNORM_OK},
+        {{0, 255}, BNORM_BAD_QUANTIZATION, BNORM_OK},
+        {{.5f, 256}, BNORM_BAD_QUANTIZATION, BNORM_BAD_QUANTIZATION},
+        {{.5f, -129}, BNORM_BAD_QUANTIZATION, BNORM_BAD_QUANTIZATION},
+        {{.5f, INT_MIN}, BNORM_BAD_QUANTIZATION, BNORM_BAD_QUANTIZATION},
+        {{-.5f, 0}, BNORM_BAD_QUANTIZATION, BNORM_BAD_QUANTIZATION},
+        {{NAN, 0}, BNORM_BAD_QUANTIZATION, BNORM_BAD_QUANTIZATION},
+        {{INFINITY, 0}, BNORM_BAD_QUANTIZATION, BNORM_BAD_QUANTIZATION},
     };
     FOR_EACH_LAYOUT {
         for (size_t i = 0; i < sizeof quants / sizeof quants[0]; i++)
@@ -802,6 +846,10 @@ static void test_empty(struct test *t) {
             for (size_t p = DGAMMA; p <= DBETA; p++)
                 for (size_t c = 0; c < C && k->param[p]; c++)
                     k->before->param[p][c] = 0;
+            for (size_t c = 0; c < C && k->param[NEW_MEAN]; c++) {
+                k->before->param[NEW_MEAN][c] = k->memory->param[MEAN][c];
+                k->before->param[NEW_VAR][c] = k->memory->param[VAR][c];
+            }
             if (memcmp(k->before, k->memory, sizeof *k->memory) != 0)
                 test_fail(t, "an empty batch wrote memory");
         }
@@ -942,17 +990,17 @@ static void test_act(struct test *t) {
     FOR_EACH_LAYOUT {
         EXPECT(BNORM_BAD_ENUM, k->act.kind = (bnorm_act_kind)12);
         if (act_usable(NULL, BNORM_ACT_ELU)) {
-            EXPECT(BNORM_BAD_PARAMETER, k->act = (bnorm_act){BNORM_ACT_ELU, NAN, 0});
-            EXPECT(BNORM_BAD_PARAMETER, k->act = (bnorm_act){BNORM_ACT_ELU, INFINITY, 0});
+            EXPECT(BNORM_BAD_ACTIVATION, k->act = (bnorm_act){BNORM_ACT_ELU, NAN, 0});
+            EXPECT(BNORM_BAD_ACTIVATION, k->act = (bnorm_act){BNORM_ACT_ELU, INFINITY, 0});
         }
         EXPECT(BNORM_BAD_ENUM, k->act.kind = (bnorm_act_kind)-1);
-        EXPECT(BNORM_BAD_PARAMETER, k->act = (bnorm_act){BNORM_ACT_CLAMP, 0, 0});
-        EXPECT(BNORM_BAD_PARAMETER, k->act = (bnorm_act){BNORM_ACT_CLAMP, 2, 1});
-        EXPECT(BNORM_BAD_PARAMETER, k->act = (bnorm_act){BNORM_ACT_CLAMP, NAN, 1});
-        EXPECT(BNORM_BAD_PARAMETER, k->act = (bnorm_act){BNORM_ACT_CLAMP, 0, NAN});
-        EXPECT(BNORM_BAD_PARAMETER, k->act = (bnorm_act){BNORM_ACT_LEAKY_RELU, NAN, 0});
-        EXPECT(BNORM_BAD_PARAMETER, k->act = (bnorm_act){BNORM_ACT_LEAKY_RELU, INFINITY, 0});
-        EXPECT(BNORM_BAD_PARAMETER, k->act = (bnorm_act){BNORM_ACT_LEAKY_RELU, -INFINITY, 0});
+        EXPECT(BNORM_BAD_ACTIVATION, k->act = (bnorm_act){BNORM_ACT_CLAMP, 0, 0});
+        EXPECT(BNORM_BAD_ACTIVATION, k->act = (bnorm_act){BNORM_ACT_CLAMP, 2, 1});
+        EXPECT(BNORM_BAD_ACTIVATION, k->act = (bnorm_act){BNORM_ACT_CLAMP, NAN, 1});
+        EXPECT(BNORM_BAD_ACTIVATION, k->act = (bnorm_act){BNORM_ACT_CLAMP, 0, NAN});
+        EXPECT(BNORM_BAD_ACTIVATION, k->act = (bnorm_act){BNORM_ACT_LEAKY_RELU, NAN, 0});
+        EXPECT(BNORM_BAD_ACTIVATION, k->act = (bnorm_act){BNORM_ACT_LEAKY_RELU, INFINITY, 0});
+        EXPECT(BNORM_BAD_ACTIVATION, k->act = (bnorm_act){BNORM_ACT_LEAKY_RELU, -INFINITY, 0});
         EXPECT(BNORM_OK, k->act = (bnorm_act){BNORM_ACT_CLAMP, -INFINITY, INFINITY});
         EXPECT(BNORM_OK, k->act = (bnorm_act){BNORM_ACT_CLAMP, 0, 6});
         EXPECT(BNORM_OK, k->act = (bnorm_act){BNORM_ACT_LEAKY_RELU, 0.25f, NAN});
@@ -976,19 +1024,26 @@ static void test_act(struct test *t) {
 static void test_eps(struct test *t) {
     struct call call = new_call(t), *k = &call;
     FOR_EACH_LAYOUT {
-        EXPECT(BNORM_BAD_PARAMETER, k->eps = -1e-9);
-        EXPECT(BNORM_BAD_PARAMETER, k->eps = (double)NAN);
-        EXPECT(BNORM_BAD_PARAMETER, k->eps = (double)INFINITY);
-        EXPECT(BNORM_BAD_PARAMETER, k->eps = -(double)INFINITY);
+        EXPECT(BNORM_BAD_EPSILON, k->eps = -1e-9);
+        EXPECT(BNORM_BAD_EPSILON, k->eps = (double)NAN);
+        EXPECT(BNORM_BAD_EPSILON, k->eps = (double)INFINITY);
+        EXPECT(BNORM_BAD_EPSILON, k->eps = -(double)INFINITY);
         EXPECT(BNORM_OK, k->eps = 0);
         EXPECT(BNORM_OK, k->eps = 1e30);
+        if (k->function == &backward_var) {
+            EXPECT(BNORM_BAD_VARIANCE, k->memory->param[SAVE_VAR][C - 1] = -1);
+            EXPECT(BNORM_OK, (k->memory->param[SAVE_VAR][0] = -1, k->eps = 1)); /* a sum of zero */
+            EXPECT(BNORM_OK, k->memory->param[SAVE_VAR][0] = NAN);
+            EXPECT(BNORM_OK, k->memory->param[SAVE_VAR][C] = -1); /* not of this call */
+            EXPECT(BNORM_OK, (k->param[SAVE_INVSTD] = k->memory->param[SAVE_INVSTD], k->eps = -1));
+        }
     }
 }
 
 static void test_running(struct test *t) {
     struct call call = new_call(t), *k = &call;
     FOR_EACH_LAYOUT {
-        EXPECT(BNORM_BAD_PARAMETER, k->rate = (double)NAN);
+        EXPECT(BNORM_BAD_RATE, k->rate = (double)NAN);
         EXPECT(BNORM_OK, k->rate = -1.2);
         EXPECT(BNORM_OK, k->rate = 0);
         EXPECT(BNORM_BAD_ENUM, k->variance = (bnorm_variance)2);
@@ -1019,8 +1074,8 @@ static void test_fold_parameters(struct test *t) {
     struct call call = new_call(t), *k = &call;
     const bnorm_layout layout = BNORM_NHWC;
     const size_t max = SIZE_MAX;
-    EXPECT(BNORM_BAD_PARAMETER, k->memory->param[VAR][C - 1] = -1);
-    EXPECT(BNORM_BAD_PARAMETER, k->memory->param[VAR][0] = -INFINITY);
+    EXPECT(BNORM_BAD_VARIANCE, k->memory->param[VAR][C - 1] = -1);
+    EXPECT(BNORM_BAD_VARIANCE, k->memory->param[VAR][0] = -INFINITY);
     EXPECT(BNORM_OK, (k->memory->param[VAR][0] = -1, k->eps = 1)); /* a sum of zero */
     EXPECT(BNORM_OK, (k->memory->param[VAR][0] = -1, k->eps = 2));
     EXPECT(BNORM_OK, k->memory->param[VAR][0] = NAN);
@@ -1053,9 +1108,9 @@ static void test_fold_parameters(struct test *t) {
 /* Texts and handles                                                                              */
 
 static void test_strerror(struct test *t) {
-    const int garbage[] = {BNORM_WORKSPACE_TOO_SMALL + 1, -1, 1000, INT_MAX, INT_MIN};
-    const char *texts[BNORM_WORKSPACE_TOO_SMALL + 1 + sizeof garbage / sizeof garbage[0]];
-    const size_t statuses = BNORM_WORKSPACE_TOO_SMALL + 1;
+    const int garbage[] = {BNORM_BAD_RENORM + 1, -1, 1000, INT_MAX, INT_MIN};
+    const char *texts[BNORM_BAD_RENORM + 1 + sizeof garbage / sizeof garbage[0]];
+    const size_t statuses = BNORM_BAD_RENORM + 1;
     const size_t all = sizeof texts / sizeof texts[0];
     for (size_t i = 0; i < all; i++) {
         const int status = i < statuses ? (int)i : garbage[i - statuses];
@@ -1114,8 +1169,8 @@ static void test_isa_handles(struct test *t) {
 /* ---------------------------------------------------------------------------------------------- */
 
 void add_errors(struct suite *s) {
-    static const struct function *const on_tensors[] = {&apply, &moments, &train,
-                                                        &backward_residual, &backward_y};
+    static const struct function *const on_tensors[] = {
+        &apply, &moments, &train, &train_elsewhere, &backward_residual, &backward_y, &backward_var};
     static const struct function *const folds[] = {&fold, &fold_conv};
     for (size_t i = 0; i < sizeof on_tensors / sizeof on_tensors[0]; i++) {
         const struct function *f = on_tensors[i];
@@ -1140,6 +1195,7 @@ void add_errors(struct suite *s) {
     suite_add(s, NULL, test_y_dtype, &apply, "errors/apply/y-dtype");
     suite_add(s, NULL, test_quant, &apply, "errors/apply/quant");
     suite_add(s, NULL, test_eps, &train, "errors/forward_train/eps");
+    suite_add(s, NULL, test_eps, &backward_var, "errors/backward-var/eps");
     suite_add(s, NULL, test_running, &train, "errors/forward_train/running");
     for (size_t i = 0; i < sizeof folds / sizeof folds[0]; i++) {
         const struct function *f = folds[i];

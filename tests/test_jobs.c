@@ -344,12 +344,12 @@ static bnorm_status spoil(struct ready *r, bnorm_job *job, size_t how) {
         if (job->op == BNORM_OP_MOMENTS)
             return BNORM_OK;
         r->affine.act = r->train.act = r->grad.act = (bnorm_act){BNORM_ACT_CLAMP, 1, 0};
-        return BNORM_BAD_PARAMETER;
+        return BNORM_BAD_ACTIVATION;
     case 11:
         if (job->op != BNORM_OP_FORWARD_TRAIN)
             return BNORM_OK;
         r->train.eps = -1;
-        return BNORM_BAD_PARAMETER;
+        return BNORM_BAD_EPSILON;
     default:
         if (job->op != BNORM_OP_BACKWARD)
             return BNORM_OK;

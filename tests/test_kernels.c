@@ -640,7 +640,7 @@ static void new_blocks(struct trial *r, struct blocks *k, enum tree tree, size_t
         test_fail(r->t, "bnorm_subtrees() gives %zu rows, there are %zu", rows_of(k, p->first, end),
                   k->rows);
     const size_t count = (k->rows - 1) * p->stride + k->first + c;
-    k->entries[0] = doubles(r, "means or sums", count);
+    k->entries[0] = doubles(r, "sums", count);
     k->entries[1] = doubles(r, "m2 or sums of products", count);
     fill_doubles(r, k->entries[0], -p->size, p->size);
     fill_doubles(r, k->entries[1], 0, p->size);
@@ -685,9 +685,10 @@ static void check_close(struct trial *r, const char *what, size_t channel, doubl
         test_fail(r->t, "%s of channel %zu is %.17g, not %.17Lg", what, channel, got, want);
 }
 
-/* What rows [row, row + rows) have together, by other formulas in long double. */
+/* What rows [row, row + rows) have together, by other formulas in long double: the sum, or the mean
+ * of all rows, and M2; or two sums. */
 static void check_node(struct trial *r, const struct blocks *k, size_t row, size_t rows, size_t i,
-                       double first, double second) {
+                       int is_total, double first, double second) {
     const double *a = k->before[0] + row * k->sizes.stride + i,
                  *b = k->before[1] + row * k->sizes.stride + i;
     long double n = 0, sum = 0, second_sum = 0, size = 0, widest = 0, squares = 0;
@@ -709,10 +710,15 @@ static void check_node(struct trial *r, const struct blocks *k, size_t row, size
                           d = (long double)a[q * k->sizes.stride] / values - sum / n;
         squares += d * d * values;
     }
-    check_close(r, "mean", i, first, sum / n, widest);
+    if (is_total)
+        check_close(r, "mean", i, first, sum / n, widest);
+    else
+        check_close(r, "sum", i, first, sum, size);
     check_close(r, "m2", i, second, second_sum + squares, second_sum + n * widest * widest);
-    if (k->constant == k->constant && (first != k->constant || second != 0))
-        test_fail(r->t, "channel %zu of equal values has mean %.17g and m2 %g", i, first, second);
+    const double constant = k->constant * (is_total ? 1 : (double)n);
+    if (k->constant == k->constant && (first != constant || second != 0))
+        test_fail(r->t, "channel %zu of equal values has %s %.17g and m2 %g", i,
+                  is_total ? "mean" : "sum", first, second);
 }
 
 static void check_nodes(struct trial *r, const struct blocks *k, const double *const totals[2]) {
@@ -720,11 +726,11 @@ static void check_nodes(struct trial *r, const struct blocks *k, const double *c
     const double *a = k->entries[0]->data[SCALAR], *b = k->entries[1]->data[SCALAR];
     for (size_t i = k->first; i < k->first + k->c; i++) {
         if (totals[0])
-            check_node(r, k, 0, k->rows, i, totals[0][i], totals[1][i]);
+            check_node(r, k, 0, k->rows, i, 1, totals[0][i], totals[1][i]);
         for (size_t image = k->sizes.first, row = 0; image < end;) {
             const size_t next = image + bnorm_subtree(image, end, BNORM_TREE),
                          rows = rows_of(k, image, next), e = row * k->sizes.stride + i;
-            check_node(r, k, row, rows, i, a[e], b[e]);
+            check_node(r, k, row, rows, i, 0, a[e], b[e]);
             row += rows;
             image = next;
         }
@@ -771,38 +777,40 @@ static void check_add_blocks(struct test *t) {
 
 static void trial_merge_pair(struct trial *r, size_t c, size_t round) {
     (void)round;
-    const double n[2] = {(double)(1 + rng_below(r->rng, 100000)),
-                         (double)(1 + rng_below(r->rng, one_in(r, 2) ? 9 : 100000))};
+    double n[2] = {(double)(1 + rng_below(r->rng, 100000)),
+                   (double)(1 + rng_below(r->rng, one_in(r, 2) ? 9 : 100000))};
+    if (one_in(r, 4))
+        n[1] = n[0];
     const double size = ldexp(1, (int)rng_below(r->rng, 60) - 40);
     test_context(r->t, "c = %zu, n = %g and %g, size %g, values %d", c, n[0], n[1], size,
                  r->values);
-    struct operand *mean = doubles(r, "mean", c), *m2 = doubles(r, "m2", c);
-    struct operand *next_mean = doubles(r, "next_mean", c), *next_m2 = doubles(r, "next_m2", c);
-    fill_doubles(r, mean, -size, size);
-    fill_doubles(r, next_mean, -size, size);
+    struct operand *sum = doubles(r, "sum", c), *m2 = doubles(r, "m2", c);
+    struct operand *next_sum = doubles(r, "next_sum", c), *next_m2 = doubles(r, "next_m2", c);
+    fill_doubles(r, sum, -size * n[0], size * n[0]);
+    fill_doubles(r, next_sum, -size * n[1], size * n[1]);
     fill_doubles(r, m2, 0, size * size);
     fill_doubles(r, next_m2, 0, one_in(r, 4) ? 0 : size * size);
     if (one_in(r, 8))
         for (enum version v = SCALAR; v < VERSIONS; v++)
-            memcpy(mean->data[v], next_mean->data[v], mean->bytes);
-    const double *before[2] = {copy_of(r, mean), copy_of(r, m2)};
+            memcpy(sum->data[v], next_sum->data[v], sum->bytes);
+    const double *before[2] = {copy_of(r, sum), copy_of(r, m2)};
     for (enum version v = SCALAR; v < VERSIONS; v++) {
         const bnorm_pair_args args = {
             .n = {n[0], n[1]},
-            .mean = at(mean, v),
+            .sum = at(sum, v),
             .m2 = at(m2, v),
-            .next_mean = at(next_mean, v),
+            .next_sum = at(next_sum, v),
             .next_m2 = at(next_m2, v),
         };
         r->isa[v]->merge_pair(&args, c);
     }
     compare(r);
     for (size_t i = 0; i < c && r->values != 3 && r->values != 4; i++) {
-        const long double n0 = n[0], n1 = n[1], all = n0 + n1, a = before[0][i],
-                          b = ((double *)next_mean->data[SCALAR])[i],
+        const long double n0 = n[0], n1 = n[1], all = n0 + n1, sum0 = before[0][i],
+                          sum1 = ((double *)next_sum->data[SCALAR])[i], a = sum0 / n0,
+                          b = sum1 / n1,
                           m2s = (long double)before[1][i] + ((double *)next_m2->data[SCALAR])[i];
-        check_close(r, "mean", i, ((double *)mean->data[SCALAR])[i], (n0 * a + n1 * b) / all,
-                    fmaxl(fabsl(a), fabsl(b)));
+        check_close(r, "sum", i, ((double *)sum->data[SCALAR])[i], sum0 + sum1, fabsl(sum0 + sum1));
         check_close(r, "m2", i, ((double *)m2->data[SCALAR])[i],
                     m2s + (b - a) * (b - a) * n0 * n1 / all, m2s + (a * a + b * b) * all);
     }
@@ -836,11 +844,10 @@ static void trial_coefficients(struct trial *r, size_t c, size_t round) {
     const double rate = rates[rng_below(r->rng, sizeof rates / sizeof rates[0])];
     const double eps = one_in(r, 3) ? 0 : one_in(r, 2) ? 1e-5 : 1e-3;
     const double divisor = one_in(r, 2) || n == 1 ? n : n - 1;
-    const int drop_low = (int)rng_below(r->rng, 2), scaled = round % 4 != 0;
-    test_context(r->t,
-                 "c = %zu from %zu, n = %g, eps = %g, rate = %g, divisor = %g, drop_low %d, "
-                 "scaled %d, values %d",
-                 c, first, n, eps, rate, divisor, drop_low, scaled, r->values);
+    const int scaled = round % 4 != 0;
+    test_context(
+        r->t, "c = %zu from %zu, n = %g, eps = %g, rate = %g, divisor = %g, scaled %d, values %d",
+        c, first, n, eps, rate, divisor, scaled, r->values);
     struct operand *mean = doubles(r, "mean", count), *m2 = doubles(r, "m2", count);
     const double size = ldexp(1, (int)rng_below(r->rng, 60) - 40);
     fill_doubles(r, mean, -size, one_in(r, 4) ? 0x1p128 : size);
@@ -853,8 +860,13 @@ static void trial_coefficients(struct trial *r, size_t c, size_t round) {
     struct operand *save_mean = maybe(r, "save_mean", count);
     struct operand *save_mean_lo = maybe(r, "save_mean_lo", count);
     struct operand *save_invstd = maybe(r, "save_invstd", count);
-    struct operand *running_mean = maybe(r, "running_mean", count);
-    struct operand *running_var = maybe(r, "running_var", count);
+    struct operand *save_var = maybe(r, "save_var", count);
+    struct operand *running_mean = maybe_parameters(r, "running_mean", count, 0);
+    struct operand *running_var = maybe_parameters(r, "running_var", count, 1);
+    const int elsewhere = one_in(r, 2);
+    struct operand *new_mean =
+        running_mean && elsewhere ? floats(r, "new_mean", count) : running_mean;
+    struct operand *new_var = running_var && elsewhere ? floats(r, "new_var", count) : running_var;
     for (enum version v = SCALAR; v < VERSIONS; v++) {
         const bnorm_coefficient_args args = {
             .mean = at(mean, v),
@@ -863,15 +875,17 @@ static void trial_coefficients(struct trial *r, size_t c, size_t round) {
             .eps = eps,
             .gamma = at(gamma, v),
             .beta = at(beta, v),
-            .drop_low = drop_low,
             .center = at(center, v),
             .scale = at(scale, v),
             .shift = at(shift, v),
             .save_mean = at(save_mean, v),
             .save_mean_lo = at(save_mean_lo, v),
             .save_invstd = at(save_invstd, v),
+            .save_var = at(save_var, v),
             .running_mean = at(running_mean, v),
             .running_var = at(running_var, v),
+            .new_mean = at(new_mean, v),
+            .new_var = at(new_var, v),
             .rate = rate,
             .divisor = divisor,
         };

@@ -560,31 +560,32 @@ static void test_empty_pieces(struct test *t) {
         struct fixture f;
         fixture_start(&f, t, k ? SIDE_START : SIDE_END);
         float *coefficients = fixture_output(&f, "coefficients", NULL, 15);
-        float *slopes = fixture_output(&f, "coefficients of backward", NULL, 20);
+        float *slopes = fixture_output(&f, "coefficients of backward", NULL, 25);
         float *save[5];
         for (size_t i = 0; i < 5; i++)
             save[i] = fixture_output(&f, "an array that is saved", NULL, 5);
         const float old[5] = {1, 2, 3, -4, NAN};
         float *mean = fixture_output(&f, "running mean", old, 5);
         float *var = fixture_output(&f, "running variance", old, 5);
-        bnorm_train train = {.eps = 1e-3,
-                             .running = {mean, var, .25, BNORM_VARIANCE_SAMPLE},
-                             .save_mean = save[0],
-                             .save_invstd = save[1],
-                             .save_mean_lo = save[2]};
+        bnorm_train train = {
+            .eps = 1e-3,
+            .running = {.mean = mean, .var = var, .rate = .25, .variance = BNORM_VARIANCE_SAMPLE},
+            .save_mean = save[0],
+            .save_invstd = save[1],
+            .save_mean_lo = save[2]};
         bnorm_grad grad = {.dgamma = save[3], .dbeta = save[4]};
         test_context(t, "an empty piece at image %zu", moments.first);
         check_status(t, "bnorm_finish", bnorm_finish(&moments, &train, coefficients), BNORM_OK);
         check_status(t, "bnorm_finish_grad", bnorm_finish_grad(&sums, &grad, slopes), BNORM_OK);
         check_zeros(t, "the coefficients of forward", coefficients, 15);
-        check_zeros(t, "the coefficients of backward", slopes, 20);
+        check_zeros(t, "the coefficients of backward", slopes, 25);
         for (size_t i = 0; i < 5; i++)
             check_zeros(t, "a saved array, dgamma or dbeta", save[i], 5);
         check_bits(t, "the running mean", mean, old, 5);
         check_bits(t, "the running variance", var, old, 5);
         grad.frozen = 1;
         check_status(t, "frozen", bnorm_finish_grad(&sums, &grad, slopes), BNORM_OK);
-        check_zeros(t, "the coefficients of backward", slopes, 20);
+        check_zeros(t, "the coefficients of backward", slopes, 25);
         grad = (bnorm_grad){0};
         train = (bnorm_train){0};
         check_status(t, "nothing wanted", bnorm_finish_grad(&sums, &grad, NULL), BNORM_OK);
@@ -883,8 +884,8 @@ static void refuse_grads(struct args *a) {
     EXPECT(BNORM_UNSUPPORTED, a->grad_value.residual = none, a->grad_value.mask = a->m->mask,
            a->grad_value.act.kind = BNORM_ACT_HARD_SWISH);
     EXPECT(BNORM_BAD_ENUM, a->grad_value.act.kind = (bnorm_act_kind)99);
-    EXPECT(BNORM_BAD_PARAMETER, a->grad_value.act = (bnorm_act){BNORM_ACT_CLAMP, 1, 1});
-    EXPECT(BNORM_BAD_PARAMETER, a->grad_value.act = (bnorm_act){BNORM_ACT_LEAKY_RELU, NAN, 0});
+    EXPECT(BNORM_BAD_ACTIVATION, a->grad_value.act = (bnorm_act){BNORM_ACT_CLAMP, 1, 1});
+    EXPECT(BNORM_BAD_ACTIVATION, a->grad_value.act = (bnorm_act){BNORM_ACT_LEAKY_RELU, NAN, 0});
     EXPECT(BNORM_BAD_STRIDE, a->dy.run_stride = C - 1);
     EXPECT(BNORM_BAD_STRIDE, a->grad_value.residual.run_stride = C - 1);
     EXPECT(BNORM_UNSUPPORTED, a->grad_value.weights.values = a->m->array[WEIGHTS]);
@@ -1004,21 +1005,24 @@ static void test_refuse_finish(struct test *t) {
     EXPECT(BNORM_OK, train->save_mean = NULL);
     EXPECT(BNORM_OK, train->save_invstd = NULL);
     EXPECT(BNORM_OK, train->save_mean_lo = NULL);
-    EXPECT(BNORM_BAD_PARAMETER, train->eps = -1e-9);
-    EXPECT(BNORM_BAD_PARAMETER, train->eps = NAN);
-    EXPECT(BNORM_BAD_PARAMETER, train->eps = INFINITY);
-    EXPECT(BNORM_BAD_PARAMETER, train->running.rate = NAN);
-    EXPECT(BNORM_BAD_PARAMETER, train->running.rate = -INFINITY);
-    EXPECT(BNORM_NULL_POINTER, train->running.mean = NULL);
-    EXPECT(BNORM_NULL_POINTER, train->running.var = NULL);
+    EXPECT(BNORM_BAD_EPSILON, train->eps = -1e-9);
+    EXPECT(BNORM_BAD_EPSILON, train->eps = NAN);
+    EXPECT(BNORM_BAD_EPSILON, train->eps = INFINITY);
+    EXPECT(BNORM_BAD_RATE, train->running.rate = NAN);
+    EXPECT(BNORM_BAD_RATE, train->running.rate = -INFINITY);
+    EXPECT(BNORM_NULL_POINTER, train->running.new_mean = train->running.mean,
+           train->running.mean = NULL);
+    EXPECT(BNORM_NULL_POINTER, train->running.new_var = train->running.var,
+           train->running.var = NULL);
+    EXPECT(BNORM_OK, train->running.var = NULL);
     EXPECT(BNORM_OK, train->running.mean = train->running.var = NULL);
     EXPECT(BNORM_OK, train->running.mean = train->running.var = NULL, train->running.rate = NAN);
     EXPECT(BNORM_BAD_ENUM, train->running.variance = (bnorm_variance)2);
     EXPECT(BNORM_BAD_ENUM, train->act.kind = (bnorm_act_kind)99);
-    EXPECT(BNORM_BAD_PARAMETER, train->act = (bnorm_act){BNORM_ACT_CLAMP, 2, 1});
+    EXPECT(BNORM_BAD_ACTIVATION, train->act = (bnorm_act){BNORM_ACT_CLAMP, 2, 1});
     EXPECT(BNORM_UNSUPPORTED, train->weights.values = a->m->array[WEIGHTS]);
     EXPECT(BNORM_UNSUPPORTED, train->renorm = &a->renorm);
-    EXPECT(BNORM_BAD_PARAMETER, a->left->n = 0, train->eps = -1);
+    EXPECT(BNORM_BAD_EPSILON, a->left->n = 0, train->eps = -1);
     float **const outputs[] = {&a->coefficients,  &train->running.mean, &train->running.var,
                                &train->save_mean, &train->save_invstd,  &train->save_mean_lo};
     const float **const inputs[] = {&train->gamma, &train->beta};

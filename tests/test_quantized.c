@@ -314,11 +314,11 @@ static void test_bad_quant(struct test *t) {
                                        .x_quant = place == 0 ? bad : good,
                                        .residual_quant = place == 1 ? bad : good,
                                        .y_quant = place == 2 ? bad : good};
-                refuse_apply(t, &shape, &affine, BNORM_BAD_PARAMETER);
+                refuse_apply(t, &shape, &affine, BNORM_BAD_QUANTIZATION);
                 if (place == 2) { /* from floats too */
                     affine.y_dtype = y_dtype_of(dtype);
                     shape.dtype = BNORM_BF16;
-                    refuse_apply(t, &shape, &affine, BNORM_BAD_PARAMETER);
+                    refuse_apply(t, &shape, &affine, BNORM_BAD_QUANTIZATION);
                 }
             }
     }

@@ -6,6 +6,12 @@
 #include <math.h>
 #include <string.h>
 
+/* Updated in place. */
+#define RUNNING(mean_array, var_array, share, kind_of_variance)                                    \
+    (bnorm_running) {                                                                              \
+        .mean = (mean_array), .var = (var_array), .rate = (share), .variance = (kind_of_variance)  \
+    }
+
 static void test_running_update(struct test *t) {
     static const double rates[] = {0, .1, 1, -1.2, 1e-3, 2}, counts[] = {1, 1.5, 2, 7, 100352};
     for (size_t c = 1; c < 70; c++)
@@ -24,9 +30,9 @@ static void test_running_update(struct test *t) {
             test_context(t, "c=%zu n=%g rate=%g%s", c, n, rate, kind ? " sample" : "");
             struct fixture f;
             fixture_start(&f, t, (enum side)(c / 2 % 2));
-            const bnorm_running running = {fixture_output(&f, "running mean", old_mean, c),
-                                           fixture_output(&f, "running variance", old_var, c), rate,
-                                           (bnorm_variance)kind};
+            const bnorm_running running = RUNNING(
+                fixture_output(&f, "running mean", old_mean, c),
+                fixture_output(&f, "running variance", old_var, c), rate, (bnorm_variance)kind);
             check_status(t, "bnorm_running_update",
                          bnorm_running_update(c, fixture_input(&f, "mean", mean, c),
                                               fixture_input(&f, "var", var, c), n, &running),
@@ -67,8 +73,8 @@ static void test_update_alone(struct test *t) {
         void *ws = test_alloc(t, ws_size);
         float *x = uniform_floats(t, 1, shape_count(&shape), -2, 2), *mean = test_floats(t, c),
               *var = test_floats(t, c), *a = test_floats(t, 2 * c), *b = test_floats(t, 2 * c);
-        const bnorm_running both[] = {{a, a + c, .25, (bnorm_variance)kind},
-                                      {b, b + c, .25, (bnorm_variance)kind}};
+        const bnorm_running both[] = {RUNNING(a, a + c, .25, (bnorm_variance)kind),
+                                      RUNNING(b, b + c, .25, (bnorm_variance)kind)};
         const bnorm_train train = {.eps = 1e-3, .running = both[0]};
         const bnorm_in in = {x, 0, 0};
         check_status(t, "bnorm_moments", bnorm_moments(&shape, in, mean, var, ws, ws_size, &exec),
@@ -141,9 +147,9 @@ static void test_cumulative(struct test *t) {
 
 static void test_update_errors(struct test *t) {
     struct {
-        float mean[4], var[4], running_mean[4], running_var[4];
-    } m = {{1, 2, 3, 4}, {1, 2, 3, 4}, {5, 6, 7, 8}, {5, 6, 7, 8}}, before = m;
-    const bnorm_running good = {m.running_mean, m.running_var, .1, BNORM_VARIANCE_SAMPLE};
+        float mean[4], var[4], running_mean[4], running_var[4], other[4];
+    } m = {{1, 2, 3, 4}, {1, 2, 3, 4}, {5, 6, 7, 8}, {5, 6, 7, 8}, {0}}, before = m;
+    const bnorm_running good = RUNNING(m.running_mean, m.running_var, .1, BNORM_VARIANCE_SAMPLE);
     const struct {
         const char *what;
         bnorm_status want;
@@ -158,78 +164,70 @@ static void test_update_errors(struct test *t) {
         {"mean NULL", BNORM_NULL_POINTER, 4, NULL, m.var, 9, 0, good},
         {"var NULL", BNORM_NULL_POINTER, 4, m.mean, NULL, 9, 0, good},
         {"running NULL", BNORM_NULL_POINTER, 4, m.mean, m.var, 9, 1, good},
-        {"running mean NULL",
+        {"running mean NULL, but where it goes",
          BNORM_NULL_POINTER,
          4,
          m.mean,
          m.var,
          9,
          0,
-         {NULL, m.running_var, .1, BNORM_VARIANCE_SAMPLE}},
-        {"running variance NULL",
+         {.var = m.running_var, .new_mean = m.running_mean}},
+        {"running variance NULL, but where it goes",
          BNORM_NULL_POINTER,
          4,
          m.mean,
          m.var,
          9,
          0,
-         {m.running_mean, NULL, .1, BNORM_VARIANCE_SAMPLE}},
+         {.mean = m.running_mean, .new_var = m.running_var}},
+        {"the new mean is the running variance",
+         BNORM_BAD_OVERLAP,
+         4,
+         m.mean,
+         m.var,
+         9,
+         0,
+         {.mean = m.running_mean, .var = m.running_var, .new_mean = m.running_var}},
+        {"the new variance meets the running mean",
+         BNORM_BAD_OVERLAP,
+         4,
+         m.mean,
+         m.var,
+         9,
+         0,
+         {.mean = m.running_mean,
+          .var = m.running_var,
+          .new_mean = m.other,
+          .new_var = m.running_mean + 3}},
+        {"the new mean meets mean",
+         BNORM_BAD_OVERLAP,
+         4,
+         m.mean,
+         m.var,
+         9,
+         0,
+         {.mean = m.running_mean, .var = m.running_var, .new_mean = m.mean}},
         {"n = 0", BNORM_BAD_PARAMETER, 4, m.mean, m.var, 0, 0, good},
         {"n = 0.99", BNORM_BAD_PARAMETER, 4, m.mean, m.var, .99, 0, good},
         {"n = -3", BNORM_BAD_PARAMETER, 4, m.mean, m.var, -3, 0, good},
         {"n NaN", BNORM_BAD_PARAMETER, 4, m.mean, m.var, NAN, 0, good},
         {"n infinite", BNORM_BAD_PARAMETER, 4, m.mean, m.var, INFINITY, 0, good},
-        {"n = 0, population",
-         BNORM_BAD_PARAMETER,
-         4,
-         m.mean,
-         m.var,
-         0,
-         0,
-         {m.running_mean, m.running_var, .1, BNORM_VARIANCE_POPULATION}},
-        {"rate NaN",
-         BNORM_BAD_PARAMETER,
-         4,
-         m.mean,
-         m.var,
-         9,
-         0,
-         {m.running_mean, m.running_var, NAN, BNORM_VARIANCE_SAMPLE}},
-        {"rate infinite",
-         BNORM_BAD_PARAMETER,
-         4,
-         m.mean,
-         m.var,
-         9,
-         0,
-         {m.running_mean, m.running_var, INFINITY, BNORM_VARIANCE_SAMPLE}},
-        {"no such variance",
-         BNORM_BAD_ENUM,
-         4,
-         m.mean,
-         m.var,
-         9,
-         0,
-         {m.running_mean, m.running_var, .1, (bnorm_variance)2}},
-        {"running mean is mean",
-         BNORM_BAD_OVERLAP,
-         4,
-         m.mean,
-         m.var,
-         9,
-         0,
-         {m.mean, m.running_var, .1, BNORM_VARIANCE_SAMPLE}},
+        {"n = 0, population", BNORM_BAD_PARAMETER, 4, m.mean, m.var, 0, 0,
+         RUNNING(m.running_mean, m.running_var, .1, BNORM_VARIANCE_POPULATION)},
+        {"rate NaN", BNORM_BAD_RATE, 4, m.mean, m.var, 9, 0,
+         RUNNING(m.running_mean, m.running_var, NAN, BNORM_VARIANCE_SAMPLE)},
+        {"rate infinite", BNORM_BAD_RATE, 4, m.mean, m.var, 9, 0,
+         RUNNING(m.running_mean, m.running_var, INFINITY, BNORM_VARIANCE_SAMPLE)},
+        {"no such variance", BNORM_BAD_ENUM, 4, m.mean, m.var, 9, 0,
+         RUNNING(m.running_mean, m.running_var, .1, (bnorm_variance)2)},
+        {"running mean is mean", BNORM_BAD_OVERLAP, 4, m.mean, m.var, 9, 0,
+         RUNNING(m.mean, m.running_var, .1, BNORM_VARIANCE_SAMPLE)},
         {"running variance meets var", BNORM_BAD_OVERLAP, 4, m.mean, m.running_mean + 2, 9, 0,
          good},
-        {"running mean is the variance",
-         BNORM_BAD_OVERLAP,
-         4,
-         m.mean,
-         m.var,
-         9,
-         0,
-         {m.running_mean, m.running_mean, .1, BNORM_VARIANCE_SAMPLE}},
-        {"not tracked", BNORM_OK, 4, m.mean, m.var, 9, 0, {NULL, NULL, NAN, BNORM_VARIANCE_SAMPLE}},
+        {"running mean is the variance", BNORM_BAD_OVERLAP, 4, m.mean, m.var, 9, 0,
+         RUNNING(m.running_mean, m.running_mean, .1, BNORM_VARIANCE_SAMPLE)},
+        {"not tracked", BNORM_OK, 4, m.mean, m.var, 9, 0,
+         RUNNING(NULL, NULL, NAN, BNORM_VARIANCE_SAMPLE)},
     };
     for (size_t i = 0; i < COUNT_OF(all); i++) {
         test_context(t, "%s", all[i].what);

@@ -99,8 +99,6 @@ static void compare_to_oracle(struct test *t, const struct problem *p) {
         .residual = to_double(t, p->residual, count),
         .eps = o->eps,
         .act = o->act,
-        .float_mean =
-            o->act.kind != BNORM_ACT_IDENTITY && !o->residual && o->save_mean && !o->save_lo,
     };
     const struct oracle_train_out e = {
         .stats = {test_doubles(t, c), test_doubles(t, c), test_doubles(t, c), test_doubles(t, c)},
@@ -174,10 +172,10 @@ static void compare_to_scalar(struct test *t, const struct problem *p, const str
     if (!how->outputs_less) {
         train.save_invstd = fixture_output(&f, "save_invstd", NULL, c);
         train.running = (bnorm_running){
-            fixture_output(&f, "running mean", p->running_mean, c),
-            fixture_output(&f, "running variance", p->running_var, c),
-            p->options.rate,
-            p->options.variance,
+            .mean = fixture_output(&f, "running mean", p->running_mean, c),
+            .var = fixture_output(&f, "running variance", p->running_var, c),
+            .rate = p->options.rate,
+            .variance = p->options.variance,
         };
     }
     const size_t ws_size = bnorm_workspace(BNORM_OP_FORWARD_TRAIN, &p->shape);

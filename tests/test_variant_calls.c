@@ -109,9 +109,9 @@ static void test_bad_job(struct test *t) {
             before[i] = snapshot(t, &m->ready[i].base.fixture, &size);
         }
         size_t failed = JOBS;
-        const bnorm_status want = !v->weights.values && m->calls[at].op == BNORM_OP_BACKWARD
-                                      ? BNORM_NULL_POINTER
-                                      : BNORM_BAD_PARAMETER;
+        const bnorm_status want = v->weights.values                      ? BNORM_BAD_WEIGHTS
+                                  : m->calls[at].op == BNORM_OP_BACKWARD ? BNORM_NULL_POINTER
+                                                                         : BNORM_BAD_RENORM;
         test_context(t, "job %zu is bad", at);
         check_status(t, "bnorm_run_jobs", bnorm_run_jobs(m->jobs, JOBS, &failed, &exec), want);
         if (failed != at)
@@ -199,17 +199,16 @@ static void test_weight_errors(struct test *t) {
     EXPECT(BNORM_OP_MOMENTS, WITH_WEIGHTS, BNORM_OK, (void)0);
     for (size_t i = 0; i < COUNT_OF(bad); i++) {
         const size_t at = i == 0 ? 0 : i == 1 ? 6 * 31 - 1 : rng_below(&t->rng, 6 * 31);
-        EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_WEIGHTS, BNORM_BAD_PARAMETER,
+        EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_WEIGHTS, BNORM_BAD_WEIGHTS,
                writable(train->weights.values)[at] = (float)bad[i]);
-        EXPECT(BNORM_OP_BACKWARD, WITH_WEIGHTS, BNORM_BAD_PARAMETER,
+        EXPECT(BNORM_OP_BACKWARD, WITH_WEIGHTS, BNORM_BAD_WEIGHTS,
                writable(grad->weights.values)[at] = (float)bad[i]);
-        EXPECT(BNORM_OP_MOMENTS, WITH_WEIGHTS, BNORM_BAD_PARAMETER,
+        EXPECT(BNORM_OP_MOMENTS, WITH_WEIGHTS, BNORM_BAD_WEIGHTS,
                writable(a->ready.weights.values)[at] = (float)bad[i]);
-        EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_WEIGHTS, BNORM_BAD_PARAMETER,
+        EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_WEIGHTS, BNORM_BAD_EPSILON,
                train->weights.epsilon = bad[i]);
-        EXPECT(BNORM_OP_BACKWARD, WITH_WEIGHTS, BNORM_BAD_PARAMETER,
-               grad->weights.epsilon = bad[i]);
-        EXPECT(BNORM_OP_MOMENTS, WITH_WEIGHTS, BNORM_BAD_PARAMETER,
+        EXPECT(BNORM_OP_BACKWARD, WITH_WEIGHTS, BNORM_BAD_EPSILON, grad->weights.epsilon = bad[i]);
+        EXPECT(BNORM_OP_MOMENTS, WITH_WEIGHTS, BNORM_BAD_EPSILON,
                a->ready.weights.epsilon = bad[i]);
     }
     EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_WEIGHTS, BNORM_BAD_OVERLAP,
@@ -257,13 +256,13 @@ static void test_renorm_errors(struct test *t) {
     EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_OK, (void)0);
     EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_OK, renorm->save_r = renorm->save_d = NULL);
     EXPECT(BNORM_OP_BACKWARD, WITH_BOTH, BNORM_OK, (void)0);
-    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_PARAMETER, renorm->r_min = -.5);
-    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_PARAMETER, renorm->r_min = NAN);
-    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_PARAMETER, renorm->r_max = NAN);
-    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_PARAMETER, renorm->r_min = 2,
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_RENORM, renorm->r_min = -.5);
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_RENORM, renorm->r_min = NAN);
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_RENORM, renorm->r_max = NAN);
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_RENORM, renorm->r_min = 2,
            renorm->r_max = 1.9);
-    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_PARAMETER, renorm->d_max = -1e-9);
-    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_PARAMETER, renorm->d_max = NAN);
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_RENORM, renorm->d_max = -1e-9);
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_RENORM, renorm->d_max = NAN);
     EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_NULL_POINTER,
            train->running.mean = train->running.var = NULL);
     EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_OVERLAP, renorm->save_r = renorm->save_d);
@@ -319,7 +318,7 @@ static void test_ghost_errors(struct test *t) {
         EXPECT(ops[i], WITH_GHOST, BNORM_BAD_OVERLAP, /* out of place, but one element off */
                r->job.out = (bnorm_out){(float *)(uintptr_t)r->job.x.data + 1, r->job.x.run_stride,
                                         r->job.x.image_stride});
-        EXPECT(ops[i], WITH_GHOST, BNORM_BAD_PARAMETER, train->act.kind = BNORM_ACT_CLAMP,
+        EXPECT(ops[i], WITH_GHOST, BNORM_BAD_ACTIVATION, train->act.kind = BNORM_ACT_CLAMP,
                grad->act.kind = BNORM_ACT_CLAMP);
     }
     EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_GHOST, BNORM_BAD_ENUM,
@@ -328,9 +327,10 @@ static void test_ghost_errors(struct test *t) {
     EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_GHOST, BNORM_UNSUPPORTED,
            train->renorm = &(bnorm_renorm){.r_min = 1, .r_max = 1});
     EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_GHOST, BNORM_NULL_POINTER, r->job.out.data = NULL);
-    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_GHOST, BNORM_NULL_POINTER, train->running.var = NULL);
-    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_GHOST, BNORM_BAD_PARAMETER, train->eps = -1);
-    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_GHOST, BNORM_BAD_PARAMETER, train->running.rate = NAN);
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_GHOST, BNORM_NULL_POINTER,
+           train->running.new_var = train->running.var, train->running.var = NULL);
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_GHOST, BNORM_BAD_EPSILON, train->eps = -1);
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_GHOST, BNORM_BAD_RATE, train->running.rate = NAN);
     /* Only the last group's part meets another array. */
     EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_GHOST, BNORM_BAD_OVERLAP,
            train->save_invstd = train->save_mean + 2 * r->shape.c);

@@ -89,10 +89,9 @@ struct wide_stats {
 struct wide_stats wide_stats(struct test *t, const struct wide_data *w);
 
 /* y, and how far a right implementation in float may be from it. r and d may be off by r_bound and
- * d_bound (NULL = not at all). mean_float: as in oracle_train. bound may be NULL. */
+ * d_bound (NULL = not at all). bound may be NULL. */
 struct wide_forward {
     const wide *r_bound, *d_bound;
-    int mean_float;
     wide *v, *y, *bound;
 };
 void wide_forward(const struct wide_data *w, const struct wide_stats *stats,

@@ -286,9 +286,9 @@ static void count_merge(void) {
 
 static void count_merge_pair(void) {
     const bnorm_pair_args args = {.n = {4096, 1000},
-                                  .mean = sums[0],
+                                  .sum = sums[0],
                                   .m2 = sums[1],
-                                  .next_mean = sums[2],
+                                  .next_sum = sums[2],
                                   .next_m2 = sums[3]};
     for (size_t i = 0; i < WIDTHS; i++) {
         begin();
@@ -314,6 +314,7 @@ static void count_coefficients(void) {
         .save_mean = results[0],
         .save_invstd = results[1],
         .running_mean = results[2],
+        .new_mean = results[2],
         .running_var = results[3],
         .rate = 0.1,
         .divisor = 4095,

@@ -106,7 +106,10 @@ enum {
     SLEEF = 4096,      /* activations that need it; `which` = 0: each case another */
     SOME = 8192,       /* not the larger shapes */
     WEIGHTED = 16384,  /* with weights */
-    RENORM = 32768     /* batch renormalization */
+    RENORM = 32768,    /* batch renormalization */
+    ELSEWHERE = 65536, /* the variance is saved, and the running statistics go elsewhere */
+    FROM_VAR = 131072, /* backward has a variance instead of an inverse deviation */
+    EXPANDED = 262144  /* dy has one value along some axes */
 };
 
 /* `which` is an activation, a weight layout or a preset, as the op has it. */
@@ -229,6 +232,12 @@ static const struct group groups[] = {
 
     {OP_JOBS, ONCE, "all_ops", 0, NORMAL, STRIDED, BNORM_F32},
 
+    {OP_FORWARD, PLAIN, "elsewhere", 0, NORMAL, ELSEWHERE | ANY_ACT | ANY_TYPE | SOME, BNORM_F32},
+    {OP_BACKWARD, PLAIN, "from_var", 0, SYMMETRIC,
+     FROM_VAR | ELSEWHERE | ANY_ACT | ANY_TYPE | SOME | ANY_RECOVERY, BNORM_F32},
+    {OP_BACKWARD, PLAIN, "expanded", 0, SYMMETRIC,
+     EXPANDED | ANY_ACT | ANY_TYPE | SOME | ANY_RECOVERY, BNORM_F32},
+
     /* Variants of the frameworks, and batches in pieces. */
     {OP_MOMENTS, PLAIN, "weights", 0, CANCELLING, WEIGHTED | STRIDED | SOME, BNORM_F32},
     {OP_MOMENTS, PLAIN, "weights_special", 0, SPECIAL, WEIGHTED | STRIDED | SOME, BNORM_F32},
@@ -319,6 +328,9 @@ enum array {
     OUT_B,
     RENORM_R,
     RENORM_D,
+    SAVED_VAR,
+    NEW_MEAN,
+    NEW_VAR,
     ARRAYS
 };
 static float arrays[ARRAYS][MAX_C + GUARD];
@@ -892,13 +904,15 @@ static void train(struct test *t, struct tensor x, struct tensor y, struct tenso
                   const bnorm_running *running, int low) {
     size_t size;
     void *const ws = ws_of(t, BNORM_OP_FORWARD_TRAIN, &size);
-    const bnorm_train options = {
+    const int elsewhere = (t->group->flags & ELSEWHERE) != 0;
+    bnorm_train options = {
         .gamma = t->gamma,
         .beta = t->beta,
         .eps = t->eps,
         .running = *running,
         .save_mean = arrays[BATCH_MEAN],
         .save_invstd = arrays[INVSTD],
+        .save_var = elsewhere ? arrays[SAVED_VAR] : NULL,
         .save_mean_lo = low ? arrays[MEAN_LO] : NULL,
         .residual = as_in(t, residual),
         .act = t->act,
@@ -906,6 +920,10 @@ static void train(struct test *t, struct tensor x, struct tensor y, struct tenso
         .weights = t->weights,
         .renorm = t->renorm.save_r ? &t->renorm : NULL,
     };
+    if (elsewhere && running->mean) {
+        options.running.new_mean = arrays[NEW_MEAN];
+        options.running.new_var = arrays[NEW_VAR];
+    }
     expect_ok(
         bnorm_forward_train(&t->shape, as_in(t, x), as_out(t, y), &options, ws, size, &t->exec),
         "bnorm_forward_train");
@@ -1029,7 +1047,7 @@ static void run_forward(struct test *t) {
     const struct tensor x = input(t, X, t->group->data),
                         residual = maybe_residual(t, pick(t, 3) == 0),
                         y = output_y(t, x, residual, x.type);
-    const bnorm_running none = {NULL, NULL, 0, BNORM_VARIANCE_POPULATION};
+    const bnorm_running none = {.mean = NULL};
     const bnorm_running running =
         pick(t, 3) || t->renorm.save_r ? running_of((enum preset)pick(t, CAFFE + 1), 0.1, 2) : none;
     train(t, x, y, residual, &running, pick(t, 3) > 0);
@@ -1041,6 +1059,8 @@ static void run_forward(struct test *t) {
         hash_array(t, RENORM_R, t->shape.c);
         hash_array(t, RENORM_D, t->shape.c);
     }
+    for (int a = SAVED_VAR; t->group->flags & ELSEWHERE && a <= NEW_VAR; a++)
+        hash_array(t, (enum array)a, t->shape.c);
 }
 
 static int y_tells(const bnorm_act *act) {
@@ -1050,7 +1070,7 @@ static int y_tells(const bnorm_act *act) {
 
 static void run_backward(struct test *t) {
     static const unsigned recoveries[] = {0, WITH_RESIDUAL, FROM_Y, FROZEN};
-    const bnorm_running none = {NULL, NULL, 0, BNORM_VARIANCE_POPULATION};
+    const bnorm_running none = {.mean = NULL};
     const size_t c = t->shape.c;
     unsigned how = t->group->flags;
     if (how & ANY_RECOVERY)
@@ -1080,6 +1100,7 @@ static void run_backward(struct test *t) {
         const bnorm_running keras = bnorm_running_keras(arrays[MEAN], arrays[VAR], 0.99);
         train(t, x, y, added, t->renorm.save_r ? &keras : &none, low);
     }
+    const float *const var = how & FROZEN ? arrays[VAR] : arrays[SAVED_VAR];
     const struct tensor residual = from_y || t->mask ? absent : added;
     const struct tensor extra = from_y ? y : residual;
 
@@ -1101,7 +1122,9 @@ static void run_backward(struct test *t) {
         .gamma = t->gamma,
         .beta = t->beta,
         .save_mean = mean,
-        .save_invstd = arrays[INVSTD],
+        .save_invstd = how & FROM_VAR ? NULL : arrays[INVSTD],
+        .save_var = how & FROM_VAR ? var : NULL,
+        .eps = how & FROM_VAR ? t->eps : 0,
         .save_mean_lo = low && !(how & FROZEN) ? arrays[MEAN_LO] : NULL,
         .frozen = (how & FROZEN) != 0,
         .act = t->act,
@@ -1114,10 +1137,14 @@ static void run_backward(struct test *t) {
         .weights = t->weights,
         .renorm_r = how & FROZEN ? NULL : t->renorm.save_r,
         .renorm_d = how & FROZEN ? NULL : t->renorm.save_d,
+        .dy_broadcast = how & EXPANDED ? 1 + pick(t, 7) : 0,
     };
-    expect_ok(bnorm_backward(&t->shape, as_in(t, x), as_in(t, dy), as_out(t, dx), &options, ws,
-                             size, &t->exec),
-              "bnorm_backward");
+    bnorm_in given = as_in(t, dy);
+    if (how & EXPANDED)
+        given.run_stride = given.image_stride = 0;
+    expect_ok(
+        bnorm_backward(&t->shape, as_in(t, x), given, as_out(t, dx), &options, ws, size, &t->exec),
+        "bnorm_backward");
     hash_tensor(t, dx);
     hash_tensor(t, dresidual);
     hash_mask(t);
@@ -1308,7 +1335,7 @@ static void apply_piece(const struct test *t, const struct pieces *all, size_t f
 /* What one call does after its reduction. */
 static void finish_in_pieces(const struct test *t, const struct pieces *all,
                              const bnorm_partial *whole) {
-    static float coefficients[4 * MAX_C];
+    static float coefficients[5 * MAX_C];
     if (whole->op == BNORM_OP_BACKWARD)
         expect_ok(bnorm_finish_grad(whole, &all->grad, coefficients), "bnorm_finish_grad");
     else

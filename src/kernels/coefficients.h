@@ -41,7 +41,7 @@ BNORM_INLINE vec_d plus_product(vec_d a, vec_d b, vec_d c) {
     } while (0)
 
 /* Channels [i, i + vectors*VEC_D), or the first n lanes of one vector, of a part of the batch:
- * their mean and M2, or their two sums. */
+ * their sum and M2, or their two sums. */
 struct nodes {
     vec_d a[BNORM_SIDE], b[BNORM_SIDE];
 };
@@ -68,24 +68,21 @@ BNORM_INLINE void store_nodes(const bnorm_partials *p, size_t row, size_t i, siz
     }
 }
 
-/* One piece and the one after it, of n_left and n_right values. */
+/* One piece and the one after it, of n_left and n_right values; those of sums are not looked at. */
 BNORM_INLINE void join_nodes(enum tree tree, size_t vectors, const struct nodes *left,
                              struct nodes *right, double n_left, double n_right) {
-    const double share = tree == BNORM_MERGED ? n_right / (n_left + n_right) : 0;
-    const vec_d shares = vec_set1_d(share), weight = vec_set1_d(n_left * share);
+    const int merged = tree == BNORM_MERGED, halves = n_left == n_right;
+    const vec_d weight = vec_set1_d(merged ? n_left / (n_right * (n_left + n_right)) : 0);
+    const vec_d count = vec_set1_d(n_left), minus_next = vec_set1_d(-n_right);
     BNORM_UNROLL
     for (size_t v = 0; v < vectors; v++) {
-        const vec_d d = vec_sub_d(right->a[v], left->a[v]),
-                    both = vec_add_d(left->b[v], right->b[v]);
-        if (tree == BNORM_MERGED) {
-            /* Halves round as the sums of leaves do, as a leaf may be cut. */
-            right->a[v] = n_left == n_right
-                              ? vec_mul_d(vec_add_d(left->a[v], right->a[v]), vec_set1_d(0.5))
-                              : vec_fma_d(d, shares, left->a[v]);
-            right->b[v] = vec_fma_d(vec_mul_d(d, d), weight, both);
-        } else {
-            right->a[v] = vec_add_d(left->a[v], right->a[v]);
-            right->b[v] = both;
+        const vec_d a = left->a[v], next = right->a[v], both = vec_add_d(left->b[v], right->b[v]);
+        right->a[v] = vec_add_d(a, next);
+        right->b[v] = both;
+        if (merged) {
+            const vec_d excess =
+                halves ? vec_sub_d(next, a) : vec_fma_d(minus_next, vec_div_d(a, count), next);
+            right->b[v] = vec_fma_d(vec_mul_d(excess, excess), weight, both);
         }
     }
 }
@@ -95,28 +92,12 @@ BNORM_INLINE struct nodes image_nodes(enum tree tree, const bnorm_partials *p, s
                                       size_t images, size_t i, size_t vectors, size_t n) {
     struct nodes all = load_nodes(p, row, i, vectors, n);
     double before = p->per_image > 1 ? p->size : p->last * (double)images;
-    if (tree == BNORM_MERGED) {
-        BNORM_UNROLL
-        for (size_t v = 0; v < vectors; v++)
-            all.a[v] = vec_div_d(all.a[v], vec_set1_d(before));
-    }
     for (size_t b = 1; b < p->per_image; b++) {
-        const struct nodes next = load_nodes(p, row + b, i, vectors, n);
-        if (tree == BNORM_ADDED) {
-            join_nodes(tree, vectors, &next, &all, 0, 0);
-            continue;
-        }
-        const double block = b + 1 < p->per_image ? p->size : p->last, count = before + block;
-        const vec_d inverse = vec_set1_d(1 / count), weight = vec_set1_d(before / (block * count));
-        const vec_d minus_block = vec_set1_d(-block);
-        before = count;
-        BNORM_UNROLL
-        for (size_t v = 0; v < vectors; v++) {
-            const vec_d excess = vec_fma_d(minus_block, all.a[v], next.a[v]);
-            const vec_d both = vec_add_d(all.b[v], next.b[v]);
-            all.a[v] = vec_fma_d(excess, inverse, all.a[v]);
-            all.b[v] = vec_fma_d(vec_mul_d(excess, excess), weight, both);
-        }
+        const double block = b + 1 < p->per_image ? p->size : p->last;
+        struct nodes next = load_nodes(p, row + b, i, vectors, n);
+        join_nodes(tree, vectors, &all, &next, before, block);
+        all = next;
+        before += block;
     }
     return all;
 }
@@ -154,11 +135,12 @@ BNORM_INLINE void tree_lanes(enum tree tree, const bnorm_partials *p, size_t i, 
         join_nodes(tree, vectors, &left, &all, images * p->hw, behind * p->hw);
         behind += images;
     }
+    const vec_d count = vec_set1_d(behind * p->hw);
     BNORM_UNROLL
     for (size_t v = 0; v < vectors; v++) {
-        const vec_d b = vec_canonical_d(all.b[v]), a = tree == BNORM_MERGED
-                                                           ? vec_if_eq_d(b, b, all.a[v], b)
-                                                           : vec_canonical_d(all.a[v]);
+        const vec_d b = vec_canonical_d(all.b[v]);
+        const vec_d a = tree == BNORM_MERGED ? vec_if_eq_d(b, b, vec_div_d(all.a[v], count), b)
+                                             : vec_canonical_d(all.a[v]);
         store_d_lanes(first + i + v * VEC_D, a, n);
         store_d_lanes(second + i + v * VEC_D, b, n);
     }
@@ -183,12 +165,12 @@ static void merge_pair(const bnorm_pair_args *a, size_t c) {
     for (size_t i = 0; i < c; i += VEC_D) {
         const size_t n = lesser(VEC_D, c - i);
         struct nodes left, right;
-        left.a[0] = load_d_lanes(a->mean + i, n);
+        left.a[0] = load_d_lanes(a->sum + i, n);
         left.b[0] = load_d_lanes(a->m2 + i, n);
-        right.a[0] = load_d_lanes(a->next_mean + i, n);
+        right.a[0] = load_d_lanes(a->next_sum + i, n);
         right.b[0] = load_d_lanes(a->next_m2 + i, n);
         join_nodes(BNORM_MERGED, 1, &left, &right, a->n[0], a->n[1]);
-        store_d_lanes(a->mean + i, vec_canonical_d(right.a[0]), n);
+        store_d_lanes(a->sum + i, vec_canonical_d(right.a[0]), n);
         store_d_lanes(a->m2 + i, vec_canonical_d(right.b[0]), n);
     }
     vec_leave();
@@ -203,13 +185,47 @@ BNORM_INLINE void scale_and_shift(vec_d gamma, vec_d beta, vec_d mean_lo, vec_d 
     narrow_lanes(shift, plus_product(minus_low, rounded, beta), n);
 }
 
-/* old + rate*(batch - old), or the batch's value whatever the old one is. */
-BNORM_INLINE void blend_lanes(float *running, double rate, vec_d batch, size_t n) {
+/* old + rate*(batch - old) */
+BNORM_INLINE vec_d blended(double rate, vec_d batch, vec_d old) {
+    return vec_fma_d(vec_set1_d(rate), vec_sub_d(batch, old), old);
+}
+
+/* The same where some lanes have an infinity or a NaN, whose difference the average does not
+ * have. */
+BNORM_RARE void blend_infinite(double rate, double batch[VEC_D], double old[VEC_D]) {
+    double average[VEC_D];
+    unsigned bits = 0;
+    for (size_t i = 0; i < VEC_D; i++) {
+        if (!isfinite(old[i]) || !isfinite(batch[i])) {
+            average[i] = (1 - rate) * old[i] + rate * batch[i];
+            batch[i] = old[i] = 0;
+            bits |= 1u << i;
+        }
+    }
+    vec_store_d(batch, blended(rate, vec_load_d(batch), vec_load_d(old)));
+    replace_lanes(bits, average, batch);
+}
+
+/* (1 - rate)*old + rate*batch. Rate 1 takes the batch's value whatever the old one is, rate 0 keeps
+ * the old one whatever the batch's is. */
+BNORM_INLINE void blend_lanes(const float *running, float *updated, double rate, vec_d batch,
+                              size_t n) {
     if (rate != 1) {
         const vec_d old = widen_lanes(running, n);
-        batch = vec_fma_d(vec_set1_d(rate), vec_sub_d(batch, old), old);
+        if (rate == 0) {
+            batch = old;
+        } else if (vec_outside_d(old, -DBL_MAX, DBL_MAX) |
+                   vec_outside_d(batch, -DBL_MAX, DBL_MAX)) {
+            double values[VEC_D], olds[VEC_D];
+            vec_store_d(values, batch);
+            vec_store_d(olds, old);
+            blend_infinite(rate, values, olds);
+            batch = vec_load_d(values);
+        } else {
+            batch = blended(rate, batch, old);
+        }
     }
-    narrow_lanes(running, batch, n);
+    narrow_lanes(updated, batch, n);
 }
 
 BNORM_INLINE void coefficient_lanes(const bnorm_coefficient_args *a, size_t i, size_t n) {
@@ -223,19 +239,21 @@ BNORM_INLINE void coefficient_lanes(const bnorm_coefficient_args *a, size_t i, s
         const vec_d inverse = vec_div_d(vec_set1_d(1), vec_sqrt_d(spread));
         const vec_d invstd = vec_if_eq_d(spread, zero, zero, vec_round_d(inverse));
         narrow_lanes(a->center + i, high, n);
-        scale_and_shift(parameter_d(a->gamma, i, n, 1), parameter_d(a->beta, i, n, 0),
-                        a->drop_low ? zero : low, invstd, a->scale + i, a->shift + i, n);
+        scale_and_shift(parameter_d(a->gamma, i, n, 1), parameter_d(a->beta, i, n, 0), low, invstd,
+                        a->scale + i, a->shift + i, n);
         if (a->save_mean)
             narrow_lanes(a->save_mean + i, high, n);
         if (a->save_mean_lo)
             narrow_lanes(a->save_mean_lo + i, low, n);
         if (a->save_invstd)
             narrow_lanes(a->save_invstd + i, invstd, n);
+        if (a->save_var)
+            narrow_lanes(a->save_var + i, variance, n);
     }
-    if (a->running_mean)
-        blend_lanes(a->running_mean + i, a->rate, mean, n);
-    if (a->running_var)
-        blend_lanes(a->running_var + i, a->rate,
+    if (a->new_mean)
+        blend_lanes(a->running_mean + i, a->new_mean + i, a->rate, mean, n);
+    if (a->new_var)
+        blend_lanes(a->running_var + i, a->new_var + i, a->rate,
                     a->divisor == a->n ? variance : vec_div_d(m2, vec_set1_d(a->divisor)), n);
 }
 

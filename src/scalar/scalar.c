@@ -354,15 +354,16 @@ static void moments_tree(const bnorm_block_args *a, double *sum, double *m2) {
 
 /* What a tree is made of: statistics of n values. */
 struct node {
-    double mean, m2, n;
+    double sum, m2, n;
 };
 
 /* Chan, Golub, LeVeque: "Updating formulae and a pairwise algorithm for computing sample variances"
- * (1979). Two halves round as the sums of leaves do, as a leaf may be cut. */
+ * (1979), with excess = b.n*(mean of b - mean of a). It is exactly 0 for equal means, and sums that
+ * fit into a double stay exact. */
 static struct node pair_of(struct node a, struct node b) {
-    const double n = a.n + b.n, share = b.n / n, d = b.mean - a.mean;
-    const double mean = a.n == b.n ? 0.5 * (a.mean + b.mean) : fma(d, share, a.mean);
-    return (struct node){mean, fma(d * d, a.n * share, a.m2 + b.m2), n};
+    const double excess = a.n == b.n ? b.sum - a.sum : fma(-b.n, a.sum / a.n, b.sum);
+    const double weight = a.n / (b.n * (a.n + b.n));
+    return (struct node){a.sum + b.sum, fma(excess * excess, weight, a.m2 + b.m2), a.n + b.n};
 }
 
 /* The row of the tables with the first block of image i. */
@@ -370,19 +371,13 @@ static size_t row_of(const bnorm_partials *p, size_t i) {
     return bnorm_subtrees(p->first, i - p->first, p->leaf) * p->per_image * p->stride;
 }
 
-/* An image, or a leaf of several. Blocks come in order, with excess = n_block*(block mean - mean),
- * which is exactly 0 for equal means. */
+/* An image, or a leaf of several. Blocks come in order. */
 static struct node image_node(const bnorm_partials *p, size_t row, size_t images) {
     const double *const sum = p->entries[0] + row, *const m2 = p->entries[1] + row;
-    const double n_first = p->per_image > 1 ? p->size : p->last * (double)images;
-    struct node all = {sum[0] / n_first, m2[0], n_first};
+    struct node all = {sum[0], m2[0], p->per_image > 1 ? p->size : p->last * (double)images};
     for (size_t b = 1; b < p->per_image; b++) {
-        const double n_block = b + 1 < p->per_image ? p->size : p->last, n = all.n + n_block;
-        const double inverse_n = 1 / n, weight = all.n / (n_block * n);
-        const double excess = fma(-n_block, all.mean, sum[b * p->stride]);
-        all.mean = fma(excess, inverse_n, all.mean);
-        all.m2 = fma(excess * excess, weight, all.m2 + m2[b * p->stride]);
-        all.n = n;
+        const double n = b + 1 < p->per_image ? p->size : p->last;
+        all = pair_of(all, (struct node){sum[b * p->stride], m2[b * p->stride], n});
     }
     return all;
 }
@@ -400,7 +395,7 @@ static struct node merge_images(const bnorm_partials *p, size_t channel, size_t 
     else
         all = pair_of(merge_images(p, channel, i, i + images / 2),
                       merge_images(p, channel, i + images / 2, end));
-    p->entries[0][row] = all.mean;
+    p->entries[0][row] = all.sum;
     p->entries[1][row] = all.m2;
     return all;
 }
@@ -412,16 +407,16 @@ static void merge(const bnorm_partials *p, size_t first, size_t c, double *mean,
             continue;
         m2[i] = canonical_double(all.m2);
         /* an infinity among the data leaves no mean either */
-        mean[i] = all.m2 != all.m2 ? m2[i] : all.mean;
+        mean[i] = all.m2 != all.m2 ? m2[i] : all.sum / all.n;
     }
 }
 
 static void merge_pair(const bnorm_pair_args *a, size_t c) {
     for (size_t i = 0; i < c; i++) {
-        const struct node left = {a->mean[i], a->m2[i], a->n[0]},
-                          right = {a->next_mean[i], a->next_m2[i], a->n[1]},
+        const struct node left = {a->sum[i], a->m2[i], a->n[0]},
+                          right = {a->next_sum[i], a->next_m2[i], a->n[1]},
                           both = pair_of(left, right);
-        a->mean[i] = canonical_double(both.mean);
+        a->sum[i] = canonical_double(both.sum);
         a->m2[i] = canonical_double(both.m2);
     }
 }
@@ -685,10 +680,17 @@ static float shift_of(const float *beta, size_t i, double mean_lo, float scale) 
     return to_float(mean_lo == 0 ? b : b - mean_lo * (double)scale);
 }
 
-/* old + rate*(batch - old). Rate 1 takes the batch's value whatever the old one is, also a NaN. */
-static void blend(float *running, double rate, double batch) {
-    const double old = rate == 1 ? 0 : (double)*running;
-    *running = to_float(rate == 1 ? batch : fma(rate, batch - old, old));
+/* (1 - rate)*old + rate*batch, as old + rate*(batch - old) unless one of them is infinite or NaN.
+ * Rate 1 takes the batch's value whatever the old one is, rate 0 keeps the old one. */
+static float blend(const float *running, double rate, double batch) {
+    if (rate == 1)
+        return to_float(batch);
+    const double old = (double)*running;
+    if (rate == 0)
+        return to_float(old);
+    if (isfinite(old) && isfinite(batch))
+        return to_float(fma(rate, batch - old, old));
+    return to_float((1 - rate) * old + rate * batch);
 }
 
 static void coefficients(const bnorm_coefficient_args *a, size_t first, size_t c) {
@@ -700,18 +702,20 @@ static void coefficients(const bnorm_coefficient_args *a, size_t first, size_t c
             const float invstd = spread == 0 ? 0 : to_float(1 / sqrt(spread));
             a->center[i] = high;
             a->scale[i] = scale_of(a->gamma, i, invstd);
-            a->shift[i] = shift_of(a->beta, i, a->drop_low ? 0 : (double)low, a->scale[i]);
+            a->shift[i] = shift_of(a->beta, i, (double)low, a->scale[i]);
             if (a->save_mean)
                 a->save_mean[i] = high;
             if (a->save_mean_lo)
                 a->save_mean_lo[i] = low;
             if (a->save_invstd)
                 a->save_invstd[i] = invstd;
+            if (a->save_var)
+                a->save_var[i] = to_float(m2 / a->n);
         }
-        if (a->running_mean)
-            blend(&a->running_mean[i], a->rate, mean);
-        if (a->running_var)
-            blend(&a->running_var[i], a->rate, m2 / a->divisor);
+        if (a->new_mean)
+            a->new_mean[i] = blend(&a->running_mean[i], a->rate, mean);
+        if (a->new_var)
+            a->new_var[i] = blend(&a->running_var[i], a->rate, m2 / a->divisor);
     }
 }
 

@@ -24,14 +24,15 @@ Quant = struct('bnorm_quant', scale=FLOAT, zero_point=INT)
 Affine = struct('bnorm_affine', center=PTR, scale=PTR, shift=PTR, residual=Tensor, act=Act, y_dtype=INT,
                 x_quant=Quant, residual_quant=Quant, y_quant=Quant, mask=PTR)
 Weighting = struct('bnorm_weighting', values=PTR, epsilon=DOUBLE)
-Running = struct('bnorm_running', mean=PTR, var=PTR, rate=DOUBLE, variance=INT)
+Running = struct('bnorm_running', mean=PTR, var=PTR, rate=DOUBLE, variance=INT, new_mean=PTR, new_var=PTR)
 Renorm = struct('bnorm_renorm', r_min=DOUBLE, r_max=DOUBLE, d_max=DOUBLE, save_r=PTR, save_d=PTR)
 Train = struct('bnorm_train', gamma=PTR, beta=PTR, eps=DOUBLE, running=Running, save_mean=PTR, save_invstd=PTR,
-               save_mean_lo=PTR, residual=Tensor, act=Act, mask=PTR, weights=Weighting,
+               save_var=PTR, save_mean_lo=PTR, residual=Tensor, act=Act, mask=PTR, weights=Weighting,
                renorm=ct.POINTER(Renorm))
-Grad = struct('bnorm_grad', gamma=PTR, beta=PTR, save_mean=PTR, save_invstd=PTR, save_mean_lo=PTR, frozen=INT,
+Grad = struct('bnorm_grad', gamma=PTR, beta=PTR, save_mean=PTR, save_invstd=PTR, save_var=PTR,
+              eps=DOUBLE, save_mean_lo=PTR, frozen=INT,
               act=Act, residual=Tensor, y=Tensor, mask=PTR, dresidual=Tensor, dgamma=PTR, dbeta=PTR,
-              weights=Weighting, renorm_r=PTR, renorm_d=PTR)
+              weights=Weighting, renorm_r=PTR, renorm_d=PTR, dy_broadcast=ct.c_uint)
 Ghost = struct('bnorm_ghost', groups=SIZE, order=INT, running=INT)
 
 
