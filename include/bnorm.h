@@ -43,6 +43,7 @@
 #define BNORM_H
 
 #include <stddef.h>
+#include <stdint.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -70,9 +71,11 @@ typedef enum bnorm_status {
     BNORM_NULL_POINTER,        /* a required pointer is NULL */
     BNORM_BAD_ENUM,            /* no such layout, dtype, activation, memory, ... */
     BNORM_BAD_SHAPE,           /* a size that must not be 0 is, does not divide, or overflows */
-    BNORM_BAD_STRIDE,          /* elements of one tensor could share an address; overflow */
+    BNORM_BAD_STRIDE,          /* elements of one tensor could share an address; overflow;
+                                  bnorm_describe: axes that two strides cannot express */
     BNORM_BAD_OVERLAP,         /* an output breaks the rules on aliasing above */
-    BNORM_BAD_PARAMETER,       /* options that exclude each other; a count out of range */
+    BNORM_BAD_PARAMETER,       /* options that exclude each other; a count or a channel axis out of
+                                  range */
     BNORM_UNSUPPORTED,         /* valid, but not in this build or not for this combination */
     BNORM_WORKSPACE_TOO_SMALL, /* ws_size is less than bnorm_workspace() says */
     BNORM_BAD_EPSILON,         /* eps, or epsilon of weights, is negative or not finite */
@@ -153,6 +156,64 @@ typedef enum bnorm_broadcast {
     BNORM_BROADCAST_C = 2,
     BNORM_BROADCAST_HW = 4
 } bnorm_broadcast;
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Tensors of any rank, as NumPy, PyTorch, JAX and DLPack describe them */
+
+#define BNORM_MAX_DIMS 64
+
+/* What all tensors of a call have in common. */
+typedef struct bnorm_axes {
+    size_t ndim;          /* 1 to BNORM_MAX_DIMS */
+    const int64_t *sizes; /* ndim of them */
+    int channel_axis;     /* from 0; negative values count from the end: -1 is the last */
+    bnorm_dtype dtype;    /* becomes that of the shape */
+    int any_order;        /* not 0: images and positions may be numbered in any order, see below */
+} bnorm_axes;
+
+typedef struct bnorm_ndarray {
+    void *data;             /* of inputs too; only copied */
+    const int64_t *strides; /* ndim of them; NULL = dense, the last axis innermost ("C order") */
+    size_t itemsize;        /* strides in bytes, as in NumPy: bytes of an element; 0 = strides in
+                               elements, as in PyTorch and DLPack */
+    int may_broadcast;      /* not 0: strides may be 0, as in expanded gradients; only for a dy,
+                               with bnorm_grad.dy_broadcast = broadcast */
+    bnorm_in in;            /* results: the tensor for bnorm's calls, as input and as output */
+    bnorm_out out;
+    unsigned broadcast; /* a sum of enum bnorm_broadcast: axes of stride 0 */
+} bnorm_ndarray;
+
+/* Finds one shape for `count` tensors (at least 1), and the two strides of each. The first should
+ * be x. Others with neither data nor strides are absent: their `in` and `out` stay NULL. Strides
+ * along axes of size 1, and those of tensors without elements, are never looked at.
+ *
+ * n is the first axis that is not the channels' (the samples), and hw the product of the others,
+ * wherever all strides allow it. Else further axes count as images, as few as will do, in all
+ * tensors alike: (N, H, W, C) images cut out of wider ones become n = N*H images of W positions.
+ * Statistics and y do not depend on that, but for rounding. n*HW + p numbers the positions with
+ * the last axis fastest, so that arrays of weights fit, and a mask wherever the shapes are equal.
+ *
+ * any_order gives that up for tensors that fit in no other way: their axes are then in the order of
+ * the first tensor's memory, as with H and W transposed, or in Fortran's order. Leave it 0 for
+ * weights, masks and ghost batches.
+ *
+ * The layout is that of memory. One that is both: with hw = 1 it is BNORM_NHWC where channels are
+ * contiguous, with c = 1 and hw > 1 BNORM_NCHW where positions are. c_block is 0.
+ *
+ * On errors nothing is written but *bad_array and *bad_axis (NULL = not wanted), 0 where neither is
+ * to blame:
+ *   BNORM_BAD_SHAPE      ndim or count is out of range; sizes[*bad_axis] is negative, is 0 for the
+ *                        channels, or makes the tensors too large
+ *   BNORM_BAD_PARAMETER  channel_axis is not an axis
+ *   BNORM_BAD_STRIDE     arrays[*bad_array] cannot be expressed, because of strides[*bad_axis]:
+ *                        negative; no multiple of itemsize; 0 without may_broadcast; not 1 where
+ *                        runs of this or of an earlier tensor have to be contiguous; or not the
+ *                        product of the next axis' size and stride. Where the axes can be seen in
+ *                        several ways, it is said of the one that suits the most tensors. Copy this
+ *                        tensor.
+ * Elements that share an address are left to the calls to find. */
+BNORM_API bnorm_status bnorm_describe(const bnorm_axes *axes, bnorm_ndarray *arrays, size_t count,
+                                      bnorm_shape *shape, size_t *bad_array, size_t *bad_axis);
 
 /* ---------------------------------------------------------------------------------------------- */
 /* Activations */

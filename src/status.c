@@ -21,13 +21,13 @@ const char *bnorm_strerror(bnorm_status status) {
         return "The shape has no channels, its size overflows, groups do not divide channels or "
                "samples, or pieces of a batch do not fit together.";
     case BNORM_BAD_STRIDE:
-        return "A stride is so small that elements of one tensor share an address, or so large "
-               "that it overflows.";
+        return "A stride is so small that elements of one tensor share an address, so large that "
+               "it overflows, or belongs to axes that two strides cannot express.";
     case BNORM_BAD_OVERLAP:
         return "An output overlaps another buffer without being the same tensor, or in-place is "
                "not allowed there.";
     case BNORM_BAD_PARAMETER:
-        return "Options exclude each other, or a count is out of range.";
+        return "Options exclude each other, or a count or a channel axis is out of range.";
     case BNORM_UNSUPPORTED:
         return "This combination is valid but not supported by this build of bnorm.";
     case BNORM_WORKSPACE_TOO_SMALL:

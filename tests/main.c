@@ -266,6 +266,7 @@ int main(int argc, char **argv) {
     add_options(&suite);
     add_fold(&suite);
     add_errors(&suite);
+    add_describe(&suite);
     add_onnx(&suite);
     add_frameworks(&suite);
     if (!suite.count) {
