@@ -383,9 +383,9 @@ digits: $(BUILD)/digits ## trains a small network on handwritten digits, with an
 $(BUILD)/digits: $(digits_objects) $(static_lib)
 	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lpthread $(libs)
 
-examples: $(BUILD)/hello $(BUILD)/mixed $(BUILD)/threads $(questions) ## the README's example, training in bfloat16, bnorm on a thread pool; builds questions
+examples: $(BUILD)/hello $(BUILD)/mixed $(BUILD)/describe $(BUILD)/threads $(questions) ## the README's example, training in bfloat16, tensors of other libraries, bnorm on a thread pool; builds questions
 
-$(BUILD)/hello $(BUILD)/mixed: $(BUILD)/%: $(BUILD)/examples/%.c.o $(static_lib)
+$(BUILD)/hello $(BUILD)/mixed $(BUILD)/describe: $(BUILD)/%: $(BUILD)/examples/%.c.o $(static_lib)
 	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(libs)
 
 questions: $(questions) ## runs examples/questions: does docs/frameworks.md show what they print?
