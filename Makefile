@@ -88,6 +88,8 @@ deps_mpi_packages = libopenmpi-dev openmpi-bin libmpich-dev mpich libcmocka-dev
 deps_cross_packages = qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross libcmocka-dev:arm64 \
 	libsleef-dev:arm64 gcc-riscv64-linux-gnu libc6-dev-riscv64-cross gcc-s390x-linux-gnu libc6-dev-s390x-cross
 
+deps_avx512_packages = bochs bochs-term binutils xorriso
+
 # ---------------------------------------------------------------------------------------------------
 MAKEFLAGS += --no-print-directory
 # Packages come first, also under make -j.
@@ -188,6 +190,14 @@ emulate-Nehalem: $(BUILD)/bnorm-tests $(BUILD)/bnorm-verify
 	qemu-x86_64 -cpu Nehalem $(BUILD)/bnorm-verify --quick
 	BNORM_REQUIRE=scalar qemu-x86_64 -cpu Nehalem $< \
 		$(or $(TESTS),'apply/*scalar*' 'train/*scalar*' 'backward/*scalar*' 'smooth/*' 'errors/*')
+
+# Has AVX-512, which takes a whole PC; see there why F16 needs a header of its own.
+emulate-SkylakeX:
+	$(MAKE) BUILD=$(BUILD)/SkylakeX CFLAGS='-O2 -g -D_GNU_SOURCE -include tools/bochs_f16.h' SLEEF=0 \
+		$(addprefix $(BUILD)/SkylakeX/bnorm-,verify tests)
+	tools/emulate_avx512.sh $(BUILD)/SkylakeX/bnorm-verify --quick
+	BNORM_REQUIRE=avx512 BNORM_TEST_QUICK=1 tools/emulate_avx512.sh $(BUILD)/SkylakeX/bnorm-tests \
+		$(or $(TESTS),'kernel/*avx512*')
 
 # The hashes of everything that the library computes, under qemu. Debian has no SLEEF for these.
 verify-%:
@@ -481,6 +491,10 @@ deps-mpi: ## installs what mpi, test-mpi and bench-mpi need: Open MPI and MPICH
 deps-cross: ## installs what test-cross needs; adds Debian's arm64 architecture
 	@scripts/apt-install 'to cross-compile and emulate' --arch arm64 $(deps_cross_packages)
 
+deps-avx512: ## installs what emulate-SkylakeX needs, Bochs; fetches a kernel for it, which it doesn't install
+	@scripts/apt-install 'to emulate AVX-512' $(deps_avx512_packages)
+	@tools/emulate_avx512.sh --prepare
+
 format: ## formats every C and C++ file
 	clang-format -i $(formatted)
 
@@ -500,10 +514,11 @@ everything: all examples $(BUILD)/bnorm-tests $(BUILD)/bnorm-bench $(BUILD)/bnor
 help: ## this list
 	@echo 'Targets of bnorm $(VERSION):'
 	@awk -F ':.*## ' '/^##@/ { print "\n" substr($$0, 5) } \
-		/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+		/^[a-z0-9-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@printf '\nVariables: CC CXX AR CFLAGS CXXFLAGS LDFLAGS BUILD PREFIX LIBDIR DESTDIR SLEEF ONEDNN_ROOT MPI; V=1 shows commands\n'
 
 .PHONY: all install uninstall clean test run-tests hygiene test-cross emulate-aarch64 \
+	emulate-SkylakeX deps-avx512 \
 	emulate-Haswell emulate-Nehalem verify verify-compilers verify-update count count-update \
 	count-programs support support-update support-check balance mca deps-mca accuracy activations denormals sanitize \
 	sanitize-memory sanitize-threads bench bench-full bench-peers plot digits examples questions questions-update deps deps-lint \
