@@ -455,13 +455,17 @@ static void check_rounded(struct test *t, const char *what, size_t index, float 
     check_wide(t, what, index, got, want, bound + U * fabsl(want) + ETA);
 }
 
-/* old + rate*(batch - old): four roundings in double, one to float. */
+/* old + rate*(batch - old): four roundings in double, one to float. Rate 0 keeps the old value,
+ * whatever the batch's is. */
 static void check_running(struct test *t, const char *what, size_t index, float got, float old,
                           wide batch, wide bound, wide rate) {
     const wide before = (wide)old;
-    check_rounded(t, what, index, got, before + rate * (batch - before),
-                  fabsl(rate) * bound +
-                      4 * W * (fabsl(before) + fabsl(rate) * (fabsl(before) + fabsl(batch))));
+    if (rate == 0)
+        check_rounded(t, what, index, got, before, 0);
+    else
+        check_rounded(t, what, index, got, before + rate * (batch - before),
+                      fabsl(rate) * bound +
+                          4 * W * (fabsl(before) + fabsl(rate) * (fabsl(before) + fabsl(batch))));
 }
 
 /* A value between limits, known to a bound, rounded to float. */
@@ -524,11 +528,12 @@ void check_forward(struct test *t, const struct call *call, const struct data *d
         const wide factor = variant->variance == BNORM_VARIANCE_SAMPLE
                                 ? s.divisor[c] / fmaxl(s.weight[c] - 1, 1)
                                 : 1;
+        const wide rate =
+            s.divisor[c] == 0 ? 0 : variant->rate; /* no weight: nothing is averaged */
         check_running(t, "running mean", c, g->running_mean[c], variant->running_mean[c], s.mean[c],
-                      s.mean_bound[c], variant->rate);
+                      s.mean_bound[c], rate);
         check_running(t, "running variance", c, g->running_var[c], variant->running_var[c],
-                      factor * s.var[c], factor * (s.var_bound[c] + 4 * W * s.var[c]),
-                      variant->rate);
+                      factor * s.var[c], factor * (s.var_bound[c] + 4 * W * s.var[c]), rate);
     }
     for (size_t i = 0; i < count; i++)
         check_wide(t, "y", i, g->y[i], forward.y[i], forward.bound[i]);
