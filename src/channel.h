@@ -6,6 +6,7 @@
 #define BNORM_CHANNEL_H
 
 #include "../dispatch/isa.h"
+#include "fma.h"
 
 #include <math.h>
 #include <stdint.h>
@@ -33,13 +34,13 @@ static inline float bnorm_blend(const float *running, double rate, double batch)
     if (rate == 0)
         return bnorm_round(old);
     if (isfinite(old) && isfinite(batch))
-        return bnorm_round(fma(rate, batch - old, old));
+        return bnorm_round(bnorm_fma(rate, batch - old, old));
     return bnorm_round((1 - rate) * old + rate * batch); /* inf - inf would be NaN */
 }
 
-/* a*b + c rounded once, for an a that is mostly 0: fma may be a call into libm. */
+/* a*b + c rounded once, for an a that is mostly 0. */
 static inline double bnorm_plus_product(double a, double b, double c) {
-    return a == 0 ? c : fma(a, b, c);
+    return a == 0 ? c : bnorm_fma(a, b, c);
 }
 
 /* sum(g*(x - mean)) with the whole mean; times invstd it is sum(g*xh). */

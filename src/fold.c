@@ -1,28 +1,12 @@
 /* SPDX-License-Identifier: MIT
  *
  * Inference parameters from statistics, alone or folded into the layer before. */
+#include "channel.h"
 #include "check.h"
-
-#include <math.h>
-#include <string.h>
-
-/* Rounds to float; every NaN becomes the one that bnorm writes. */
-static float to_float(double v) {
-    const uint32_t bits = 0xffffffffu;
-    float result = (float)v;
-    if (v != v)
-        memcpy(&result, &bits, sizeof result);
-    return result;
-}
-
-/* A per-channel parameter, or its default where the array is absent. */
-static double parameter(const float *array, size_t i, double otherwise) {
-    return array ? (double)array[i] : otherwise;
-}
 
 /* gamma/sqrt(var + eps), 0 where var + eps = 0. */
 static double fold_scale(const float *gamma, const float *var, double eps, size_t i) {
-    const double variance = (double)var[i] + eps, g = parameter(gamma, i, 1);
+    const double variance = (double)var[i] + eps, g = bnorm_parameter(gamma, i, 1);
     return variance == 0 ? 0 : g / sqrt(variance);
 }
 
@@ -36,7 +20,7 @@ bnorm_status bnorm_check_variance(size_t c, const float *var, double eps) {
 
 void bnorm_invstd(size_t c, const float *var, double eps, float *invstd) {
     for (size_t i = 0; i < c; i++)
-        invstd[i] = to_float(fold_scale(NULL, var, eps, i));
+        invstd[i] = bnorm_round(fold_scale(NULL, var, eps, i));
 }
 
 static int is_count(size_t c) {
@@ -85,13 +69,13 @@ bnorm_status bnorm_fold(size_t c, const float *gamma, const float *beta, const f
         return BNORM_BAD_OVERLAP;
 
     for (size_t i = 0; i < c; i++) {
-        /* With the rounded scale, x = mean gives beta as exactly as a float can. */
-        const float s = to_float(fold_scale(gamma, var, eps, i));
-        /* scale may be mean, which is read first. */
-        const double b = shift ? fma(-(double)mean[i], (double)s, parameter(beta, i, 0)) : 0;
+        /* With the rounded scale, x = mean gives beta as exactly as a float can. The product of two
+         * floats is exact in double. scale may be mean, which is read first. */
+        const float s = bnorm_round(fold_scale(gamma, var, eps, i));
+        const double b = shift ? bnorm_parameter(beta, i, 0) - (double)mean[i] * (double)s : 0;
         scale[i] = s;
         if (shift)
-            shift[i] = to_float(b);
+            shift[i] = bnorm_round(b);
     }
     return BNORM_OK;
 }
@@ -166,13 +150,13 @@ bnorm_status bnorm_fold_conv(const bnorm_conv *conv, const float *gamma, const f
             const double s = fold_scale(gamma, var, eps, first + o);
             const size_t at = (outer * view.channels + o) * view.inner;
             for (size_t i = 0; i < view.inner; i++)
-                out_weights[at + i] = to_float((double)weights[at + i] * s);
+                out_weights[at + i] = bnorm_round((double)weights[at + i] * s);
         }
     }
     for (size_t o = 0; o < c; o++) {
         const double s = fold_scale(gamma, var, eps, o);
-        const double b = parameter(bias, o, 0) - (double)mean[o];
-        out_bias[o] = to_float(fma(b, s, parameter(beta, o, 0)));
+        const double b = bnorm_parameter(bias, o, 0) - (double)mean[o];
+        out_bias[o] = bnorm_round(bnorm_fma(b, s, bnorm_parameter(beta, o, 0)));
     }
     return BNORM_OK;
 }

@@ -209,7 +209,7 @@ static void add_gradients(void *arg, size_t task) {
     (void)task;
     for (size_t i = 0; i < sums->c; i++) {
         const double centred = bnorm_centred_sum(derived, i), invstd = (double)derived->invstd[i];
-        sums->a[i] = sums->group ? fma(centred, invstd, sums->a[i]) : centred * invstd;
+        sums->a[i] = sums->group ? bnorm_fma(centred, invstd, sums->a[i]) : centred * invstd;
         sums->b[i] = sums->group ? sums->b[i] + derived->sum_g[i] : derived->sum_g[i];
         if (derived->dgamma)
             derived->dgamma[i] = bnorm_round(sums->a[i]);

@@ -51,6 +51,6 @@ void bnorm_renorm_dgamma(const float *r, const float *d, const bnorm_grad_coeffi
     for (size_t i = channel; derived->dgamma && i < channel + channels; i++) {
         const double sum_gxh = bnorm_centred_sum(derived, i) * (double)derived->invstd[i];
         derived->dgamma[i] =
-            bnorm_round(fma((double)d[i], derived->sum_g[i], sum_gxh * (double)r[i]));
+            bnorm_round(bnorm_fma((double)d[i], derived->sum_g[i], sum_gxh * (double)r[i]));
     }
 }

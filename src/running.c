@@ -35,10 +35,10 @@ bnorm_running bnorm_running_caffe(float *mean, float *var, double fraction, size
     double scale = 1;                               /* f^(terms already in weight) */
     for (size_t left = step > 1 ? step : 1; left > 0; left /= 2) {
         if (left % 2) {
-            weight = fma(scale, terms, weight);
+            weight = bnorm_fma(scale, terms, weight);
             scale *= power;
         }
-        terms = fma(power, terms, terms);
+        terms = bnorm_fma(power, terms, terms);
         power *= power;
     }
     return running(mean, var, 1 / weight, BNORM_VARIANCE_SAMPLE);

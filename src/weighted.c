@@ -142,11 +142,11 @@ static void lane_moments(const struct tile *tile, size_t lane, double *mean, dou
     const double pivot = (double)x[0];
     double excess = 0, squares = 0;
     for (size_t k = 0; k < tile->n; k++)
-        excess = fma((double)tile->weight[k], (double)x[k * tile->lanes] - pivot, excess);
+        excess = bnorm_fma((double)tile->weight[k], (double)x[k * tile->lanes] - pivot, excess);
     const double centre = pivot + excess / tile->total;
     for (size_t k = 0; k < tile->n; k++) {
         const double d = (double)x[k * tile->lanes] - centre;
-        squares = fma((double)tile->weight[k] * d, d, squares);
+        squares = bnorm_fma((double)tile->weight[k] * d, d, squares);
     }
     *mean = centre;
     *m2 = squares;
@@ -183,8 +183,8 @@ static void tile_moments(const bnorm_statistics *s, const struct tile *tile, siz
 static void join(double before, double weight, double *mean, double *m2, double next_mean,
                  double next_m2) {
     const double share = weight / (before + weight), d = next_mean - *mean;
-    *m2 = fma(d * d, before * share, *m2 + next_m2);
-    *mean = fma(d, share, *mean);
+    *m2 = bnorm_fma(d * d, before * share, *m2 + next_m2);
+    *mean = bnorm_fma(d, share, *mean);
 }
 
 void bnorm_weighted_reduce(const void *self, size_t b, size_t channel, size_t channels) {
@@ -241,7 +241,7 @@ void bnorm_weighted_merge(const bnorm_statistics *s, size_t channel, size_t chan
     /* So far about the weighted mean; the one that is wanted is off by some of epsilon. */
     for (size_t i = 0; i < channels; i++) {
         const double off = mean[i] * (w->epsilon / w->divisor);
-        m2[i] = fma(off * off, w->total, m2[i]);
+        m2[i] = bnorm_fma(off * off, w->total, m2[i]);
         mean[i] *= w->total / w->divisor;
         if (m2[i] != m2[i]) /* as in the kernel `merge` */
             mean[i] = m2[i];
@@ -264,7 +264,7 @@ void bnorm_weighted_coefficients(const bnorm_gradients *s, size_t channel, size_
         const double sum_gxh = bnorm_centred_sum(derived, i) * invstd;
         /* What epsilon takes off the mean, in deviations. */
         const double off = ((double)s->save_mean[i] + low) * (s->weighted.epsilon / divisor);
-        const double sum = fma(-off * invstd, sum_gxh, derived->sum_g[i]);
+        const double sum = bnorm_fma(-off * invstd, sum_gxh, derived->sum_g[i]);
         derived->slope[i] = bnorm_round(-scale * (sum_gxh / divisor));
         derived->offset[i] = bnorm_round(
             bnorm_plus_product(-low * invstd, (double)derived->slope[i], -scale * (sum / divisor)));

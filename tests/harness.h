@@ -92,6 +92,7 @@ void add_variant_calls(struct suite *s);
 void add_running(struct suite *s);
 void add_options(struct suite *s);
 void add_describe(struct suite *s);
+void add_fma(struct suite *s);
 
 /* ---------------------------------------------------------------------------------------------- */
 /* Buffers between guard pages                                                                    */

@@ -109,7 +109,7 @@ expect_nothing "the shared library needs $needs only" \
 # Memory, text, environment, and arithmetic that the compiler may leave to libm; no allocation,
 # streams, threads or abort. __stack_chk_fail is the compiler's own. Of SLEEF: the functions whose bits
 # are the same on every kernel set, and with their set in the name, so that nothing chooses another.
-allowed='memcpy memset memmove memcmp strcmp getenv sqrt fma fmaf _GLOBAL_OFFSET_TABLE_ __stack_chk_fail __stack_chk_guard'
+allowed='memcpy memset memmove memcmp strcmp getenv sqrt _GLOBAL_OFFSET_TABLE_ __stack_chk_fail __stack_chk_guard'
 sleef='^$'
 if [ "$SLEEF" = 1 ]; then
     sleef='^Sleef_finz_[a-z0-9]+_u[0-9]+(purecfma|avx2|avx512f|advsimd)$'

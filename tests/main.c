@@ -264,6 +264,7 @@ int main(int argc, char **argv) {
     add_variant_calls(&suite);
     add_running(&suite);
     add_options(&suite);
+    add_fma(&suite);
     add_fold(&suite);
     add_errors(&suite);
     add_describe(&suite);

@@ -4,6 +4,7 @@
  * with the SIMD templates, so that a bug there can't hide here. docs/numerics.md explains the order
  * of the sums. */
 #include "../../dispatch/isa.h"
+#include "../fma.h"
 #include "../plan.h"
 
 #include <float.h>
@@ -104,8 +105,8 @@ static float upper_limit(bnorm_dtype type) {
     return type == BNORM_S8 ? 127 : 255;
 }
 
-/* Element i; quant is that of S8 and U8. */
-static float load(const void *data, bnorm_dtype type, const bnorm_quant *quant, size_t i) {
+static float load_converted(const void *data, bnorm_dtype type, const bnorm_quant *quant,
+                            size_t i) {
     switch (type) {
     case BNORM_F32:
         break;
@@ -118,7 +119,12 @@ static float load(const void *data, bnorm_dtype type, const bnorm_quant *quant, 
     case BNORM_U8:
         return (float)(((const uint8_t *)data)[i] - quant->zero_point) * quant->scale;
     }
-    return ((const float *)data)[i];
+    return 0;
+}
+
+/* Element i; quant is that of S8 and U8. Inline for floats, which are most. */
+static inline float load(const void *data, bnorm_dtype type, const bnorm_quant *quant, size_t i) {
+    return type == BNORM_F32 ? ((const float *)data)[i] : load_converted(data, type, quant, i);
 }
 
 /* v/scale, to the nearest whole number, ties to even. */
@@ -130,10 +136,10 @@ static float quantize(bnorm_dtype type, const bnorm_quant *quant, float v) {
     return q >= upper_limit(type) ? upper_limit(type) : q;
 }
 
-static void store(void *data, bnorm_dtype type, const bnorm_quant *quant, size_t i, float v) {
+static void store_converted(void *data, bnorm_dtype type, const bnorm_quant *quant, size_t i,
+                            float v) {
     switch (type) {
     case BNORM_F32:
-        ((float *)data)[i] = canonical(v);
         break;
     case BNORM_BF16:
         ((uint16_t *)data)[i] = to_bf16(v);
@@ -148,6 +154,14 @@ static void store(void *data, bnorm_dtype type, const bnorm_quant *quant, size_t
         ((uint8_t *)data)[i] = (uint8_t)quantize(type, quant, v);
         break;
     }
+}
+
+static inline void store(void *data, bnorm_dtype type, const bnorm_quant *quant, size_t i,
+                         float v) {
+    if (type == BNORM_F32)
+        ((float *)data)[i] = canonical(v);
+    else
+        store_converted(data, type, quant, i, v);
 }
 
 static float load_bit(const bnorm_bits *mask, size_t r, size_t i) {
@@ -238,7 +252,7 @@ static double chain_squares(struct chain chain, float pivot) {
         float squares[4] = {0, 0, 0, 0};
         for (size_t i = 0; i < BNORM_GROUP && q + i < chain.count; i++) {
             const float d = member(chain, q + i) - pivot;
-            squares[place_of(i)] = fmaf(d, d, squares[place_of(i)]);
+            squares[place_of(i)] = bnorm_fmaf(d, d, squares[place_of(i)]);
         }
         sum += (double)add_places(squares);
     }
@@ -252,7 +266,7 @@ static double chain_squares_wide(struct chain chain, float pivot) {
         double squares[2] = {0, 0};
         for (size_t i = 0; i < BNORM_GROUP && q + i < chain.count; i++) {
             const double d = (double)member(chain, q + i) - (double)pivot;
-            squares[i % 2] = fma(d, d, squares[i % 2]);
+            squares[i % 2] = bnorm_fma(d, d, squares[i % 2]);
         }
         sum += squares[0] + squares[1];
     }
@@ -294,20 +308,20 @@ static void moments_channel(struct channel x, size_t chains, const float *sample
 
     float pivot = sample ? *sample : (float)(total * (1 / n));
     double squares = all_squares(chain_squares, x, chains, pivot);
-    double excess = fma(-n, (double)pivot, total);
+    double excess = bnorm_fma(-n, (double)pivot, total);
     if (sample) {
-        const double margin = fma(excess * (-1 / n), excess, squares * 0.5);
+        const double margin = bnorm_fma(excess * (-1 / n), excess, squares * 0.5);
         if (!(margin >= 0 && margin <= DBL_MAX)) {
             pivot = (float)(total * (1 / n));
             squares = all_squares(chain_squares, x, chains, pivot);
-            excess = fma(-n, (double)pivot, total);
+            excess = bnorm_fma(-n, (double)pivot, total);
         }
     }
     /* Over- or underflow in float, or a NaN, or a constant. */
     if (!(squares >= 0x1p-90 && squares <= DBL_MAX))
         squares = all_squares(chain_squares_wide, x, chains, pivot);
 
-    const double centred = fma(excess, excess * (-1 / n), squares);
+    const double centred = bnorm_fma(excess, excess * (-1 / n), squares);
     *sum = canonical_double(total);
     *m2 = canonical_double(centred < 0 ? 0 : centred);
 }
@@ -340,7 +354,8 @@ static void tree_sums(const bnorm_block_args *a, size_t i, size_t r, size_t rows
     tree_sums(a, i, r + rows / 2, rows / 2, &right, &right_m2);
     const double d = right - left;
     *sum = left + right;
-    *m2 = fma(d * d, 1 / (double)rows, left_m2 + right_m2);
+    const double between = d * d * (1 / (double)rows); /* by a power of two: exact */
+    *m2 = between + (left_m2 + right_m2);
 }
 
 static void moments_tree(const bnorm_block_args *a, double *sum, double *m2) {
@@ -361,9 +376,9 @@ struct node {
  * (1979), with excess = b.n*(mean of b - mean of a). It is exactly 0 for equal means, and sums that
  * fit into a double stay exact. */
 static struct node pair_of(struct node a, struct node b) {
-    const double excess = a.n == b.n ? b.sum - a.sum : fma(-b.n, a.sum / a.n, b.sum);
+    const double excess = a.n == b.n ? b.sum - a.sum : bnorm_fma(-b.n, a.sum / a.n, b.sum);
     const double weight = a.n / (b.n * (a.n + b.n));
-    return (struct node){a.sum + b.sum, fma(excess * excess, weight, a.m2 + b.m2), a.n + b.n};
+    return (struct node){a.sum + b.sum, bnorm_fma(excess * excess, weight, a.m2 + b.m2), a.n + b.n};
 }
 
 /* The row of the tables with the first block of image i. */
@@ -469,7 +484,7 @@ static float gradient(const bnorm_act *act, float v, float dy) {
             return 0;
         if (v >= 3)
             return dy;
-        const float slope = fmaf(v, THIRD, 0.5f);
+        const float slope = bnorm_fmaf(v, THIRD, 0.5f);
         return dy * slope;
     }
     default:
@@ -488,7 +503,7 @@ static void apply_element(const bnorm_apply_args *a, size_t r, size_t i, size_t 
     float v = load(a->x, a->x_type, &a->x_quant, r * a->x_stride + i);
     if (a->center)
         v = v - a->center[ch];
-    v = fmaf(v, a->scale[ch], a->shift[ch]);
+    v = bnorm_fmaf(v, a->scale[ch], a->shift[ch]);
     if (a->residual)
         v = v + load(a->residual, a->x_type, &a->residual_quant, r * a->residual_stride + i);
     if (a->mask.bits)
@@ -529,10 +544,10 @@ static float grad_element(const bnorm_grad_args *a, size_t r, size_t i, size_t c
     case BNORM_PRE_NONE:
         return dy;
     case BNORM_PRE_X:
-        v = fmaf(x_minus_center(a, r, i, ch), a->scale[ch], a->shift[ch]);
+        v = bnorm_fmaf(x_minus_center(a, r, i, ch), a->scale[ch], a->shift[ch]);
         break;
     case BNORM_PRE_RESIDUAL:
-        v = fmaf(x_minus_center(a, r, i, ch), a->scale[ch], a->shift[ch]);
+        v = bnorm_fmaf(x_minus_center(a, r, i, ch), a->scale[ch], a->shift[ch]);
         v = v + load(a->extra, a->type, &no_quant, r * a->extra_stride + i);
         break;
     case BNORM_PRE_Y:
@@ -562,8 +577,11 @@ static void sums_channel(const bnorm_grad_args *a, size_t ch, size_t count, size
                             center = a->center[ch];
                 const float g_float = grad_element(a, r, i, ch), d = x - center;
                 g[k] = (double)g_float;
-                products[place_of(k)] = fmaf(g_float, d, products[place_of(k)]);
-                wide_products[k % 2] = fma(g[k], (double)x - (double)center, wide_products[k % 2]);
+                if (wide)
+                    wide_products[k % 2] =
+                        bnorm_fma(g[k], (double)x - (double)center, wide_products[k % 2]);
+                else
+                    products[place_of(k)] = bnorm_fmaf(g_float, d, products[place_of(k)]);
             }
             for (size_t k = 0; k < BNORM_GROUP; k += 2)
                 partial_g[j] += g[k] + g[k + 1];
@@ -601,7 +619,8 @@ static void tree_products(const bnorm_grad_args *a, size_t i, size_t r, size_t r
     if (rows == 1) {
         const float x = load(a->x, a->type, &no_quant, r * a->x_stride + i);
         *sum_g = (double)grad_element(a, r, i, i);
-        *sum_gx = fma(*sum_g, (double)x - (double)a->center[i], 0); /* not made one with a sum */
+        /* + 0 is what a compiler may contract the product with, instead of the sum of two. */
+        *sum_gx = *sum_g * ((double)x - (double)a->center[i]) + 0;
         return;
     }
     tree_products(a, i, r, rows / 2, sum_g, sum_gx);
@@ -624,7 +643,7 @@ static void dx_element(const bnorm_grad_args *a, size_t r, size_t i, size_t ch) 
     float dx = g * a->scale[ch];
     if (a->dx && a->slope) {
         const float xh = x_minus_center(a, r, i, ch) * a->invstd[ch];
-        dx = fmaf(xh, a->slope[ch], fmaf(g, a->scale[ch], a->offset[ch]));
+        dx = bnorm_fmaf(xh, a->slope[ch], bnorm_fmaf(g, a->scale[ch], a->offset[ch]));
     }
     if (a->dx)
         store(a->dx, a->type, &no_quant, r * a->dx_stride + i, dx);
@@ -665,9 +684,9 @@ static float to_float(double v) {
     return canonical((float)v);
 }
 
-/* a*b + c rounded once, for an a that is mostly 0: fma may be a call into libm. */
+/* a*b + c rounded once, for an a that is mostly 0. */
 static double plus_product(double a, double b, double c) {
-    return a == 0 ? c : fma(a, b, c);
+    return a == 0 ? c : bnorm_fma(a, b, c);
 }
 
 static float scale_of(const float *gamma, size_t i, float invstd) {
@@ -689,7 +708,7 @@ static float blend(const float *running, double rate, double batch) {
     if (rate == 0)
         return to_float(old);
     if (isfinite(old) && isfinite(batch))
-        return to_float(fma(rate, batch - old, old));
+        return to_float(bnorm_fma(rate, batch - old, old));
     return to_float((1 - rate) * old + rate * batch);
 }
 

@@ -35,8 +35,8 @@ static float silu(float v) {
 static float silu_slope(float v) {
     const float n = fabsf(v) >= 104 ? -104 : -fabsf(v);
     const float e = exp_minus_abs(n), inverse = 1 / (1 + e), s = e * inverse;
-    const float factor = fmaf(n, inverse, 1);
-    return v > 0 ? fmaf(-s, factor, 1) : s * factor;
+    const float factor = bnorm_fmaf(n, inverse, 1);
+    return v > 0 ? bnorm_fmaf(-s, factor, 1) : s * factor;
 }
 
 /* 1 - tanh(v)^2 */
@@ -57,40 +57,40 @@ static struct normal_parts normal_parts(float v) {
     const float exponent = n * (n * -0.5f);
 
     /* ratio*d as a polynomial of s; src/kernels/smooth.h says where it is from. */
-    const float k = 2.34375f, d = k - n, inverse = 1 / d, s = fmaf(inverse, -2 * k, 1);
+    const float k = 2.34375f, d = k - n, inverse = 1 / d, s = bnorm_fmaf(inverse, -2 * k, 1);
     float sum = -0x1.3c7de2p-14f;
-    sum = fmaf(sum, s, -0x1.f532c8p-13f);
-    sum = fmaf(sum, s, 0x1.70788ep-17f);
-    sum = fmaf(sum, s, 0x1.427392p-10f);
-    sum = fmaf(sum, s, 0x1.af9714p-10f);
-    sum = fmaf(sum, s, -0x1.1df5a6p-8f);
-    sum = fmaf(sum, s, -0x1.b5d34cp-7f);
-    sum = fmaf(sum, s, 0x1.664226p-6f);
-    sum = fmaf(sum, s, 0x1.982a14p-4f);
-    sum = fmaf(sum, s, -0x1.9eaf7ep-2f);
-    sum = fmaf(sum, s, 0x1.6523p-1f);
+    sum = bnorm_fmaf(sum, s, -0x1.f532c8p-13f);
+    sum = bnorm_fmaf(sum, s, 0x1.70788ep-17f);
+    sum = bnorm_fmaf(sum, s, 0x1.427392p-10f);
+    sum = bnorm_fmaf(sum, s, 0x1.af9714p-10f);
+    sum = bnorm_fmaf(sum, s, -0x1.1df5a6p-8f);
+    sum = bnorm_fmaf(sum, s, -0x1.b5d34cp-7f);
+    sum = bnorm_fmaf(sum, s, 0x1.664226p-6f);
+    sum = bnorm_fmaf(sum, s, 0x1.982a14p-4f);
+    sum = bnorm_fmaf(sum, s, -0x1.9eaf7ep-2f);
+    sum = bnorm_fmaf(sum, s, 0x1.6523p-1f);
     p.n = n;
     p.exp = Sleef_finz_expf1_u10purecfma(exponent);
     p.ratio = sum * inverse;
 
     /* Relative errors, and that of the last product. */
-    const float exp_error = fmaf(n, n * -0.5f, -exponent);
-    const float inverse_error = fmaf(n - (k - d), inverse, fmaf(-d, inverse, 1));
-    p.low = fmaf(p.ratio, exp_error + inverse_error, fmaf(sum, inverse, -p.ratio));
+    const float exp_error = bnorm_fmaf(n, n * -0.5f, -exponent);
+    const float inverse_error = bnorm_fmaf(n - (k - d), inverse, bnorm_fmaf(-d, inverse, 1));
+    p.low = bnorm_fmaf(p.ratio, exp_error + inverse_error, bnorm_fmaf(sum, inverse, -p.ratio));
     return p;
 }
 
 /* v*Phi(v) = max(v, 0) - |v|*Phi(-|v|) */
 static float gelu(float v) {
     const struct normal_parts p = normal_parts(v);
-    return fmaf(p.n, fmaf(p.exp, p.ratio, p.exp * p.low), v > 0 ? v : 0);
+    return bnorm_fmaf(p.n, bnorm_fmaf(p.exp, p.ratio, p.exp * p.low), v > 0 ? v : 0);
 }
 
 /* Phi(v) + v*exp(-v^2/2)/sqrt(2*pi), for v <= 0; at -v it is 1 less that. */
 static float gelu_slope(float v) {
     const struct normal_parts p = normal_parts(v);
-    const float factor = fmaf(p.n, 0x1.988454p-2f, p.ratio) + p.low;
-    return v > 0 ? fmaf(-p.exp, factor, 1) : p.exp * factor;
+    const float factor = bnorm_fmaf(p.n, 0x1.988454p-2f, p.ratio) + p.low;
+    return v > 0 ? bnorm_fmaf(-p.exp, factor, 1) : p.exp * factor;
 }
 
 /* tanh(log(1 + exp(v))) is numerator/denominator. */
@@ -102,10 +102,10 @@ struct mish_parts {
 static struct mish_parts mish_parts(float v, float e) {
     struct mish_parts p;
     if (v > 0) {
-        p.numerator = fmaf(e, 2, 1);
-        p.denominator = fmaf(e, 2 * e, p.numerator);
+        p.numerator = bnorm_fmaf(e, 2, 1);
+        p.denominator = bnorm_fmaf(e, 2 * e, p.numerator);
     } else {
-        p.numerator = fmaf(e, e, 2 * e);
+        p.numerator = bnorm_fmaf(e, e, 2 * e);
         p.denominator = p.numerator + 2;
     }
     return p;
@@ -123,9 +123,9 @@ static float mish_slope(float v) {
     const float size = fabsf(v) >= 104 ? 104 : fabsf(v), e = exp_minus_abs(size);
     const struct mish_parts p = mish_parts(v, e);
     const float scaled_v = v > 0 ? size * e : -size;
-    const float second = scaled_v * e * fmaf(e, 4, 4);
+    const float second = scaled_v * e * bnorm_fmaf(e, 4, 4);
     const float inverse = 1 / p.denominator;
-    return inverse * fmaf(inverse, second, p.numerator);
+    return inverse * bnorm_fmaf(inverse, second, p.numerator);
 }
 
 /* The activation at v; v itself for kinds that are not of these. */
