@@ -58,14 +58,34 @@ void test_fail(struct test *t, const char *format, ...) {
     va_start(args, format);
     vsnprintf(message, sizeof message, format, args);
     va_end(args);
-    print_error("%s: %s\n", t->name, message); /* the context follows in close_case() */
+    print_error("%s: %s\n", t->name, message); /* the context follows from main.c */
     _fail(__FILE__, __LINE__);
     abort(); /* not reached */
 }
 
+static int is_set(const char *variable) {
+    const char *value = getenv(variable);
+    return value && *value && strcmp(value, "0") != 0;
+}
+
 int test_quick(void) {
-    const char *quick = getenv("BNORM_TEST_QUICK");
-    return quick && *quick && strcmp(quick, "0") != 0;
+    return is_set("BNORM_TEST_QUICK");
+}
+
+int test_full(void) {
+    return !test_quick() && is_set("BNORM_TEST_FULL");
+}
+
+size_t test_repeat(size_t full, size_t normal, size_t quick) {
+    return test_quick() ? quick : test_full() ? full : normal;
+}
+
+int test_draws(struct test *t, size_t every) {
+    return test_full() || rng_below(&t->rng, every) == 0;
+}
+
+const char *test_depth_setting(void) {
+    return test_quick() ? "BNORM_TEST_QUICK=1 " : test_full() ? "BNORM_TEST_FULL=1 " : "";
 }
 
 /* ---------------------------------------------------------------------------------------------- */

@@ -63,8 +63,18 @@ void test_context(struct test *t, const char *format, ...) __attribute__((format
 _Noreturn void test_fail(struct test *t, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
-/* 1 where $BNORM_TEST_QUICK asks for fewer repetitions (never for fewer edges), as under qemu. */
+/* How deep the cases go: full with $BNORM_TEST_FULL (make test-full); quick with
+ * $BNORM_TEST_QUICK, for emulators and sanitizers; else as `make test` does. Less depth means fewer
+ * repetitions and sizes, never fewer kinds of them: every edge is tried at every depth. */
+int test_full(void);
 int test_quick(void);
+/* The number for this depth. */
+size_t test_repeat(size_t full, size_t normal, size_t quick);
+/* 1 for all at the full depth, else for about one in `every`: other ones in each case, so that the
+ * cases of all kernel sets, layouts and types together try them all. */
+int test_draws(struct test *t, size_t every);
+/* As put before a command for the same depth: "BNORM_TEST_FULL=1 ", or "". */
+const char *test_depth_setting(void);
 
 /* Lets the first calls of bnorm race on several threads. main() does this before anything else. */
 void race_first_calls(void);
