@@ -374,6 +374,8 @@ static struct options random_options(struct rng *r, size_t act) {
 static void test_sizes(struct test *t) {
     const struct shape_list *list = edge_shapes(layout_of(t));
     for (size_t s = 0; s < list->count; s++) {
+        if (!test_draws(t, 4))
+            continue;
         const struct options options = random_options(&t->rng, s);
         struct problem p;
         problem_new(t, &p, &list->shapes[s], s % 3 ? VALUES_NORMAL : VALUES_MEAN_1E6, &options);
@@ -417,9 +419,8 @@ static void test_options(struct test *t) {
                                 .no_dgamma = (int)rng_below(&t->rng, 2),
                                 .no_dbeta = (int)rng_below(&t->rng, 2),
                             };
-                            /* Over the shapes and options, a quick run still sees them all. */
-                            const int skip = test_quick() && rng_below(&t->rng, 5) != 0;
-                            if (!skip && source_fits(&p, how.source) && targets_fit(&how))
+                            if (source_fits(&p, how.source) && targets_fit(&how) &&
+                                test_draws(t, 5))
                                 compare_to_scalar(t, &p, &how);
                         }
                 test_release(t);
@@ -484,6 +485,8 @@ static void test_values(struct test *t) {
     for (size_t s = 0; s < shapes; s++)
         for (size_t k = 0; k < COUNT_OF(kinds); k++)
             for (size_t kind = 0; kind < ACT_KINDS; kind++) {
+                if (!test_draws(t, 4))
+                    continue;
                 const struct options options = random_options(&t->rng, kind);
                 struct problem p;
                 problem_new(t, &p, &list[s], kinds[k], &options);

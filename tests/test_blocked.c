@@ -70,7 +70,7 @@ static void compare_apply(struct test *t, const struct call *call, const struct 
 
 static void test_apply(struct test *t) {
     for (size_t s = 0; s < COUNT_OF(sizes); s++)
-        for (size_t k = 0; k < (test_quick() ? 2 : 6); k++) {
+        for (size_t k = 0; k < test_repeat(6, 3, 2); k++) {
             const bnorm_shape shape = shape_of(sizes[s], pick_dtype(&t->rng));
             struct data d;
             data_new(t, &d, &shape);
@@ -374,8 +374,11 @@ static void compare_reductions(struct test *t, const bnorm_shape *shape, size_t 
 
 static void test_reductions(struct test *t) {
     for (size_t s = 0; s < COUNT_OF(sizes); s++)
-        for (size_t k = 0; k < (test_quick() ? 1 : 4); k++) {
-            const bnorm_shape shape = shape_of(sizes[s], k < 2 ? BNORM_F32 : pick_dtype(&t->rng));
+        for (size_t k = 0; k < test_repeat(4, 2, 2); k++) {
+            if (!test_draws(t, 2))
+                continue;
+            const bnorm_shape shape =
+                shape_of(sizes[s], k % 2 == 0 ? BNORM_F32 : pick_dtype(&t->rng));
             compare_reductions(t, &shape, 5 * s + k);
         }
 }
@@ -383,8 +386,8 @@ static void test_reductions(struct test *t) {
 /* All tasks of large tensors, in several orders and on several threads. */
 static void test_threads(struct test *t) {
     for (size_t s = 0; s < (test_quick() ? 1 : COUNT_OF(large)); s++)
-        for (size_t k = 0; k < 2; k++) {
-            const bnorm_shape shape = shape_of(large[s], k ? BNORM_BF16 : BNORM_F32);
+        for (size_t k = 0; k < test_repeat(2, 1, 2); k++) {
+            const bnorm_shape shape = shape_of(large[s], (s + k) % 2 ? BNORM_BF16 : BNORM_F32);
             struct data d;
             data_new(t, &d, &shape);
             struct call call = random_call(t, BNORM_OP_APPLY, &shape);

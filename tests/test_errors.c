@@ -963,7 +963,7 @@ static void test_workspace_memory(struct test *t) {
                 memset(want, 0, room * sizeof *want);
                 run_all(t, (bnorm_op)op, &shape, x, dy, test_alloc(t, size + 4096), size + 4096,
                         want);
-                for (size_t shift = 0; shift < 64; shift += test_quick() ? 9 : 1) {
+                for (size_t shift = 0; shift < 64; shift += test_repeat(1, 5, 9)) {
                     for (int side = SIDE_START; side <= SIDE_END; side++) {
                         test_context(t, "op %d, layout %d, %zux%zux%zu, workspace %s + %zu bytes",
                                      op, layout, shape.n, shape.c, shape.hw,

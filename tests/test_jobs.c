@@ -88,7 +88,7 @@ static void mix_compare(struct test *t, struct mix *m, const char *how) {
 
 static void test_mixes(struct test *t) {
     static const char *const hows[] = {"serial", "reversed", "shuffled", "on threads", "in order"};
-    for (size_t round = 0; round < (test_quick() ? 20 : 120); round++) {
+    for (size_t round = 0; round < test_repeat(120, 40, 20); round++) {
         const bnorm_exec single = {.isa = t->isa};
         struct mix *m = mix_new(t, &single);
         mix_ready(t, m);
@@ -377,7 +377,7 @@ static unsigned char *snapshot(struct test *t, const struct mix *m, size_t *size
 
 static void test_bad(struct test *t) {
     size_t tried = 0;
-    for (size_t round = 0; round < (test_quick() ? 3 : 12) * WAYS_TO_SPOIL; round++) {
+    for (size_t round = 0; round < test_repeat(12, 4, 3) * WAYS_TO_SPOIL; round++) {
         const bnorm_exec single = {.isa = t->isa};
         struct mix *m = mix_new(t, &single);
         mix_ready(t, m);

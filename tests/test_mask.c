@@ -165,7 +165,7 @@ static void compare_forward(struct test *t, const struct call *call, size_t i) {
 
 static void test_forward(struct test *t) {
     for (size_t s = 0; s < COUNT_OF(sizes); s++)
-        for (size_t k = 0; k < (test_quick() ? 6 : 24); k++) {
+        for (size_t k = 0; k < test_repeat(24, 6, 6); k++) {
             const bnorm_shape shape = shape_of(t, sizes[s], (bnorm_dtype)(k % 3), s + k);
             const struct call call =
                 random_call(t, k % 2 ? BNORM_OP_APPLY : BNORM_OP_FORWARD_TRAIN, &shape);
@@ -220,7 +220,7 @@ static void compare_backward(struct test *t, const bnorm_shape *shape, int froze
 
 static void test_backward(struct test *t) {
     for (size_t s = 0; s < COUNT_OF(sizes); s++)
-        for (size_t k = 0; k < (test_quick() ? 3 : 12); k++) {
+        for (size_t k = 0; k < test_repeat(12, 4, 3); k++) {
             const bnorm_shape shape = shape_of(t, sizes[s], (bnorm_dtype)(k % 3), s + k);
             compare_backward(t, &shape, k % 4 == 3, s + k);
             test_release(t);
@@ -315,7 +315,7 @@ static void compare_any_bits(struct test *t, const bnorm_shape *shape, size_t i)
 
 static void test_any_bits(struct test *t) {
     for (size_t s = 0; s < COUNT_OF(sizes); s++)
-        for (size_t k = 0; k < (test_quick() ? 3 : 12); k++) {
+        for (size_t k = 0; k < test_repeat(12, 4, 3); k++) {
             const bnorm_shape shape = shape_of(t, sizes[s], (bnorm_dtype)(k % 3), s + k);
             compare_any_bits(t, &shape, s + k);
             test_release(t);
@@ -328,7 +328,10 @@ static void test_any_bits(struct test *t) {
 static void test_threads(struct test *t) {
     static const size_t threads[] = {0, 2, 3, 4, 7};
     for (size_t s = 0; s < COUNT_OF(large); s++)
-        for (size_t k = test_quick() ? s % 2 : 0; k < (test_quick() ? s % 2 + 1 : 6); k++) {
+        for (size_t i = 0; i < test_repeat(6, 1, 1); i++) {
+            if (!test_draws(t, 2))
+                continue;
+            const size_t k = s % 2 + i;
             const bnorm_shape shape = shape_of(t, large[s], (bnorm_dtype)((s + k) % 3), s + k);
             const bnorm_op op = k % 2 ? BNORM_OP_APPLY : BNORM_OP_FORWARD_TRAIN;
             const struct call call = random_call(t, op, &shape);
@@ -337,7 +340,7 @@ static void test_threads(struct test *t) {
             const bnorm_exec serial = {.isa = scalar_isa()};
             const struct results want = run_call(t, &call, &d, &serial);
             check_mask(t, &call, &want, argument_of(t, &call, &d, &want));
-            for (size_t w = 0; w < COUNT_OF(threads); w += test_quick() ? 2 : 1) {
+            for (size_t w = 0; w < COUNT_OF(threads); w += test_repeat(1, 2, 2)) {
                 const bnorm_exec exec = {.parallel = parallel_threads,
                                          .isa = t->isa,
                                          .threads = threads[w],

@@ -40,7 +40,7 @@ static bnorm_shape shape_of(const struct test *t, size_t n, size_t c, size_t hw,
 static void test_cuts(struct test *t) {
     static const size_t sizes[][2] = {{3, 2}, {5, 1}, {1, 7}, {17, 3}, {33, 1}, {2, 49}};
     const bnorm_exec exec = {.isa = t->isa};
-    for (size_t n = 1; n <= (test_quick() ? 4 : 7); n++)
+    for (size_t n = 1; n <= test_repeat(7, 6, 4); n++)
         for (size_t k = 0; k < (n < 5 ? COUNT_OF(sizes) : 2); k++) {
             const size_t *size = sizes[(n + k) % COUNT_OF(sizes)];
             const bnorm_shape shape = shape_of(t, n, size[0], size[1], rng_below(&t->rng, 12));
@@ -77,7 +77,7 @@ static void test_batches(struct test *t) {
         if (test_quick() && i % 4 != 1 && n != 65)
             continue;
         const bnorm_shape shape = shape_of(t, n, c, hw, rng_below(&t->rng, 12));
-        check_batch(t, &shape, test_quick() ? 2 : 3);
+        check_batch(t, &shape, test_repeat(3, 2, 2));
     }
 }
 
@@ -91,7 +91,7 @@ static void test_rows(struct test *t) {
             const size_t c = k == 0 || n > 65 ? 1 + rng_below(&t->rng, n > 200 ? 20 : 40)
                                               : wide[rng_below(&t->rng, COUNT_OF(wide))];
             const bnorm_shape shape = shape_of(t, n, c, 1, rng_below(&t->rng, 12));
-            check_batch(t, &shape, test_quick() ? 1 : 4);
+            check_batch(t, &shape, test_repeat(4, 2, 1));
         }
 }
 
@@ -120,7 +120,7 @@ static void test_threads(struct test *t) {
     const bnorm_shape shape = shape_of(t, size[0], size[1], size[2], rng_below(&t->rng, 12));
     struct step s;
     step_new(t, &s, &shape, VALUES_NORMAL);
-    for (size_t k = 0; k < (test_quick() ? 1 : 3); k++) {
+    for (size_t k = 0; k < test_repeat(3, 2, 1); k++) {
         const struct cut cut = cut_new(t, k == 1 ? CUT_WHOLE : CUT_HALVES, shape.n);
         const bnorm_exec exec = type_exec(t, 4 * (1 + (k + rng_below(&t->rng, 4)) % 4) + k);
         step_check(t, &s, &cut, (enum joining)rng_below(&t->rng, JOIN_COUNT), &exec);
@@ -154,7 +154,7 @@ static void test_values(struct test *t) {
 static void test_sets(struct test *t) {
     static const size_t sizes[][3] = {{9, 17, 5}, {70, 3, 1}, {130, 33, 1}, {5, 6, 60}, {3, 1, 7}};
     const bnorm_exec any = {0};
-    for (size_t i = 0; i < COUNT_OF(sizes) * (test_quick() ? 1 : 4); i++) {
+    for (size_t i = 0; i < COUNT_OF(sizes) * test_repeat(4, 2, 1); i++) {
         const size_t *size = sizes[i % COUNT_OF(sizes)];
         const bnorm_shape shape = shape_of(t, size[0], size[1], size[2], rng_below(&t->rng, 12));
         struct step s;
@@ -230,7 +230,7 @@ static void random_ready(struct test *t, struct ready *r, struct data *d, bnorm_
 static void test_first(struct test *t) {
     static const size_t starts[] = {0, 1, 3, 6, 8, 37, 64, 100, 1000, ((size_t)1 << 20) - 3};
     const bnorm_exec exec = {.isa = t->isa}, scalar = {.isa = scalar_isa()};
-    for (size_t i = 0; i < (test_quick() ? 2 : 6) * (COUNT_OF(starts) + 1); i++) {
+    for (size_t i = 0; i < test_repeat(6, 2, 2) * (COUNT_OF(starts) + 1); i++) {
         const bnorm_op op = rng_below(&t->rng, 2) ? BNORM_OP_MOMENTS : BNORM_OP_BACKWARD;
         const size_t n = 1 + rng_below(&t->rng, i % 3 ? 20 : 200), s = i % (COUNT_OF(starts) + 1);
         const size_t first = s < COUNT_OF(starts) ? starts[s] : SIZE_MAX - n;
@@ -474,7 +474,7 @@ static void check_size(struct test *t, size_t c, size_t first, size_t n) {
 }
 
 static void test_sizes(struct test *t) {
-    const size_t most = test_quick() ? 70 : 300;
+    const size_t most = test_repeat(300, 140, 70);
     for (size_t first = 0; first <= most; first++)
         for (size_t n = 0; n <= most; n++)
             check_size(t, 1 + first % 3, first, n);

@@ -16,7 +16,7 @@
 #endif
 
 static int repetitions(int many) {
-    return test_quick() ? (many + 7) / 8 : many;
+    return (int)test_repeat((size_t)many, (size_t)(many + 2) / 3, (size_t)(many + 7) / 8);
 }
 
 /* ---------------------------------------------------------------------------------------------- */

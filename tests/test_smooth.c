@@ -72,7 +72,7 @@ static float *slopes_of(struct test *t, const bnorm_isa *isa, bnorm_act act, con
 static float *arguments(struct test *t, size_t *count) {
     static const float edges[] = {-0.0f,    0.0f,    INFINITY, -INFINITY, FLT_MAX,
                                   -FLT_MAX, FLT_MIN, -FLT_MIN, 0x1p-149f, -0x1p-149f};
-    const size_t random = test_quick() ? 5000 : 100000;
+    const size_t random = test_repeat(100000, 20000, 5000);
     float *v = test_floats(t, COUNT_OF(edges) + 277 * 8 + random);
     size_t n = 0;
     for (size_t i = 0; i < COUNT_OF(edges); i++)
@@ -242,7 +242,7 @@ static void test_steps(struct test *t) {
         return;
     for (size_t s = 0; s < COUNT_OF(sizes); s++)
         for (size_t kind = FIRST_KIND; kind <= LAST_KIND; kind++)
-            for (size_t k = 0; k < (test_quick() ? 3 : 9); k++) {
+            for (size_t k = 0; k < test_repeat(9, 3, 3); k++) {
                 const bnorm_shape shape = shape_of(sizes[s], s + kind + k);
                 compare_steps(t, &shape, smooth_act((bnorm_act_kind)kind, s + k), (int)(k & 1),
                               s + k);
@@ -254,7 +254,9 @@ static void test_threads(struct test *t) {
     if (!is_usable(t))
         return;
     for (size_t s = 0; s < COUNT_OF(large); s++)
-        for (size_t kind = FIRST_KIND; kind <= LAST_KIND; kind += test_quick() ? 3 : 1) {
+        for (size_t kind = FIRST_KIND; kind <= LAST_KIND; kind++) {
+            if (!test_draws(t, 3))
+                continue;
             const bnorm_shape shape = shape_of(large[s], s + kind);
             compare_steps(t, &shape, smooth_act((bnorm_act_kind)kind, s), (int)(kind & 1),
                           12 + kind % 4); /* four threads */

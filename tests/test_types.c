@@ -367,6 +367,8 @@ static struct options random_options(struct test *t, size_t i) {
 static void test_sizes(struct test *t) {
     const struct shape_list *list = type_shapes(t);
     for (size_t s = 0; s < list->count; s++) {
+        if (!test_draws(t, 4))
+            continue;
         const struct options options = random_options(t, rng_below(&t->rng, 1000));
         struct problem p;
         problem_new(t, &p, &list->shapes[s], TYPE_NORMAL, &options);
@@ -383,7 +385,7 @@ static void test_options(struct test *t) {
     for (int y_dtype = BNORM_Y_SAME; y_dtype <= BNORM_Y_U8; y_dtype++)
         for (size_t kind = 0; kind < ALL_ACT_KINDS; kind++)
             for (int given = 0; given < 16; given++, i++) {
-                if (test_quick() && given != (int)(i * 7 / 16 % 16))
+                if (test_quick() ? given != (int)(i * 7 / 16 % 16) : !test_draws(t, 4))
                     continue;
                 const struct options options = {
                     .act = type_act(t, kind),
@@ -433,7 +435,7 @@ static void test_strides(struct test *t) {
     const struct shape_list *list = type_shapes(t);
     for (size_t s = 0; s < list->count; s++) {
         const bnorm_shape *shape = &list->shapes[s];
-        if (shape_count(shape) > 20000)
+        if (shape_count(shape) > 20000 || !test_draws(t, 2))
             continue;
         const size_t runs = shape_runs(shape), len = shape_len(shape), n = shape->n;
         const int rows = shape->layout == BNORM_NHWC;
@@ -473,6 +475,8 @@ static void test_values(struct test *t) {
         for (int kind = TYPE_LARGE; kind < TYPE_VALUES_COUNT; kind++)
             for (int flush = 0; flush < 2; flush++)
                 for (size_t k = 0; k < ALL_ACT_KINDS; k++, i++) {
+                    if (!test_draws(t, 2))
+                        continue;
                     struct options options = random_options(t, k);
                     options.y_dtype = (bnorm_y_dtype)(i * 5 / 12 % (BNORM_Y_U8 + 1));
                     options.denormals = (bnorm_denormals)flush;
@@ -488,12 +492,14 @@ static void test_values(struct test *t) {
 static void test_exec(struct test *t) {
     const struct shape_list *list = type_shared_shapes(t);
     for (size_t s = 0; s < list->count; s++) {
+        if (!test_draws(t, 2))
+            continue;
         const struct options options = random_options(t, rng_below(&t->rng, 1000));
         struct problem p;
         problem_new(t, &p, &list->shapes[s], TYPE_NORMAL, &options);
         problem_solve(t, &p);
         for (size_t i = s; i < 20; i += list->count)
-            if (!test_quick() || i % 5 == s) {
+            if (test_full() || i % 5 == s) {
                 const struct how how = {.side = (enum side)(i % 2), .exec = type_exec(t, i)};
                 run_typed(t, &p, &how);
             }
@@ -509,7 +515,7 @@ static void test_large(struct test *t) {
         BNORM_Y_SAME, x_type == BNORM_F32 || is_whole(x_type) ? BNORM_Y_BF16 : BNORM_Y_F32};
     const bnorm_shape *first = &type_shapes(t)->shapes[2];
     for (size_t k = 0; k < COUNT_OF(y_dtypes); k++) {
-        if (k && (test_quick() || is_scalar(t))) /* which never streams */
+        if ((k && is_scalar(t)) || ((k || is_scalar(t)) && !test_full())) /* scalar never streams */
             break;
         bnorm_shape shape = {.layout = layout_of(t), .dtype = x_type, .n = 1, .c = 67, .hw = 997};
         shape.c_block = first->c_block ? 16 : 0;

@@ -235,6 +235,8 @@ static struct options random_options(struct test *t, size_t i) {
 static void test_forward_sizes(struct test *t) {
     const struct shape_list *list = type_shapes(t);
     for (size_t s = 0; s < list->count; s++) {
+        if (!test_draws(t, 3))
+            continue;
         const struct options options = random_options(t, rng_below(&t->rng, 1000));
         struct problem p;
         problem_new(t, &p, &list->shapes[s], s % 3 ? TYPE_NORMAL : TYPE_OFFSET, &options);
@@ -251,7 +253,7 @@ static void test_forward_values(struct test *t) {
     for (size_t s = 0; s < type_few_shapes(t); s++)
         for (int values = 0; values < TYPE_VALUES_COUNT; values++)
             for (size_t kind = 0; kind < ALL_ACT_KINDS; kind++, i++) {
-                if (test_quick() && i % 3 != s % 3)
+                if (!test_full() && i % 3 != s % 3)
                     continue;
                 struct options options = random_options(t, kind);
                 options.denormals = (bnorm_denormals)(i / 7 % 2);
@@ -309,12 +311,14 @@ static void test_forward_misaligned(struct test *t) {
 static void test_forward_exec(struct test *t) {
     const struct shape_list *list = type_shared_shapes(t);
     for (size_t s = 0; s < list->count; s++) {
+        if (!test_draws(t, 2))
+            continue;
         const struct options options = random_options(t, rng_below(&t->rng, 1000));
         struct problem p;
         problem_new(t, &p, &list->shapes[s], TYPE_NORMAL, &options);
         problem_solve(t, &p);
         for (size_t i = s; i < 20; i += list->count)
-            if (!test_quick() || i % 5 == s) {
+            if (test_full() || i % 5 == s) {
                 const struct how how = {.side = (enum side)(i % 2),
                                         .in_place = (enum in_place)(i / 2 % IN_PLACE_COUNT),
                                         .exec = type_exec(t, i)};
@@ -628,6 +632,8 @@ static struct grad_options random_grad_options(struct test *t, size_t i) {
 static void test_backward_sizes(struct test *t) {
     const struct shape_list *list = type_shapes(t);
     for (size_t s = 0; s < list->count; s++) {
+        if (!test_draws(t, 3))
+            continue;
         const struct grad_options options = random_grad_options(t, rng_below(&t->rng, 1000));
         struct grad_problem p;
         grad_new(t, &p, &list->shapes[s], s % 3 ? TYPE_NORMAL : TYPE_OFFSET, &options);
@@ -661,7 +667,7 @@ static void test_backward_options(struct test *t) {
                             .no_dgamma = (int)rng_below(&t->rng, 2),
                             .no_dbeta = (int)rng_below(&t->rng, 2),
                         };
-                        if (targets_fit(&p, how.dx, how.dresidual))
+                        if (targets_fit(&p, how.dx, how.dresidual) && test_draws(t, 2))
                             run_backward(t, &p, &how);
                     }
                 test_release(t);
@@ -674,7 +680,7 @@ static void test_backward_values(struct test *t) {
     for (size_t s = 0; s < type_few_shapes(t); s++)
         for (int values = TYPE_LARGE; values < TYPE_VALUES_COUNT; values++)
             for (size_t kind = 0; kind < ALL_ACT_KINDS; kind++, i++) {
-                if (test_quick() && i % 3 != s % 3)
+                if (!test_full() && i % 3 != s % 3)
                     continue;
                 struct grad_options options = random_grad_options(t, kind);
                 options.denormals = (bnorm_denormals)(i / 7 % 2);
@@ -718,12 +724,14 @@ static void test_backward_misaligned(struct test *t) {
 static void test_backward_exec(struct test *t) {
     const struct shape_list *list = type_shared_shapes(t);
     for (size_t s = 0; s < list->count; s++) {
+        if (!test_draws(t, 2))
+            continue;
         const struct grad_options options = random_grad_options(t, rng_below(&t->rng, 1000));
         struct grad_problem p;
         grad_new(t, &p, &list->shapes[s], TYPE_NORMAL, &options);
         grad_solve(t, &p);
         for (size_t i = s; i < 20; i += list->count)
-            if (!test_quick() || i % 5 == s) {
+            if (test_full() || i % 5 == s) {
                 const struct grad_how how = {.side = (enum side)(i % 2),
                                              .dx = i % 7 == 6 ? ONTO_DY : OWN,
                                              .dresidual = i % 3 ? NOWHERE : OWN,

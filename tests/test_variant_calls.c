@@ -49,7 +49,7 @@ static struct mix *mix_new(struct test *t) {
 }
 
 static void test_jobs(struct test *t) {
-    for (size_t round = 0; round < (test_quick() ? 3 : 20); round++) {
+    for (size_t round = 0; round < test_repeat(20, 8, 3); round++) {
         struct mix *m = mix_new(t);
         const bnorm_exec exec = type_exec(t, round);
         test_context(t, "round %zu", round);
@@ -92,7 +92,7 @@ static float *writable(const float *array) {
 }
 
 static void test_bad_job(struct test *t) {
-    for (size_t round = 0; round < (test_quick() ? 2 : 8); round++) {
+    for (size_t round = 0; round < test_repeat(8, 4, 2); round++) {
         struct mix *m = mix_new(t);
         const bnorm_exec exec = type_exec(t, round);
         const size_t at = rng_below(&t->rng, JOBS);

@@ -16,7 +16,9 @@
 
 static void test_weights(struct test *t) {
     for (size_t i = 0; i < PROBLEM_SHAPES; i++)
-        for (int kind = WEIGHTS_RANDOM; kind < WEIGHTS_COUNT; kind += test_quick() ? 2 : 1) {
+        for (int kind = WEIGHTS_RANDOM; kind < WEIGHTS_COUNT; kind++) {
+            if (!test_draws(t, 3))
+                continue;
             const bnorm_dtype dtype = problem_dtype(i + (size_t)kind);
             const bnorm_shape shape = problem_shape(t, i, dtype);
             struct problem p;
@@ -33,6 +35,8 @@ static void test_weighted_values(struct test *t) {
     for (size_t s = 0; s < COUNT_OF(which); s++)
         for (int values = 0; values < VALUES_COUNT; values++)
             for (int kind = WEIGHTS_RANDOM; kind <= WEIGHTS_PADDING; kind++) {
+                if (!test_draws(t, 2))
+                    continue;
                 const bnorm_shape shape = problem_shape(t, which[s], BNORM_F32);
                 struct problem p;
                 problem_new(t, &p, &shape, (enum weights)kind);
@@ -50,6 +54,8 @@ static void test_weighted_values(struct test *t) {
 static void test_weighted_moments(struct test *t) {
     for (size_t i = 0; i < PROBLEM_SHAPES; i++)
         for (int kind = WEIGHTS_NONE; kind < WEIGHTS_COUNT; kind++) {
+            if (!test_draws(t, 2))
+                continue;
             const bnorm_dtype dtype = problem_dtype(i + (size_t)kind);
             const bnorm_shape shape = problem_shape(t, i, dtype);
             struct problem p;
@@ -112,6 +118,8 @@ static void test_masked(struct test *t) {
                              1e30f};
     for (size_t i = 0; i < PROBLEM_SHAPES; i++)
         for (int kind = WEIGHTS_MASK; kind <= WEIGHTS_FEW; kind++) {
+            if (!test_draws(t, 2))
+                continue;
             const bnorm_shape shape = problem_shape(t, i, BNORM_F32);
             struct problem p;
             problem_new(t, &p, &shape, (enum weights)kind);
@@ -326,7 +334,7 @@ static void test_frozen_weights(struct test *t) {
 
 static void test_renorm(struct test *t) {
     for (size_t i = 0; i < PROBLEM_SHAPES; i++)
-        for (int weighted = 0; weighted < (test_quick() ? 2 : 4); weighted++) {
+        for (int weighted = 0; weighted < (int)test_repeat(4, 2, 2); weighted++) {
             const bnorm_dtype dtype = problem_dtype(i + (size_t)weighted);
             const bnorm_shape shape = problem_shape(t, i, dtype);
             struct problem p;
@@ -590,7 +598,7 @@ static void test_ghost(struct test *t) {
     static const size_t more[][3] = {{12, 5, 17}, {8, 16, 4},  {6, 3, 2100}, {64, 7, 1},
                                      {12, 33, 9}, {4, 1, 257}, {30, 20, 2},  {256, 3, 1}};
     for (size_t i = 0; i < COUNT_OF(more); i++)
-        for (int k = 0; k < (test_quick() ? 4 : 8); k++) {
+        for (int k = 0; k < (int)test_repeat(8, 4, 4); k++) {
             const bnorm_dtype dtype = problem_dtype(i + (size_t)k);
             bnorm_shape shape = problem_shape(t, i, dtype);
             shape.n = more[i][0];
@@ -773,7 +781,7 @@ static void test_threads(struct test *t) {
             problem_take_saved(&q, &want);
             const struct call call = problem_backward_call(t, &q, &want);
             const struct variant_results want_dx = problem_scalar(t, &q, &call);
-            for (size_t way = 1; way < (test_quick() ? 2 : 4); way++) {
+            for (size_t way = 1; way < test_repeat(4, 2, 2); way++) {
                 const bnorm_exec exec = type_exec(t, 4 * way + i);
                 problem_say(t, &p, &p.call, "shared");
                 const struct variant_results got =
@@ -835,7 +843,7 @@ static void check_derivative(struct test *t, const struct wide_data *w, const st
 static void test_differences(struct test *t) {
     static const double epsilons[] = {0, 1e-7, .5};
     const bnorm_exec exec = {.isa = t->isa};
-    for (size_t round = 0; round < (test_quick() ? 18 : 36); round++) {
+    for (size_t round = 0; round < test_repeat(36, 18, 18); round++) {
         bnorm_shape shape = problem_shape(t, round, BNORM_F32);
         shape.n = 3;
         shape.c = 2;
