@@ -1,8 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
 #
-# What bnorm promises to those who embed it, read off the header and the built libraries: one line
-# per check, exit status 1 if any fails. `make test` runs it from the top of the tree with
+# What bnorm promises to those who embed it, read off the header and the built libraries: a line for
+# each check that fails, exit status 1 if any does. `make test` runs it from the top of the tree with
 # STATIC_LIB, SHARED_LIB, CC, CXX, NM, OBJDUMP and SLEEF (1: they were built with it, 0: without) in
 # the environment; by hand:
 #
@@ -28,12 +28,13 @@ top=$PWD
 scratch=$(mktemp -d) || exit 2
 trap 'rm -rf "$scratch"' EXIT
 trap 'exit 2' HUP INT TERM
+passes=0
 failures=0
 libs=-lm
 if [ "$SLEEF" = 1 ]; then libs='-lsleef -lm'; fi
 
 pass() {
-    printf 'PASS  hygiene: %s\n' "$1"
+    passes=$((passes + 1))
 }
 
 # $1: what was checked; $2: what is wrong, maybe many lines.
@@ -45,12 +46,12 @@ fail() {
 
 # Passes if nothing is wrong: $2 is empty.
 expect_nothing() {
-    if [ -z "$2" ]; then pass "$1"; else fail "$1" "$2"; fi
+    if [ -z "$2" ]; then pass; else fail "$1" "$2"; fi
 }
 
 expect_equal() {
     if [ "$2" = "$3" ]; then
-        pass "$1"
+        pass
     else
         fail "$1" "got:      $2
 expected: $3"
@@ -187,56 +188,45 @@ if $OBJDUMP -f "$STATIC_LIB" | grep -q 'elf64-x86-64'; then
         $2 ~ /^v/ || /%[yz]mm|%k[0-7]/ || $2 ~ bmi || $2 ~ sse3 || $2 ~ ssse3 || $2 ~ sse4' "$scratch/code")"
     expect_nothing "avx2 stays within AVX2 and FMA" \
         "$(awk '$1 ~ /^avx2(\.c)?\.o$/ && /%zmm|%k[0-7]|%[xy]mm(1[6-9]|2[0-9]|3[01])/' "$scratch/code")"
-    # gcc puts in vzeroupper by itself at -O2 and above only; without it the caller's SSE code, and
-    # libm's, is slowed down for the rest of the process. One for each kernel, whatever the flags.
-    kernels=$(grep -c '^ *X(' dispatch/isa.h)
-    for isa in avx2 avx512; do
-        # shellcheck disable=SC2086
-        $CC -std=c11 -Os -DBNORM_SLEEF="$SLEEF" -Iinclude -c "src/$isa/$isa.c" -o "$scratch/small.o"
-        count=$(disassemble "$scratch/small.o" | grep -c ' vzeroupper')
-        if [ "$count" -ge "$kernels" ]; then
-            pass "$isa leaves no dirty upper halves of registers at -Os"
-        else
-            fail "$isa leaves no dirty upper halves of registers at -Os" \
-                "$count vzeroupper for $kernels kernels: call _mm256_zeroupper() before each returns"
-        fi
-    done
     for pair in avx2:ymm avx512:zmm; do
         isa=${pair%:*} register=${pair#*:}
         if grep -q "^$isa\(\.c\)*\.o vfmadd.*%$register" "$scratch/code"; then
-            pass "$isa has fused multiply-adds on $register"
+            pass
         else
             fail "$isa has fused multiply-adds on $register" "none found in the object of src/$isa"
         fi
     done
 else
-    echo "SKIP  hygiene: instructions beyond the baseline (looked at on x86-64 only)"
+    echo "hygiene: SKIPPED: instructions beyond the baseline (looked at on x86-64 only)"
 fi
 
 # ---------------------------------------------------------------------------------------------------
-# Without the Makefile, in one line
+# Without the Makefile, in one line; at -Os, for what is looked at below
 
 mkdir "$scratch/build"
 cp -r include src dispatch "$scratch/build"
 cd "$scratch/build" || exit 2
-
-# Compiles as that line does, with the options that are given in front.
-one_line() {
-    # shellcheck disable=SC2086
-    expect_nothing "$CC $* -c -Iinclude src/*.c src/*/*.c dispatch/*.c" \
-        "$($CC "$@" -c -Iinclude src/*.c src/*/*.c dispatch/*.c 2>&1)"
-}
-
-echo 'int main(void) { return 0; }' >empty.c
-if [ "$SLEEF" = 1 ]; then
-    one_line -std=c11 -O0 -DBNORM_SLEEF=1
-    # shellcheck disable=SC2086
-    expect_nothing "those objects link with $libs" "$($CC empty.c ./*.o $libs -o empty 2>&1)"
-    rm ./*.o
-fi
-one_line -std=c11 -O2
+line="$CC -std=c11 -Os -DBNORM_SLEEF=$SLEEF -c -Iinclude"
+# shellcheck disable=SC2086
+expect_nothing "$line src/*.c src/*/*.c dispatch/*.c" \
+    "$($line src/*.c src/*/*.c dispatch/*.c 2>&1)"
 expect_equal "every source has an object of its own name" \
     "$(find . -name '*.o' | wc -l)" "$(find src dispatch -name '*.c' | wc -l)"
+
+# gcc puts in vzeroupper by itself at -O2 and above only; without it the caller's SSE code, and
+# libm's, is slowed down for the rest of the process. One for each kernel, whatever the flags.
+kernels=$(grep -c '^ *X(' dispatch/isa.h)
+for isa in avx2 avx512; do
+    disassemble $isa.o >"$scratch/code"
+    [ -s "$scratch/code" ] || continue # another architecture
+    count=$(grep -c ' vzeroupper' "$scratch/code")
+    if [ "$count" -ge "$kernels" ]; then
+        pass
+    else
+        fail "$isa leaves no dirty upper halves of registers at -Os" \
+            "$count vzeroupper for $kernels kernels: call _mm256_zeroupper() before each returns"
+    fi
+done
 
 # ---------------------------------------------------------------------------------------------------
 # $BNORM_ISA, with those objects: it is read once per process, so each value needs its own
@@ -256,7 +246,7 @@ int main(int argc, char **argv) {
 }
 END
 # shellcheck disable=SC2086
-expect_nothing "a program links with those objects" "$($CC -Iinclude isas.c ./*.o -lm -o isas 2>&1)"
+expect_nothing "a program links with those objects" "$($CC -Iinclude isas.c ./*.o $libs -o isas 2>&1)"
 unset BNORM_ISA
 sets=$(./isas all)
 fastest=$(echo "$sets" | head -n 1)
@@ -269,7 +259,6 @@ for set in '' nonsense AVX2 'scalar ' scalarx; do
 done
 cd "$top" || exit 2
 
-if [ "$failures" -ne 0 ]; then
-    echo "hygiene: $failures checks failed."
-    exit 1
-fi
+[ ! -t 1 ] || printf '\033[K' # over what make is compiling
+echo "hygiene: $passes checks passed, $failures failed"
+[ "$failures" -eq 0 ]
