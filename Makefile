@@ -7,9 +7,11 @@ CXX = g++
 AR = ar
 NM = nm
 OBJDUMP = objdump
-CFLAGS = -O2 -g
-CXXFLAGS = -O2 -g
+CFLAGS = -O2$(if $(DEBUG), -g)
+CXXFLAGS = -O2$(if $(DEBUG), -g)
 LDFLAGS =
+# Not empty: with what debuggers need, which makes the archive ten times as large.
+DEBUG =
 BUILD = build
 PREFIX = /usr/local
 LIBDIR = $(PREFIX)/lib
@@ -22,6 +24,8 @@ MPI =
 RUN =
 # Not empty: commands are shown in full.
 V =
+# How many compilers, and how many processes of the tests, run side by side. `make -j1` is about compilers alone.
+JOBS := $(or $(JOBS),$(shell nproc))
 
 # ---------------------------------------------------------------------------------------------------
 # What belongs to every compilation, whatever CFLAGS says
@@ -55,7 +59,10 @@ accuracy_sources := $(wildcard tools/accuracy*.c)
 scripts := .ci/run $(wildcard scripts/* tests/*.sh tools/*.sh examples/*/*.sh mpi/*.sh)
 formatted := $(shell find include src dispatch tests bench examples tools mpi -name '*.[ch]' -o -name '*.cc')
 
-say = $(if $(V),,@printf '%5s  %s\n' '$(1)' '$@' &&)
+# What is compiled is said on a terminal alone, on one line that is written again and again.
+say = $(if $(V),,@$(call $(if $(filter CC CXX MPICC,$(1)),say_over,say_line),$(1)))
+say_line = printf '$(if $(MAKE_TERMOUT),\033[K)%5s  %s\n' '$(1)' '$@' &&
+say_over = $(if $(MAKE_TERMOUT),printf '\033[K%5s  %s\r' '$(1)' '$@' &&)
 objects = $(patsubst %,$(BUILD)/%.o,$(1))
 lib_objects := $(call objects,$(lib_sources))
 test_objects := $(call objects,$(test_sources))
@@ -92,10 +99,20 @@ deps_avx512_packages = bochs bochs-term binutils xorriso
 
 # ---------------------------------------------------------------------------------------------------
 MAKEFLAGS += --no-print-directory
-# Packages come first, also under make -j.
-ifneq ($(filter deps%,$(MAKECMDGOALS)),)
-.NOTPARALLEL:
+# A -j that is given is stronger; a make that is called by another one shares that one's.
+ifeq ($(MAKELEVEL),0)
+MAKEFLAGS += -j$(JOBS)
 endif
+
+# Several goals are made one after the other, each side by side in itself: packages are there before they are
+# looked for, `clean all` does not delete what it builds, and no bench runs beside a test.
+ifneq ($(word 2,$(MAKECMDGOALS)),)
+.PHONY: $(MAKECMDGOALS) one-by-one
+$(MAKECMDGOALS): one-by-one
+	@:
+one-by-one:
+	@for goal in $(MAKECMDGOALS); do $(MAKE) $$goal || exit; done
+else
 
 ##@ Build
 
@@ -156,14 +173,17 @@ clean: ## removes everything that was built
 test: hygiene $(BUILD)/bnorm-tests ## all tests; TESTS=apply/* picks some, BNORM_REQUIRE=avx2 insists on a kernel set
 	$(run_tests)
 
+test-full: ## the same with all repetitions and sizes, which takes several times as long
+	BNORM_TEST_FULL=1 $(MAKE) test
+
 # The runner alone, as for other compilers, flags and CPUs.
 run-tests: $(BUILD)/bnorm-tests
 	$(run_tests)
 
-run_tests = $(RUN) $(BUILD)/bnorm-tests $(patsubst %,'%',$(TESTS))
+run_tests = $(RUN) $(BUILD)/bnorm-tests -j $(JOBS) $(patsubst %,'%',$(TESTS))
 
 hygiene: $(static_lib) $(shared_lib)
-	CC='$(CC)' CXX='$(CXX)' NM='$(NM)' OBJDUMP='$(OBJDUMP)' STATIC_LIB='$(static_lib)' \
+	@CC='$(CC)' CXX='$(CXX)' NM='$(NM)' OBJDUMP='$(OBJDUMP)' STATIC_LIB='$(static_lib)' \
 		SHARED_LIB='$(shared_lib)' SLEEF='$(if $(sleef_libs),1,0)' tests/hygiene.sh
 
 $(BUILD)/bnorm-tests: $(test_objects) $(static_lib)
@@ -171,24 +191,26 @@ $(BUILD)/bnorm-tests: $(test_objects) $(static_lib)
 
 # Side by side, as emulation is slow; what a target prints comes out when it is done.
 test-cross: ## the tests for Arm and older x86 CPUs under qemu, and two CPUs without SIMD kernels
-	BNORM_TEST_QUICK=1 $(MAKE) -j2 --output-sync=recurse emulate-aarch64 emulate-Haswell \
-		emulate-Nehalem verify-riscv64 verify-s390x
+	BNORM_TEST_QUICK=1 $(MAKE) --output-sync=recurse emulated
+
+emulated: emulate-aarch64 emulate-Haswell emulate-Nehalem verify-riscv64 verify-s390x
 
 # The scalar set's cases run on the machine itself.
 emulate-aarch64:
-	BNORM_REQUIRE=neon $(MAKE) run-tests RUN=qemu-aarch64 TESTS='$(or $(TESTS),$(addsuffix neon*,$(most_tests) types/nhwc/* variants/nhwc/* pieces/*))' \
+	BNORM_REQUIRE=neon $(MAKE) run-tests RUN=qemu-aarch64 \
+		TESTS='$(or $(TESTS),*neon* !frameworks/* !types/nchw/* !types/blocked/* !variants/nchw/* !variants/blocked/*)' \
 		BUILD=$(BUILD)/aarch64 CC=aarch64-linux-gnu-gcc LDFLAGS= SLEEF=$(SLEEF)
 
 # Has AVX2 but not AVX-512. Emulated AVX2 is slow: the hashes, and the cases of inference.
 emulate-Haswell: $(BUILD)/bnorm-tests $(BUILD)/bnorm-verify
 	qemu-x86_64 -cpu Haswell $(BUILD)/bnorm-verify --quick
-	BNORM_REQUIRE=avx2 BNORM_TEST_READABLE_GUARDS=1 qemu-x86_64 -cpu Haswell $< \
+	BNORM_REQUIRE=avx2 BNORM_TEST_READABLE_GUARDS=1 qemu-x86_64 -cpu Haswell $< -j $(JOBS) \
 		$(or $(TESTS),'apply/*avx2*')
 
 # Has no AVX: an illegal instruction ends the run.
 emulate-Nehalem: $(BUILD)/bnorm-tests $(BUILD)/bnorm-verify
 	qemu-x86_64 -cpu Nehalem $(BUILD)/bnorm-verify --quick
-	BNORM_REQUIRE=scalar qemu-x86_64 -cpu Nehalem $< \
+	BNORM_REQUIRE=scalar qemu-x86_64 -cpu Nehalem $< -j $(JOBS) \
 		$(or $(TESTS),'apply/*scalar*' 'train/*scalar*' 'backward/*scalar*' 'smooth/*' 'errors/*')
 
 # Has AVX-512, which takes a whole PC; see there why F16 needs a header of its own.
@@ -326,18 +348,18 @@ $(BUILD)/neon.so: $(call objects,$(wildcard src/neon/*.c))
 
 # Side by side, like test-cross.
 sanitize: ## the tests under ASan and UBSan, those with threads and of jobs under TSan
-	BNORM_TEST_QUICK=1 $(MAKE) -j2 --output-sync=recurse sanitize-memory sanitize-threads
+	BNORM_TEST_QUICK=1 $(MAKE) --output-sync=recurse sanitized
 
-sanitize-memory:
-	$(MAKE) BUILD=$(BUILD)/asan LDFLAGS= CFLAGS='$(asan)' run-tests \
-		TESTS='$(or $(TESTS),$(most_tests) types/nhwc/*/avx2/* variants/nhwc/avx2/* pieces/*/avx2/*)'
-
-sanitize-threads:
-	$(MAKE) BUILD=$(BUILD)/tsan LDFLAGS= CFLAGS='$(tsan)' run-tests TESTS='$(or $(TESTS),*threads* jobs/*)'
+sanitized: sanitize-memory sanitize-threads
 
 # All but element types, variants and pieces, of which some are enough here: they differ in the layout
 # or the kernel set alone. What frameworks have computed the same bits give again.
-most_tests = [!tvfp]* fold/* properties/* train/* threads/*
+sanitize-memory:
+	$(MAKE) BUILD=$(BUILD)/asan LDFLAGS= CFLAGS='$(asan)' run-tests \
+		TESTS='$(or $(TESTS),!frameworks/* !types/* !variants/* !pieces/* types/nhwc/*/avx2/* variants/nhwc/avx2/* pieces/*/avx2/*)'
+
+sanitize-threads:
+	$(MAKE) BUILD=$(BUILD)/tsan LDFLAGS= CFLAGS='$(tsan)' run-tests TESTS='$(or $(TESTS),*threads* jobs/*)'
 
 asan = -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 tsan = -O1 -g -fsanitize=thread
@@ -515,9 +537,9 @@ help: ## this list
 	@echo 'Targets of bnorm $(VERSION):'
 	@awk -F ':.*## ' '/^##@/ { print "\n" substr($$0, 5) } \
 		/^[a-z0-9-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-	@printf '\nVariables: CC CXX AR CFLAGS CXXFLAGS LDFLAGS BUILD PREFIX LIBDIR DESTDIR SLEEF ONEDNN_ROOT MPI; V=1 shows commands\n'
+	@printf '\nVariables: CC CXX AR CFLAGS CXXFLAGS LDFLAGS BUILD PREFIX LIBDIR DESTDIR SLEEF DEBUG JOBS ONEDNN_ROOT MPI; V=1 shows commands\n'
 
-.PHONY: all install uninstall clean test run-tests hygiene test-cross emulate-aarch64 \
+.PHONY: all install uninstall clean test test-full run-tests emulated sanitized hygiene test-cross emulate-aarch64 \
 	emulate-SkylakeX deps-avx512 \
 	emulate-Haswell emulate-Nehalem verify verify-compilers verify-update count count-update \
 	count-programs support support-update support-check balance mca deps-mca accuracy activations denormals sanitize \
@@ -525,3 +547,4 @@ help: ## this list
 	conformance conformance-update conformance-snapshot deps-conformance \
 	mpi digits-mpi mpi-programs mpi-header test-mpi bench-mpi deps-mpi deps-peers deps-cross format lint warnings everything help FORCE
 .DELETE_ON_ERROR:
+endif
