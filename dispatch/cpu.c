@@ -1,4 +1,6 @@
 /* SPDX-License-Identifier: MIT */
+#include "../src/base.h"
+
 #include "cpu.h"
 
 #if BNORM_HAVE_X86

@@ -1,4 +1,6 @@
 /* SPDX-License-Identifier: MIT */
+#include "../src/base.h"
+
 #include "isa.h"
 #include "cpu.h"
 

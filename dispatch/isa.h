@@ -20,16 +20,6 @@
 #define BNORM_SLEEF 0
 #endif
 
-/* The bits depend on IEEE arithmetic, in these sources only: programs that use them may have any
- * flags. */
-#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__) ||           \
-    defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) || defined(__NO_SIGNED_ZEROS__)
-#error "bnorm needs IEEE arithmetic: compile its sources without -ffast-math and its parts"
-#endif
-#if defined(__FLT_EVAL_METHOD__) && (__FLT_EVAL_METHOD__ == 2 || __FLT_EVAL_METHOD__ == -1)
-#error "bnorm needs arithmetic in float and double, not x87: add -msse2 -mfpmath=sse"
-#endif
-
 /* Where the argument v of the activation comes from in backward. */
 enum bnorm_pre {
     BNORM_PRE_NONE = 0, /* not needed: g = dy */

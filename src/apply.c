@@ -1,4 +1,6 @@
 /* SPDX-License-Identifier: MIT */
+#include "base.h"
+
 #include "apply.h"
 
 #include <float.h>

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * The training backward pass, for batch and for frozen statistics. */
+#include "base.h"
+
 #include "backward.h"
 
 #include <string.h>

@@ -1,4 +1,6 @@
 /* SPDX-License-Identifier: MIT */
+#include "base.h"
+
 #include "check.h"
 
 #include "../dispatch/isa.h"

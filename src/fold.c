@@ -1,8 +1,12 @@
 /* SPDX-License-Identifier: MIT
  *
  * Inference parameters from statistics, alone or folded into the layer before. */
+#include "base.h"
+
 #include "channel.h"
 #include "check.h"
+
+#include <math.h>
 
 /* gamma/sqrt(var + eps), 0 where var + eps = 0. */
 static double fold_scale(const float *gamma, const float *var, double eps, size_t i) {

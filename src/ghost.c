@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * Ghost batches: a call per group, one after the other, and what they have in common. */
+#include "base.h"
+
 #include "backward.h"
 #include "channel.h"
 #include "train.h"

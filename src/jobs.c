@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * Many small batch norms in one call. */
+#include "base.h"
+
 #include "backward.h"
 #include "train.h"
 

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * Batches in pieces: whole subtrees of the tree that images are merged along. */
+#include "base.h"
+
 #include "backward.h"
 #include "train.h"
 

@@ -1,4 +1,6 @@
 /* SPDX-License-Identifier: MIT */
+#include "base.h"
+
 #include "reduce.h"
 
 /* Elements of a group of planes that is reduced and then normalised while it is in cache (512 KiB,

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * Presets: what each framework means by "momentum". The update of running statistics alone. */
+#include "base.h"
+
 #include "channel.h"
 #include "train.h"
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "bnorm.h"
+#include "base.h"
 
 #define STRING(x)                    #x
 #define VERSION(major, minor, patch) STRING(major) "." STRING(minor) "." STRING(patch)

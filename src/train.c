@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * Batch statistics and the training forward pass. */
+#include "base.h"
+
 #include "train.h"
 
 void bnorm_statistics_reduce(const bnorm_statistics *s, size_t b, size_t channel, size_t channels) {

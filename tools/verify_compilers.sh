@@ -3,7 +3,8 @@
 #
 # Does it matter who compiles bnorm, how, and for which CPU? Builds the library and bnorm-verify with
 # each compiler and set of flags below, runs it, natively or under qemu, and prints one line for
-# each. Exit status 1 if any computes other bits than verify_hashes.inc has, or doesn't build.
+# each. Exit status 1 if any computes other bits than verify_hashes.inc has, or doesn't build; and if
+# flags that bnorm refuses are not refused by every source.
 # What isn't installed is skipped and said so; SLEEF is part of it where the compiler can link with it,
 # unless SLEEF=0 is in the environment. From the top of the tree:
 #
@@ -59,9 +60,12 @@ links() {
     "$@" "$scratch/probe.c" "$last" -o "$scratch/probe" 2>"$scratch/log"
 }
 
-# Builds ./verify of the current folder with all arguments. SLEEF may be a shared library only.
+# Builds ./verify of the current folder with all arguments but the first, which are flags of the
+# library's sources alone. SLEEF may be a shared library only.
 build() {
-    local libs=(-static -lm)
+    local libs=(-static -lm) library
+    read -ra library <<<"$1"
+    shift
     sleef=no
     if [ "${SLEEF-}" != 0 ] && links -lsleef "$@" <<'END'; then
 float Sleef_finz_expf1_u10purecfma(float x);
@@ -70,15 +74,16 @@ END
         sleef=yes libs=(-lsleef -lm)
         set -- "$@" -DBNORM_SLEEF=1
     fi
-    find "$top/src" "$top/dispatch" "$top/tools/verify.c" -name '*.c' -print0 |
-        xargs -0 -n 1 -P "$jobs" "$@" -I"$top/include" -c &&
+    find "$top/src" "$top/dispatch" -name '*.c' -print0 |
+        xargs -0 -n 1 -P "$jobs" "$@" ${library[@]+"${library[@]}"} -I"$top/include" -c &&
+        "$@" -I"$top/include" -c "$top/tools/verify.c" &&
         "$@" ./*.o -o verify "${libs[@]}"
 }
 
-# Builds with compiler $1 and flags $2 unless that was done last; fills $built, $sleef, $log.
+# Builds with compiler $1, flags $2 and the library's own $3 unless that was done last; fills $built, $sleef, $log.
 folder='' built=0 sleef=-
 prepare() {
-    local wanted="$scratch/${1##*/} ${2//\//_}"
+    local wanted="$scratch/${1##*/} ${2//\//_} ${3//\//_}"
     log=$scratch/log
     [ "$folder" = "$wanted" ] && return
     folder=$wanted
@@ -86,18 +91,22 @@ prepare() {
     cd "$folder" || exit 2
     # The flags are words.
     # shellcheck disable=SC2086
-    if build $1 $2 >"$log" 2>&1; then built=1; else built=0; fi
+    if build "$3" $1 $2 >"$log" 2>&1; then built=1; else built=0; fi
     rm -f ./*.o
     cd "$top" || exit 2
 }
 
-# $1 compiler; $2 flags; $3 what runs the program, "" here; $4 a set that must have run, "" any.
+# Whether the line of compiler $1, flags $2 and $3, where it runs, is wanted.
+wanted() {
+    [ -z "$pattern" ] || echo "$1 $2 $3" | grep -qE -- "$pattern"
+}
+
+# $1 compiler; $2 flags; $3 what runs the program, "" here; $4 a set that must have run, "" any; $5
+# flags that the library's sources have and the program has not.
 verify() {
-    local compiler=$1 flags=$2 runner=$3 required=$4 sets result seconds
+    local compiler=$1 flags=$2${5:+ $5} runner=$3 required=$4 sets result seconds
     local where=${runner:-here}
-    if [ -n "$pattern" ] && ! echo "$compiler $flags $where" | grep -qE -- "$pattern"; then
-        return
-    fi
+    wanted "$compiler" "$flags" "$where" || return
     for tool in "$compiler" "${runner%% *}"; do
         if [ -n "$tool" ] && ! command -v "$tool" >"$scratch/found"; then
             skip "$compiler" "$flags" "$where" "no $tool"
@@ -105,12 +114,12 @@ verify() {
         fi
     done
     # shellcheck disable=SC2086
-    if ! links -static $compiler $flags <<<'int main(void) { return 0; }'; then
+    if ! links -static $compiler $2 <<<'int main(void) { return 0; }'; then
         skip "$compiler" "$flags" "$where" "it can't link an empty program: $(head -n 1 "$scratch/log")"
         return
     fi
 
-    prepare "$compiler" "$flags"
+    prepare "$compiler" "$2" "${5-}"
     if [ "$built" = 0 ]; then
         fail "$compiler" "$flags" "$where" - 'NOT BUILT' "$log"
         return
@@ -135,6 +144,28 @@ verify() {
     passed=$((passed + 1))
 }
 
+# Every source has to refuse compiler $1 with flags $2 in bnorm's own words.
+refuse() {
+    local source
+    wanted "$1" "$2" 'not at all' || return
+    if ! command -v "$1" >"$scratch/found"; then
+        skip "$1" "$2" 'not at all' "no $1"
+        return
+    fi
+    sleef=-
+    while read -r source; do
+        # shellcheck disable=SC2086
+        if $1 $2 -I"$top/include" -c "$source" -o "$scratch/refused.o" >"$scratch/log" 2>&1 ||
+            ! grep -q 'bnorm needs' "$scratch/log"; then
+            echo "$source" >>"$scratch/log"
+            fail "$1" "$2" 'not at all' - 'NOT REFUSED' "$scratch/log"
+            return
+        fi
+    done < <(find src dispatch -name '*.c')
+    row "$1" "$2" 'not at all' - - refused ''
+    passed=$((passed + 1))
+}
+
 row compiler flags 'run with' 'kernel sets' SLEEF result 'user s'
 
 # The last two let the compiler contract a*b + c, with all the instructions that this CPU has.
@@ -149,6 +180,27 @@ done
 verify gcc '-std=gnu11 -O3 -march=native -ffp-contract=fast -DBNORM_OWN_FMA' '' ''
 verify clang '-std=gnu11 -O3 -march=native -ffp-contract=fast -DBNORM_OWN_FMA' '' ''
 verify musl-gcc '-std=c11 -O2' '' ''
+
+# -ffast-math and its parts, which an engine may have for all of its files: gcc's are switched off in
+# the sources, clang's are refused. The program has to be spared them, as it checks and compares.
+verify gcc '-std=c11 -O2' '' '' -Ofast
+for flags in -ffast-math -funsafe-math-optimizations \
+    '-fassociative-math -fno-signed-zeros -fno-trapping-math' -freciprocal-math -ffinite-math-only \
+    -fno-signed-zeros -fno-trapping-math -fno-math-errno '-frounding-math -fsignaling-nans'; do
+    verify gcc '-std=c11 -O1' '' '' "$flags"
+done
+for flags in '-Ofast -fno-fast-math' -fno-honor-infinities '-fno-honor-nans -O0' -fno-trapping-math \
+    -fno-math-errno; do
+    verify clang '-std=c11 -O1' '' '' "$flags"
+done
+for flags in -Ofast -ffast-math -ffp-model=fast -funsafe-math-optimizations \
+    '-fassociative-math -fno-signed-zeros -fno-trapping-math' -freciprocal-math -fapprox-func \
+    -ffinite-math-only -fno-honor-nans -fno-signed-zeros '-m32 -march=i686'; do
+    refuse clang "-std=c11 -O1 $flags"
+done
+for flags in -fsingle-precision-constant '-m32 -march=i686 -mfpmath=387'; do
+    refuse gcc "-std=c11 -O1 $flags"
+done
 
 # Other CPUs; on all but x86 fma belongs to the baseline, so that there is something to contract to.
 for arch in aarch64 riscv64 s390x; do

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * The AVX-512 kernel set. The target is chosen here, so that no build needs special flags. */
+#include "../base.h"
+
 #include "../../dispatch/cpu.h"
 #include "../../dispatch/isa.h"
 

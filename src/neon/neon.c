@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * The NEON kernel set: Advanced SIMD, which every AArch64 CPU has. */
+#include "../base.h"
+
 #include "../../dispatch/cpu.h"
 #include "../../dispatch/isa.h"
 

@@ -3,6 +3,8 @@
  * The scalar kernel set: the readable specification of every kernel, bit for bit. It shares no code
  * with the SIMD templates, so that a bug there can't hide here. docs/numerics.md explains the order
  * of the sums. */
+#include "../base.h"
+
 #include "../../dispatch/isa.h"
 #include "../fma.h"
 #include "../plan.h"
