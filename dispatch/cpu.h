@@ -23,6 +23,12 @@ enum {
     BNORM_CPU_NEON = 1 << 3    /* Advanced SIMD: part of every AArch64 CPU */
 };
 
+/* A sum of these. */
 unsigned bnorm_cpu_features(void);
+
+/* The same of an x86 CPU, by what it answers: ECX of CPUID leaf 1, EBX of leaf 7, both 0 where there
+ * is no such leaf, and XCR0, the registers that the operating system saves; 0 where it does not say
+ * so. */
+unsigned bnorm_cpu_x86(unsigned leaf1_ecx, unsigned leaf7_ebx, unsigned xcr0);
 
 #endif

@@ -1,4 +1,7 @@
 /* SPDX-License-Identifier: MIT */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE 1 /* secure_getenv */
+#endif
 #include "../src/base.h"
 
 #include "isa.h"
@@ -39,13 +42,22 @@ const bnorm_isa *bnorm_isa_find(const char *name) {
     return isa;
 }
 
+/* A program that runs with more rights than its user has takes no orders from the environment. */
+static const char *wanted(void) {
+#if defined(__GLIBC__)
+    return secure_getenv("BNORM_ISA");
+#else
+    return getenv("BNORM_ISA");
+#endif
+}
+
 /* A pure function of CPU and environment: first calls that race all store the same value, so
  * relaxed is enough (what the pointer points to is constant data). */
 const bnorm_isa *bnorm_isa_best(void) {
     static _Atomic(const bnorm_isa *) best;
     const bnorm_isa *isa = atomic_load_explicit(&best, memory_order_relaxed);
     if (!isa) {
-        isa = bnorm_isa_find(getenv("BNORM_ISA"));
+        isa = bnorm_isa_find(wanted());
         if (!isa)
             isa = bnorm_isa_at(0);
         atomic_store_explicit(&best, isa, memory_order_relaxed);

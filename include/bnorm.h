@@ -25,8 +25,8 @@
  *                been written. Pointers are required unless their NULL is documented.
  *   Threads      Every function may be called from any number of threads at once, on different
  *                outputs and workspaces; inputs may be shared. bnorm never creates a thread,
- *                allocates, prints, aborts or keeps state between calls (but for the choice that
- *                bnorm_isa_best() makes once).
+ *                allocates, prints, aborts or keeps state between calls (but for what CPU this is
+ *                and the choice of bnorm_isa_best(), both found out once).
  *   Empty batch  N = 0 or HW = 0 is BNORM_OK: no tensor is touched, statistics and running
  *                statistics stay as they are; only dgamma and dbeta are set to 0, and running
  *                statistics that go elsewhere are copied there. Tensors, workspace and saved
@@ -258,7 +258,8 @@ typedef struct bnorm_act {
 typedef struct bnorm_isa bnorm_isa;
 
 /* The set that the environment variable BNORM_ISA names, if usable, else the fastest. Never NULL.
- * Decided at the first call, which may be one made inside bnorm. */
+ * Decided at the first call, which may be one made inside bnorm. With glibc the variable is ignored
+ * where the program has more rights than its user, as under setuid. */
 BNORM_API const bnorm_isa *bnorm_isa_best(void);
 
 /* The i-th usable set, fastest first; NULL past the end. */

@@ -428,6 +428,7 @@ static void add_all(struct suite *s) {
     add_errors(s);
     add_describe(s);
     add_fma(s);
+    add_cpu(s);
     add_onnx(s);
     add_frameworks(s);
 }
