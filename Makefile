@@ -526,9 +526,19 @@ lint: warnings ## formatting, scripts, static analysis, the README's code
 	scripts/check-readme
 	clang-tidy --quiet $(lib_sources) -- -std=c11 -DBNORM_SLEEF=1 -Iinclude $(warnings)
 
-warnings: ## builds everything with gcc and with clang; a warning is an error
+warnings: warnings-unoptimized ## builds everything with gcc and with clang; a warning is an error
 	$(MAKE) BUILD=$(BUILD)/gcc CC=gcc CXX=g++ CFLAGS='-O2 -Werror' CXXFLAGS='-O2 -Werror' everything
 	$(MAKE) BUILD=$(BUILD)/clang CC=clang CXX=clang++ CFLAGS='-O2 -Werror' CXXFLAGS='-O2 -Werror' everything
+
+# The library alone, with what is installed. Without optimization gcc's intrinsics are macros, and other
+# systems have other macros in their headers.
+warnings-unoptimized:
+	@for cc in 'gcc -std=c11' 'gcc -std=gnu2x' x86_64-w64-mingw32-gcc aarch64-linux-gnu-gcc; do \
+		command -v $${cc%% *} >/dev/null || continue; \
+		echo " WARN  $$cc -O0"; \
+		printf '%s\n' $(lib_sources) | xargs -n 1 -P 2 \
+			$$cc -O0 $(warnings) -Werror -Iinclude -o /dev/null -c || exit; \
+	done
 
 everything: all examples $(BUILD)/bnorm-tests $(BUILD)/bnorm-bench $(BUILD)/bnorm-verify \
 	$(BUILD)/bnorm-balance $(BUILD)/bnorm-support $(BUILD)/digits
@@ -545,6 +555,6 @@ help: ## this list
 	count-programs support support-update support-check balance mca deps-mca accuracy activations denormals sanitize \
 	sanitize-memory sanitize-threads bench bench-full bench-peers plot digits examples questions questions-update deps deps-lint \
 	conformance conformance-update conformance-snapshot deps-conformance \
-	mpi digits-mpi mpi-programs mpi-header test-mpi bench-mpi deps-mpi deps-peers deps-cross format lint warnings everything help FORCE
+	mpi digits-mpi mpi-programs mpi-header test-mpi bench-mpi deps-mpi deps-peers deps-cross format lint warnings warnings-unoptimized everything help FORCE
 .DELETE_ON_ERROR:
 endif

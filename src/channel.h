@@ -33,7 +33,7 @@ static inline float bnorm_blend(const float *running, double rate, double batch)
     const double old = (double)*running;
     if (rate == 0)
         return bnorm_round(old);
-    if (isfinite(old) && isfinite(batch))
+    if (__builtin_isfinite(old) && __builtin_isfinite(batch))
         return bnorm_round(bnorm_fma(rate, batch - old, old));
     return bnorm_round((1 - rate) * old + rate * batch); /* inf - inf would be NaN */
 }

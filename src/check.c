@@ -6,7 +6,6 @@
 #include "../dispatch/isa.h"
 
 #include <float.h>
-#include <math.h>
 #include <stdint.h>
 
 /* No object is larger than this, whatever its type; pointer differences inside it are
@@ -70,7 +69,8 @@ bnorm_status bnorm_check_running(const bnorm_running *running) {
     if ((!running->mean && running->new_mean) || (!running->var && running->new_var))
         return BNORM_NULL_POINTER;
     const int tracked = running->mean || running->var;
-    return tracked && !isfinite(running->rate) ? BNORM_BAD_RATE : BNORM_OK;
+    return tracked && !(running->rate >= -DBL_MAX && running->rate <= DBL_MAX) ? BNORM_BAD_RATE
+                                                                               : BNORM_OK;
 }
 
 bnorm_status bnorm_check_workspace(size_t need, size_t ws_size) {

@@ -39,7 +39,8 @@ bnorm_status bnorm_check_statistics(size_t c, const float *mean, const float *va
         return BNORM_NULL_POINTER;
     const bnorm_status status = bnorm_check_eps(eps);
     for (size_t i = 0; !status && i < c; i++) {
-        if ((!mean || isfinite(mean[i])) && isfinite(var[i]) && (double)var[i] + eps >= 0)
+        if ((!mean || __builtin_isfinite(mean[i])) && __builtin_isfinite(var[i]) &&
+            (double)var[i] + eps >= 0)
             continue;
         if (channel)
             *channel = i;

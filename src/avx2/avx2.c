@@ -26,6 +26,9 @@
 #pragma clang attribute pop
 #else
 #pragma GCC pop_options
+/* MinGW's gcc says of vectors that functions return that AVX is off here: they are not called from
+ * here. */
+#pragma GCC diagnostic ignored "-Wpsabi"
 #endif
 
 const struct bnorm_isa bnorm_isa_avx2 = BNORM_KERNEL_TABLE("avx2");

@@ -21,13 +21,24 @@
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prfchw")
 #endif
 
+/* Without optimization gcc's intrinsics with an immediate operand are macros, which convert masks. */
+#if !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wsign-conversion"
+#endif
 #include "vec.h"
+#if !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
 #include "../kernels/kernels.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop
 #else
 #pragma GCC pop_options
+/* MinGW's gcc says of vectors that functions return that AVX is off here: they are not called from
+ * here. */
+#pragma GCC diagnostic ignored "-Wpsabi"
 #endif
 
 const struct bnorm_isa bnorm_isa_avx512 = BNORM_KERNEL_TABLE("avx512");

@@ -196,7 +196,7 @@ BNORM_RARE void blend_infinite(double rate, double batch[VEC_D], double old[VEC_
     double average[VEC_D];
     unsigned bits = 0;
     for (size_t i = 0; i < VEC_D; i++) {
-        if (!isfinite(old[i]) || !isfinite(batch[i])) {
+        if (!__builtin_isfinite(old[i]) || !__builtin_isfinite(batch[i])) {
             average[i] = (1 - rate) * old[i] + rate * batch[i];
             batch[i] = old[i] = 0;
             bits |= 1u << i;

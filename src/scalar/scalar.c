@@ -709,7 +709,7 @@ static float blend(const float *running, double rate, double batch) {
     const double old = (double)*running;
     if (rate == 0)
         return to_float(old);
-    if (isfinite(old) && isfinite(batch))
+    if (__builtin_isfinite(old) && __builtin_isfinite(batch))
         return to_float(bnorm_fma(rate, batch - old, old));
     return to_float((1 - rate) * old + rate * batch);
 }
@@ -801,7 +801,7 @@ static void grad_coefficients(const bnorm_grad_coefficient_args *a, size_t first
         a->slope[i] = to_float(-scale * (dgamma / a->n));
         a->offset[i] = to_float(
             plus_product(-low * invstd, (double)a->slope[i], -scale * (a->sum_g[i] / a->n)));
-        if (a->n == 1 && isfinite(a->scale[i]))
+        if (a->n == 1 && __builtin_isfinite(a->scale[i]))
             a->scale[i] = a->slope[i] = a->offset[i] = 0;
     }
 }
