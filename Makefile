@@ -16,7 +16,8 @@ BUILD = build
 PREFIX = /usr/local
 LIBDIR = $(PREFIX)/lib
 DESTDIR =
-# 1 = with SLEEF, for the activations that need exp; 0 = without. Default: 1 where programs link with it.
+# 1 = with SLEEF, for the activations that need exp; 0 = without. Default: 1 where programs link with it,
+# which `make` then says: programs have to link with it too, static ones with a static one.
 SLEEF ?= $(if $(sleef_found),1,0)
 # Which MPI: empty = mpicc and mpiexec, whosever they are; openmpi or mpich = the one of that name in Debian.
 MPI =
@@ -36,8 +37,8 @@ SOVERSION := $(firstword $(subst ., ,$(VERSION)))
 warnings = -Wall -Wextra -Wpedantic -Wshadow -Wconversion
 # Without -ffp-contract=off gcc may turn a*b + c into one fma and so change bits.
 c_flags = -std=c11 -ffp-contract=off -DBNORM_SLEEF=$(if $(sleef_libs),1,0) -Iinclude $(warnings) -MMD -MP
-# Hidden but for BNORM_API: the shared library exports the functions of bnorm.h and nothing else.
-lib_flags = -fPIC -fvisibility=hidden -DBNORM_SHARED $(inline_atomics)
+# Hidden: a plugin that embeds the archive neither exports bnorm nor calls its host's copy.
+lib_flags = -fPIC -fvisibility=hidden $(inline_atomics)
 # gcc's functions for atomics on Arm would bring libgcc's constructor into the shared library.
 inline_atomics = $(eval inline_atomics := $(call if_works,-mno-outline-atomics))$(inline_atomics)
 
@@ -49,7 +50,9 @@ sleef_libs = $(if $(filter-out 0,$(SLEEF)),$(or $(sleef_found),$(error SLEEF=$(S
 sleef_found = $(eval sleef_found := $(call if_links,float Sleef_finz_expf1_u10purecfma(float x); \
 	int main(void) { return Sleef_finz_expf1_u10purecfma(0) != 1; },-lsleef))$(sleef_found)
 
-lib_sources := $(wildcard src/*.c src/*/*.c dispatch/*.c)
+api_sources := $(wildcard src/*.c dispatch/*.c)
+kernel_sources := $(wildcard src/*/*.c)
+lib_sources := $(api_sources) $(kernel_sources)
 test_sources := $(wildcard tests/*.c)
 bench_sources := $(wildcard bench/*.c)
 peers_sources := $(filter-out %/onednn.c,$(wildcard bench/peers/*.c bench/peers/*.cc))
@@ -65,6 +68,9 @@ say_line = printf '$(if $(MAKE_TERMOUT),\033[K)%5s  %s\n' '$(1)' '$@' &&
 say_over = $(if $(MAKE_TERMOUT),printf '\033[K%5s  %s\r' '$(1)' '$@' &&)
 objects = $(patsubst %,$(BUILD)/%.o,$(1))
 lib_objects := $(call objects,$(lib_sources))
+# The shared library exports the functions of bnorm.h, none of which is in the kernels' sources.
+api_objects := $(patsubst %,$(BUILD)/shared/%.o,$(api_sources))
+shared_objects := $(api_objects) $(call objects,$(kernel_sources))
 test_objects := $(call objects,$(test_sources))
 bench_objects := $(call objects,$(bench_sources) bench/shim.cc)
 peers_objects := $(call objects,$(peers_sources))
@@ -117,24 +123,32 @@ else
 ##@ Build
 
 all: $(static_lib) $(shared_lib) $(BUILD)/bnorm.pc ## static and shared library (the default)
+	$(if $(sleef_libs),@echo 'bnorm is built with SLEEF: programs with $(static_lib) link with $(libs); make SLEEF=0 builds without.')
 
 $(static_lib): $(lib_objects)
 	@rm -f $@
 	$(call say,AR) $(AR) rcs $@ $^
 
-$(shared_lib): $(lib_objects)
+# Bound to itself: its calls of its own functions stay its own, whatever else the process has loaded.
+$(shared_lib): $(shared_objects)
 	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -shared -Wl,-soname,$(soname) -Wl,--no-undefined \
-		-Wl,--exclude-libs,ALL -o $@ $^ $(libs)
+		-Wl,-Bsymbolic-functions -Wl,--exclude-libs,ALL -o $@ $^ $(libs)
 
 $(BUILD)/bnorm.pc: bnorm.pc.in FORCE
 	@mkdir -p $(@D)
-	@sed 's|@PREFIX@|$(PREFIX)|; s|@LIBDIR@|$(LIBDIR)|; s|@VERSION@|$(VERSION)|; s|@LIBS@|$(libs)|' $< >$@
+	@sed -e 's|@PREFIX@|$(PREFIX)|; s|@LIBDIR@|$(patsubst $(PREFIX)/%,$${prefix}/%,$(LIBDIR))|' \
+		-e 's|@SLEEF@|$(if $(sleef_libs),1,0)|; s|@VERSION@|$(VERSION)|; s|@LIBS@|$(libs)|' $< >$@
 
 $(lib_objects): private c_flags += $(lib_flags)
+$(api_objects): private c_flags += $(lib_flags) -DBNORM_SHARED
 # The plain loop that a user would write, with all that the compiler has: also fma, as is gcc's default.
 $(BUILD)/bench/plain.c.o: private c_flags += -O3 -march=native -ffp-contract=fast
 
 $(BUILD)/%.c.o: %.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(call say,CC) $(CC) $(CFLAGS) $(c_flags) -c -o $@ $<
+
+$(BUILD)/shared/%.c.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)
 	$(call say,CC) $(CC) $(CFLAGS) $(c_flags) -c -o $@ $<
 

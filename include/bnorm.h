@@ -56,6 +56,56 @@ extern "C" {
 #define BNORM_API
 #endif
 
+/* Enums are as large as an int, whatever -fshort-enums says, so that no struct depends on it. */
+#if defined(__GNUC__)
+#define BNORM_INT __attribute__((mode(SI)))
+#else
+#define BNORM_INT
+#endif
+
+/* For several copies of bnorm in one program or process: with -DBNORM_PREFIX=acme_ for the sources
+ * of bnorm and for what calls them, every symbol begins with acme_bnorm_ instead of bnorm_. Code
+ * keeps the names below. */
+#if defined(BNORM_PREFIX)
+#define BNORM_JOIN(prefix, name)         prefix##name
+#define BNORM_EXPAND_JOIN(prefix, name)  BNORM_JOIN(prefix, name)
+#define BNORM_NAME(name)                 BNORM_EXPAND_JOIN(BNORM_PREFIX, name)
+#define bnorm_version                    BNORM_NAME(bnorm_version)
+#define bnorm_strerror                   BNORM_NAME(bnorm_strerror)
+#define bnorm_isa_best                   BNORM_NAME(bnorm_isa_best)
+#define bnorm_isa_at                     BNORM_NAME(bnorm_isa_at)
+#define bnorm_isa_find                   BNORM_NAME(bnorm_isa_find)
+#define bnorm_isa_name                   BNORM_NAME(bnorm_isa_name)
+#define bnorm_fold                       BNORM_NAME(bnorm_fold)
+#define bnorm_fold_conv                  BNORM_NAME(bnorm_fold_conv)
+#define bnorm_apply                      BNORM_NAME(bnorm_apply)
+#define bnorm_mask_size                  BNORM_NAME(bnorm_mask_size)
+#define bnorm_workspace                  BNORM_NAME(bnorm_workspace)
+#define bnorm_moments                    BNORM_NAME(bnorm_moments)
+#define bnorm_weighted_moments           BNORM_NAME(bnorm_weighted_moments)
+#define bnorm_running_update             BNORM_NAME(bnorm_running_update)
+#define bnorm_running_keras              BNORM_NAME(bnorm_running_keras)
+#define bnorm_running_tensorflow         BNORM_NAME(bnorm_running_tensorflow)
+#define bnorm_running_pytorch            BNORM_NAME(bnorm_running_pytorch)
+#define bnorm_running_pytorch_cumulative BNORM_NAME(bnorm_running_pytorch_cumulative)
+#define bnorm_running_onnx               BNORM_NAME(bnorm_running_onnx)
+#define bnorm_running_caffe              BNORM_NAME(bnorm_running_caffe)
+#define bnorm_forward_train              BNORM_NAME(bnorm_forward_train)
+#define bnorm_backward                   BNORM_NAME(bnorm_backward)
+#define bnorm_forward_train_ghost        BNORM_NAME(bnorm_forward_train_ghost)
+#define bnorm_backward_ghost             BNORM_NAME(bnorm_backward_ghost)
+#define bnorm_partial_size               BNORM_NAME(bnorm_partial_size)
+#define bnorm_partial_used               BNORM_NAME(bnorm_partial_used)
+#define bnorm_collect                    BNORM_NAME(bnorm_collect)
+#define bnorm_collect_grad               BNORM_NAME(bnorm_collect_grad)
+#define bnorm_merge                      BNORM_NAME(bnorm_merge)
+#define bnorm_total                      BNORM_NAME(bnorm_total)
+#define bnorm_finish                     BNORM_NAME(bnorm_finish)
+#define bnorm_finish_grad                BNORM_NAME(bnorm_finish_grad)
+#define bnorm_apply_grad                 BNORM_NAME(bnorm_apply_grad)
+#define bnorm_run_jobs                   BNORM_NAME(bnorm_run_jobs)
+#endif
+
 #define BNORM_VERSION_MAJOR 0
 #define BNORM_VERSION_MINOR 1
 #define BNORM_VERSION_PATCH 0
@@ -66,7 +116,7 @@ BNORM_API const char *bnorm_version(void);
 /* ---------------------------------------------------------------------------------------------- */
 /* Status */
 
-typedef enum bnorm_status {
+typedef enum BNORM_INT bnorm_status {
     BNORM_OK = 0,
     BNORM_NULL_POINTER,        /* a required pointer is NULL */
     BNORM_BAD_ENUM,            /* no such layout, dtype, activation, memory, ... */
@@ -93,7 +143,7 @@ BNORM_API const char *bnorm_strerror(bnorm_status status);
 /* ---------------------------------------------------------------------------------------------- */
 /* Shapes and tensors */
 
-typedef enum bnorm_layout {
+typedef enum BNORM_INT bnorm_layout {
     BNORM_NHWC = 0, /* channels last:  (N, H, W, C) in Keras/TensorFlow; (N, C) data */
     BNORM_NCHW      /* channels first: (N, C, H, W) in PyTorch and ONNX */
 } bnorm_layout;
@@ -101,7 +151,7 @@ typedef enum bnorm_layout {
 /* Type of a tensor's elements. All arithmetic is in float, parameters and statistics are floats:
  * results are those of the same call on floats, rounded once, to nearest even, when they are
  * stored. What is too large for F16 becomes infinite; S8 and U8 saturate. */
-typedef enum bnorm_dtype {
+typedef enum BNORM_INT bnorm_dtype {
     BNORM_F32 = 0, /* IEEE 754 binary32 */
     BNORM_BF16,    /* bfloat16: the upper half of an F32 */
     BNORM_F16,     /* IEEE 754 binary16 */
@@ -218,7 +268,7 @@ BNORM_API bnorm_status bnorm_describe(const bnorm_axes *axes, bnorm_ndarray *arr
 /* ---------------------------------------------------------------------------------------------- */
 /* Activations */
 
-typedef enum bnorm_act_kind {
+typedef enum BNORM_INT bnorm_act_kind {
     BNORM_ACT_IDENTITY = 0, /* v */
     BNORM_ACT_RELU,         /* v <= 0 ? +0 : v */
     BNORM_ACT_CLAMP,        /* min(max(v, a), b), a < b, may be infinite; ReLU6 is a = 0, b = 6 */
@@ -282,7 +332,7 @@ typedef void (*bnorm_parallel)(void *pool, void (*task)(void *arg, size_t i), vo
  * FLUSH takes them for zero, on every thread that works on the call, and restores each thread's
  * mode. It is for data that is full of denormals and does not need them. Values that are only
  * passed on, as dy to dresidual, may stay denormal. */
-typedef enum bnorm_denormals {
+typedef enum BNORM_INT bnorm_denormals {
     BNORM_DENORMALS_CALLER = 0, /* whatever mode the thread is in */
     BNORM_DENORMALS_FLUSH
 } bnorm_denormals;
@@ -302,7 +352,7 @@ typedef enum bnorm_denormals {
  *             caches or not soon used, mostly where many threads share the memory's bandwidth.
  *             Measure it: where the output would have stayed in a cache, it is up to 4 times
  *             slower, and so is whoever reads it next. */
-typedef enum bnorm_memory {
+typedef enum BNORM_INT bnorm_memory {
     BNORM_MEMORY_AUTO = 0,
     BNORM_MEMORY_CACHED,
     BNORM_MEMORY_PREFETCH,
@@ -353,7 +403,7 @@ BNORM_API bnorm_status bnorm_check_statistics(size_t c, const float *mean, const
 /* Order of a convolution's weights, outermost axis first. O/I: output/input channels; HW: all
  * kernel positions. Depthwise weights (H, W, I, M) of Keras and (1, H, W, O) of TensorFlow Lite are
  * HWIO with groups = I and O = I*M. */
-typedef enum bnorm_weights {
+typedef enum BNORM_INT bnorm_weights {
     BNORM_OIHW = 0, /* PyTorch and ONNX Conv: (O, I/groups, H, W); Linear: (O, I) */
     BNORM_OHWI,     /* TensorFlow Lite: (O, H, W, I/groups) */
     BNORM_HWIO,     /* Keras and TensorFlow Conv: (H, W, I/groups, O); Dense: (I, O) */
@@ -387,7 +437,7 @@ BNORM_API bnorm_status bnorm_fold_conv(const bnorm_conv *conv, const float *gamm
                                        float *out_weights, float *out_bias);
 
 /* Type of y where it is not that of x. */
-typedef enum bnorm_y_dtype {
+typedef enum BNORM_INT bnorm_y_dtype {
     BNORM_Y_SAME = 0, /* the dtype of the shape */
     BNORM_Y_F32,
     BNORM_Y_BF16,
@@ -453,7 +503,7 @@ BNORM_API size_t bnorm_mask_size(const bnorm_shape *shape);
 /* ---------------------------------------------------------------------------------------------- */
 /* Workspace */
 
-typedef enum bnorm_op {
+typedef enum BNORM_INT bnorm_op {
     BNORM_OP_MOMENTS = 0,
     BNORM_OP_FORWARD_TRAIN,
     BNORM_OP_BACKWARD,
@@ -500,7 +550,7 @@ BNORM_API bnorm_status bnorm_weighted_moments(const bnorm_shape *shape, bnorm_in
                                               float *var, void *ws, size_t ws_size,
                                               const bnorm_exec *exec);
 
-typedef enum bnorm_variance {
+typedef enum BNORM_INT bnorm_variance {
     BNORM_VARIANCE_POPULATION = 0, /* sum((x - mean)^2)/n, n = N*HW */
     BNORM_VARIANCE_SAMPLE          /* sum((x - mean)^2)/max(n - 1, 1) */
 } bnorm_variance;
@@ -675,12 +725,12 @@ BNORM_API bnorm_status bnorm_backward(const bnorm_shape *shape, bnorm_in x, bnor
 /* ---------------------------------------------------------------------------------------------- */
 /* Ghost batches */
 
-typedef enum bnorm_ghost_order {
+typedef enum BNORM_INT bnorm_ghost_order {
     BNORM_GHOST_CONTIGUOUS = 0, /* group k: samples k*N/G to (k + 1)*N/G - 1 */
     BNORM_GHOST_INTERLEAVED     /* group k: samples k, k + G, k + 2G, ... as in tf-keras */
 } bnorm_ghost_order;
 
-typedef enum bnorm_ghost_running {
+typedef enum BNORM_INT bnorm_ghost_running {
     BNORM_GHOST_AVERAGE = 0, /* one update, with the averages of the groups' statistics: tf-keras */
     BNORM_GHOST_SUCCESSIVE   /* one update per group, in order: a loop over chunks in PyTorch */
 } bnorm_ghost_running;

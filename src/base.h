@@ -2,7 +2,7 @@
  *
  * What every source includes first. It makes sure of IEEE arithmetic, on which the bits depend, in
  * these sources only: programs that use bnorm may have any flags. Engines often give one set of
- * flags to all of their files. */
+ * flags to all of their files. And it names the symbols. */
 #ifndef BNORM_BASE_H
 #define BNORM_BASE_H
 
@@ -45,5 +45,55 @@ __attribute__((used)) static void bnorm_refuse_no_honor_nans(float x) {
 #endif
 
 #include "bnorm.h"
+
+/* What is shared between sources, as the functions of bnorm.h. */
+#if defined(BNORM_PREFIX)
+#define bnorm_check_act             BNORM_NAME(bnorm_check_act)
+#define bnorm_check_eps             BNORM_NAME(bnorm_check_eps)
+#define bnorm_check_float_shape     BNORM_NAME(bnorm_check_float_shape)
+#define bnorm_check_mask            BNORM_NAME(bnorm_check_mask)
+#define bnorm_check_more_overlap    BNORM_NAME(bnorm_check_more_overlap)
+#define bnorm_check_overlap         BNORM_NAME(bnorm_check_overlap)
+#define bnorm_check_renorm          BNORM_NAME(bnorm_check_renorm)
+#define bnorm_check_running         BNORM_NAME(bnorm_check_running)
+#define bnorm_check_shape           BNORM_NAME(bnorm_check_shape)
+#define bnorm_check_tensor          BNORM_NAME(bnorm_check_tensor)
+#define bnorm_check_train           BNORM_NAME(bnorm_check_train)
+#define bnorm_check_weights         BNORM_NAME(bnorm_check_weights)
+#define bnorm_check_workspace       BNORM_NAME(bnorm_check_workspace)
+#define bnorm_cpu_features          BNORM_NAME(bnorm_cpu_features)
+#define bnorm_cpu_x86               BNORM_NAME(bnorm_cpu_x86)
+#define bnorm_drops_low             BNORM_NAME(bnorm_drops_low)
+#define bnorm_elementwise_hints     BNORM_NAME(bnorm_elementwise_hints)
+#define bnorm_elementwise_piece     BNORM_NAME(bnorm_elementwise_piece)
+#define bnorm_elementwise_run       BNORM_NAME(bnorm_elementwise_run)
+#define bnorm_elementwise_view      BNORM_NAME(bnorm_elementwise_view)
+#define bnorm_end_mask              BNORM_NAME(bnorm_end_mask)
+#define bnorm_gradients_run         BNORM_NAME(bnorm_gradients_run)
+#define bnorm_isa_avx2              BNORM_NAME(bnorm_isa_avx2)
+#define bnorm_isa_avx512            BNORM_NAME(bnorm_isa_avx512)
+#define bnorm_isa_has_sleef         BNORM_NAME(bnorm_isa_has_sleef)
+#define bnorm_isa_neon              BNORM_NAME(bnorm_isa_neon)
+#define bnorm_isa_scalar            BNORM_NAME(bnorm_isa_scalar)
+#define bnorm_partials_of           BNORM_NAME(bnorm_partials_of)
+#define bnorm_plan_apply            BNORM_NAME(bnorm_plan_apply)
+#define bnorm_plan_backward         BNORM_NAME(bnorm_plan_backward)
+#define bnorm_plan_moments          BNORM_NAME(bnorm_plan_moments)
+#define bnorm_plan_train            BNORM_NAME(bnorm_plan_train)
+#define bnorm_reduction_run         BNORM_NAME(bnorm_reduction_run)
+#define bnorm_reduction_workspace   BNORM_NAME(bnorm_reduction_workspace)
+#define bnorm_renorm_backward       BNORM_NAME(bnorm_renorm_backward)
+#define bnorm_renorm_dgamma         BNORM_NAME(bnorm_renorm_dgamma)
+#define bnorm_renorm_forward        BNORM_NAME(bnorm_renorm_forward)
+#define bnorm_running_divisor       BNORM_NAME(bnorm_running_divisor)
+#define bnorm_statistics_reduce     BNORM_NAME(bnorm_statistics_reduce)
+#define bnorm_statistics_run        BNORM_NAME(bnorm_statistics_run)
+#define bnorm_tables_of             BNORM_NAME(bnorm_tables_of)
+#define bnorm_weigh                 BNORM_NAME(bnorm_weigh)
+#define bnorm_weighted_apply        BNORM_NAME(bnorm_weighted_apply)
+#define bnorm_weighted_coefficients BNORM_NAME(bnorm_weighted_coefficients)
+#define bnorm_weighted_merge        BNORM_NAME(bnorm_weighted_merge)
+#define bnorm_weighted_reduce       BNORM_NAME(bnorm_weighted_reduce)
+#endif
 
 #endif
