@@ -2,6 +2,8 @@
  *
  * Tensors of any rank, as other libraries describe them: which of their axes are images and which
  * positions, so that each tensor needs two strides only. */
+#include "base.h"
+
 #include "check.h"
 
 #include <stdint.h>

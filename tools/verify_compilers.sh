@@ -60,8 +60,8 @@ links() {
     "$@" "$scratch/probe.c" "$last" -o "$scratch/probe" 2>"$scratch/log"
 }
 
-# Builds ./verify of the current folder with all arguments but the first, which are flags of the
-# library's sources alone. SLEEF may be a shared library only.
+# Builds ./verify.exe, as Windows wants it, of the current folder with all arguments but the first,
+# which are flags of the library's sources alone. SLEEF may be a shared library only.
 build() {
     local libs=(-static -lm) library
     read -ra library <<<"$1"
@@ -77,7 +77,7 @@ END
     find "$top/src" "$top/dispatch" -name '*.c' -print0 |
         xargs -0 -n 1 -P "$jobs" "$@" ${library[@]+"${library[@]}"} -I"$top/include" -c &&
         "$@" -I"$top/include" -c "$top/tools/verify.c" &&
-        "$@" ./*.o -o verify "${libs[@]}"
+        "$@" ./*.o -o verify.exe "${libs[@]}"
 }
 
 # Builds with compiler $1, flags $2 and the library's own $3 unless that was done last; fills $built, $sleef, $log.
@@ -125,7 +125,7 @@ verify() {
         return
     fi
     # shellcheck disable=SC2086
-    seconds=$({ time $runner "$folder/verify" $how >"$scratch/out" 2>"$scratch/err"; } 2>&1)
+    seconds=$({ time $runner "$folder/verify.exe" $how >"$scratch/out" 2>"$scratch/err"; } 2>&1)
     result=$(tail -n 1 "$scratch/out")
     sets=$(tr -d '\r' <"$scratch/out" | sed -n 's/^Kernel sets: //p')
     case $result in
