@@ -189,7 +189,7 @@ for flags in -ffast-math -funsafe-math-optimizations \
     -fno-signed-zeros -fno-trapping-math -fno-math-errno '-frounding-math -fsignaling-nans'; do
     verify gcc '-std=c11 -O1' '' '' "$flags"
 done
-for flags in '-Ofast -fno-fast-math' -fno-honor-infinities '-fno-honor-nans -O0' -fno-trapping-math \
+for flags in '-Ofast -fno-fast-math' -fno-honor-infinities -fno-trapping-math \
     -fno-math-errno; do
     verify clang '-std=c11 -O1' '' '' "$flags"
 done
