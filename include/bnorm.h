@@ -203,7 +203,7 @@ typedef struct bnorm_out {
 
 /* Axes along which a gradient has one value only, as one that a framework has expanded: a stride of
  * 0. Of bnorm_grad.dy_broadcast. */
-typedef enum bnorm_broadcast {
+typedef enum BNORM_INT bnorm_broadcast {
     BNORM_BROADCAST_N = 1,
     BNORM_BROADCAST_C = 2,
     BNORM_BROADCAST_HW = 4
