@@ -37,7 +37,13 @@
  *                bits set (0xffffffff or 0xffff, a quiet NaN).
  *   FP mode      Computed in the caller's floating-point mode, but for BNORM_DENORMALS_FLUSH below;
  *                the promise of equal bits is for the default mode (round to nearest, no flush to
- *                zero; on Arm also FPCR.DN = 0).
+ *                zero; on Arm also FPCR.DN = 0). No function raises INVALID, DIVBYZERO or OVERFLOW,
+ *                or sets errno, unless the mathematics of a real element does, one of a tensor or
+ *                of a channel's parameters: a NaN or an infinity among them, a division by 0 in a
+ *                formula below, a squared deviation or a gradient times a deviation beyond a
+ *                float's range, the sum of 16 values of more than 2e37, a result too large for its
+ *                type. INEXACT, UNDERFLOW and DENORMAL may always be raised. Exceptions may be
+ *                unmasked; those of a block of channels that has padding are not seen.
  */
 #ifndef BNORM_H
 #define BNORM_H
@@ -615,7 +621,7 @@ BNORM_API bnorm_running bnorm_running_caffe(float *mean, float *var, double frac
  * that is, training with gamma*r and gamma*d + beta (each rounded once) for gamma and beta. Needs
  * both running statistics. INFINITY = not clipped; r_min = r_max = 1 with d_max = 0 is plain batch
  * normalization, the usual beginning. NaN, r_min < 0, r_min > r_max or d_max < 0 are
- * BNORM_BAD_RENORM. */
+ * BNORM_BAD_RENORM, a running var + eps < 0 is BNORM_BAD_VARIANCE. */
 typedef struct bnorm_renorm {
     double r_min, r_max, d_max;
     float *save_r, *save_d; /* NULL = not wanted; for bnorm_backward */

@@ -3,7 +3,7 @@
 
 #include "apply.h"
 
-#include <float.h>
+#include <math.h>
 
 bnorm_view bnorm_elementwise_view(const bnorm_shape *shape, bnorm_walk *const *walks,
                                   size_t count) {
@@ -104,7 +104,7 @@ static void run_piece(const bnorm_elementwise *pass, size_t image, size_t run, s
         .mask = bnorm_bits_at(view, &pass->mask, image, run, i),
     };
     if (view->rows || view->unit > 1)
-        pass->isa->apply_rows(&args);
+        BNORM_HELD(pass->isa->apply_rows(&args), valid < len);
     else
         pass->isa->apply_span(&args);
 }
@@ -190,7 +190,7 @@ static bnorm_status check_quant(bnorm_dtype type, bnorm_quant *quant) {
     const int least = type == BNORM_S8 ? -128 : 0;
     if (quant->scale == 0)
         quant->scale = 1;
-    return quant->scale > 0 && quant->scale <= FLT_MAX && quant->zero_point >= least &&
+    return __builtin_isfinite(quant->scale) && quant->scale > 0 && quant->zero_point >= least &&
                    quant->zero_point <= least + 255
                ? BNORM_OK
                : BNORM_BAD_QUANTIZATION;

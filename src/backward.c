@@ -29,7 +29,8 @@ static void run_sums(const bnorm_gradients *s, const bnorm_grad_args *args, doub
     else if (s->view.leaves)
         s->isa->sums_tree(args, sum_g, sum_gx);
     else
-        s->isa->sums_rows(args, s->blocks.chains, sum_g, sum_gx);
+        BNORM_HELD(s->isa->sums_rows(args, s->blocks.chains, sum_g, sum_gx),
+                   args->valid < args->len);
 }
 
 /* All runs of the call have one value of dy. Not inlined, as few calls need that much of stack. */
@@ -224,8 +225,9 @@ static bnorm_status check_grad(const bnorm_grad *grad, const bnorm_exec *exec,
     return BNORM_OK;
 }
 
-/* a and b as a tensor of this type holds them. */
-static void round_limits(bnorm_act *act, bnorm_dtype type, const bnorm_isa *isa) {
+/* a and b as a tensor of this type holds them. By the scalar set, which raises no OVERFLOW where one
+ * becomes infinite. */
+static void round_limits(bnorm_act *act, bnorm_dtype type) {
     const float one = 1, zero = 0, limits[2] = {act->a, act->b};
     float held[2], back[2];
     bnorm_apply_args args = {.runs = 1,
@@ -237,25 +239,24 @@ static void round_limits(bnorm_act *act, bnorm_dtype type, const bnorm_isa *isa)
                              .x_type = BNORM_F32,
                              .y_type = type,
                              .valid = 2};
-    isa->apply_span(&args);
+    bnorm_isa_scalar.apply_span(&args);
     args.x = held;
     args.y = back;
     args.x_type = type;
     args.y_type = BNORM_F32;
-    isa->apply_span(&args);
+    bnorm_isa_scalar.apply_span(&args);
     act->a = back[0];
     act->b = back[1];
 }
 
 /* What the kernels take for it: a mask's bits are 0 and 1 on either side of RELU's limit; a y that
  * was rounded is compared with limits that are. */
-static bnorm_act act_of(const bnorm_grad *grad, enum bnorm_pre pre, bnorm_dtype type,
-                        const bnorm_isa *isa) {
+static bnorm_act act_of(const bnorm_grad *grad, enum bnorm_pre pre, bnorm_dtype type) {
     bnorm_act act = grad->act;
     if (pre == BNORM_PRE_MASK && act.kind == BNORM_ACT_CLAMP)
         act.kind = BNORM_ACT_RELU;
     if (pre == BNORM_PRE_Y && act.kind == BNORM_ACT_CLAMP && type != BNORM_F32)
-        round_limits(&act, type, isa);
+        round_limits(&act, type);
     return act;
 }
 
@@ -404,7 +405,7 @@ bnorm_status bnorm_plan_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in 
     s->derived.offset = tables.coefficients[3];
     s->pre = pre;
     s->hints = bnorm_elementwise_hints(exec, &s->apply_view, walks, count - 1);
-    s->act = act_of(grad, pre, shape->dtype, bnorm_exec_isa(exec));
+    s->act = act_of(grad, pre, shape->dtype);
     s->save_mean = grad->save_mean;
     s->isa = bnorm_exec_isa(exec);
     s->has_sums = piece || (!given && (s->derived.slope || dgamma || dbeta));

@@ -88,7 +88,7 @@ static inline bnorm_grad_args bnorm_gradient_args(const bnorm_gradients *s,
 
 static inline void bnorm_run_gradient(const bnorm_gradients *s, const bnorm_grad_args *args) {
     if (s->apply_view.rows || s->apply_view.unit > 1)
-        s->isa->dx_rows(args);
+        BNORM_HELD(s->isa->dx_rows(args), args->valid < args->len);
     else
         s->isa->dx_span(args);
 }

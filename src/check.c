@@ -5,7 +5,6 @@
 
 #include "../dispatch/isa.h"
 
-#include <float.h>
 #include <stdint.h>
 
 /* No object is larger than this, whatever its type; pointer differences inside it are
@@ -43,10 +42,9 @@ bnorm_status bnorm_check_act(const bnorm_act *act, const bnorm_isa *isa) {
     const bnorm_act_kind kind = act->kind;
     if ((unsigned)kind > BNORM_ACT_MISH)
         return BNORM_BAD_ENUM;
-    if (kind == BNORM_ACT_CLAMP && !(act->a < act->b))
+    if (kind == BNORM_ACT_CLAMP && !__builtin_isless(act->a, act->b))
         return BNORM_BAD_ACTIVATION;
-    if ((kind == BNORM_ACT_LEAKY_RELU || kind == BNORM_ACT_ELU) &&
-        !(act->a >= -FLT_MAX && act->a <= FLT_MAX))
+    if ((kind == BNORM_ACT_LEAKY_RELU || kind == BNORM_ACT_ELU) && !__builtin_isfinite(act->a))
         return BNORM_BAD_ACTIVATION;
     if (kind > BNORM_ACT_HARD_SWISH && !bnorm_isa_has_sleef(isa))
         return BNORM_UNSUPPORTED;
@@ -60,7 +58,7 @@ bnorm_status bnorm_check_mask(const bnorm_act *act, unsigned char **mask) {
 }
 
 bnorm_status bnorm_check_eps(double eps) {
-    return eps >= 0 && eps <= DBL_MAX ? BNORM_OK : BNORM_BAD_EPSILON;
+    return __builtin_isfinite(eps) && eps >= 0 ? BNORM_OK : BNORM_BAD_EPSILON;
 }
 
 bnorm_status bnorm_check_running(const bnorm_running *running) {
@@ -69,8 +67,7 @@ bnorm_status bnorm_check_running(const bnorm_running *running) {
     if ((!running->mean && running->new_mean) || (!running->var && running->new_var))
         return BNORM_NULL_POINTER;
     const int tracked = running->mean || running->var;
-    return tracked && !(running->rate >= -DBL_MAX && running->rate <= DBL_MAX) ? BNORM_BAD_RATE
-                                                                               : BNORM_OK;
+    return tracked && !__builtin_isfinite(running->rate) ? BNORM_BAD_RATE : BNORM_OK;
 }
 
 bnorm_status bnorm_check_workspace(size_t need, size_t ws_size) {

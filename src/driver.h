@@ -202,6 +202,19 @@ static inline void bnorm_flushed_task(void *arg, size_t i) {
     bnorm_restore_mode(mode);
 }
 
+/* Kernels compute on padding along with the elements beside it, which is faster than to leave it
+ * out. It may hold anything: exceptions are held meanwhile, those of the elements too. */
+#define BNORM_HELD(call, padded)                                                                   \
+    do {                                                                                           \
+        if (padded) {                                                                              \
+            const bnorm_exceptions held = bnorm_hold_exceptions();                                 \
+            call;                                                                                  \
+            bnorm_release_exceptions(held);                                                        \
+        } else {                                                                                   \
+            call;                                                                                  \
+        }                                                                                          \
+    } while (0)
+
 static inline void bnorm_run(const bnorm_exec *exec, void (*task)(void *arg, size_t i), void *arg,
                              size_t count) {
     bnorm_flushed flushed = {task, arg};

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Flush-to-zero for the calling thread, and back. */
+ * Flush-to-zero for the calling thread, and back; the same for exceptions, held while kernels
+ * compute on padding, which may hold anything. */
 #ifndef BNORM_FP_MODE_H
 #define BNORM_FP_MODE_H
 
@@ -23,6 +24,19 @@ static inline void bnorm_restore_mode(bnorm_fp_mode mode) {
     _mm_setcsr(mode);
 }
 
+typedef unsigned bnorm_exceptions;
+
+/* MXCSR: all exceptions masked (bits 7 to 12); their flags are bits 0 to 5. */
+static inline bnorm_exceptions bnorm_hold_exceptions(void) {
+    const bnorm_exceptions held = _mm_getcsr();
+    _mm_setcsr(held | 0x1f80u);
+    return held;
+}
+
+static inline void bnorm_release_exceptions(bnorm_exceptions held) {
+    _mm_setcsr(held);
+}
+
 #elif defined(__aarch64__)
 
 typedef uint64_t bnorm_fp_mode;
@@ -39,6 +53,24 @@ static inline void bnorm_restore_mode(bnorm_fp_mode mode) {
     __asm__ volatile("msr fpcr, %0" : : "r"(mode));
 }
 
+typedef struct bnorm_exceptions {
+    uint64_t mode, flags;
+} bnorm_exceptions;
+
+/* FPCR: no exception traps (bits 8 to 12 and 15); FPSR has the flags. */
+static inline bnorm_exceptions bnorm_hold_exceptions(void) {
+    bnorm_exceptions held;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(held.mode));
+    __asm__ volatile("mrs %0, fpsr" : "=r"(held.flags));
+    __asm__ volatile("msr fpcr, %0" : : "r"(held.mode & ~UINT64_C(0x9f00)));
+    return held;
+}
+
+static inline void bnorm_release_exceptions(bnorm_exceptions held) {
+    __asm__ volatile("msr fpsr, %0" : : "r"(held.flags));
+    __asm__ volatile("msr fpcr, %0" : : "r"(held.mode));
+}
+
 #else
 
 typedef int bnorm_fp_mode;
@@ -50,6 +82,17 @@ static inline bnorm_fp_mode bnorm_flush_denormals(void) {
 
 static inline void bnorm_restore_mode(bnorm_fp_mode mode) {
     (void)mode;
+}
+
+typedef int bnorm_exceptions;
+
+/* The scalar set alone runs here, which leaves padding alone. */
+static inline bnorm_exceptions bnorm_hold_exceptions(void) {
+    return 0;
+}
+
+static inline void bnorm_release_exceptions(bnorm_exceptions held) {
+    (void)held;
 }
 
 #endif

@@ -8,7 +8,9 @@
 bnorm_status bnorm_check_renorm(const bnorm_renorm *renorm, const bnorm_running *running) {
     if (!running->mean || !running->var)
         return BNORM_NULL_POINTER;
-    return renorm->r_min >= 0 && renorm->r_min <= renorm->r_max && renorm->d_max >= 0
+    return __builtin_isgreaterequal(renorm->r_min, 0) &&
+                   __builtin_islessequal(renorm->r_min, renorm->r_max) &&
+                   __builtin_isgreaterequal(renorm->d_max, 0)
                ? BNORM_OK
                : BNORM_BAD_RENORM;
 }

@@ -69,7 +69,7 @@ bnorm_status bnorm_running_update(size_t c, const float *mean, const float *var,
         return status;
     if ((running->mean && !mean) || (running->var && !var))
         return BNORM_NULL_POINTER;
-    if (!(n >= 1 && n <= DBL_MAX))
+    if (!__builtin_isfinite(n) || n < 1)
         return BNORM_BAD_PARAMETER;
     float *const new_mean = bnorm_updated(running->mean, running->new_mean);
     float *const new_var = bnorm_updated(running->var, running->new_var);

@@ -31,7 +31,8 @@ void bnorm_statistics_reduce(const bnorm_statistics *s, size_t b, size_t channel
         if (view->leaves)
             s->isa->moments_tree(&args, sum + i, m2 + i);
         else
-            s->isa->moments_rows(&args, s->blocks.chains, sum + i, m2 + i);
+            BNORM_HELD(s->isa->moments_rows(&args, s->blocks.chains, sum + i, m2 + i),
+                       args.valid < args.len);
     }
 }
 
@@ -276,6 +277,8 @@ bnorm_status bnorm_plan_train(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
         status = bnorm_check_more_overlap(shape, buffers, buffer_count, 9, more, 3, 2);
         if (!status && weights)
             status = bnorm_check_weights(shape, weights);
+        if (!status && renorm)
+            status = bnorm_check_variance(c, train->running.var, train->eps);
     } else {
         status = bnorm_check_overlap(shape, buffers, buffer_count, 9);
     }

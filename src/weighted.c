@@ -130,7 +130,7 @@ static void widen(const bnorm_statistics *s, size_t image, size_t from, size_t c
     if (planes)
         s->isa->apply_span(&args);
     else
-        s->isa->apply_rows(&args);
+        BNORM_HELD(s->isa->apply_rows(&args), args.valid < args.len);
     const size_t lanes = tile->n < count ? tile->lanes : 0;
     for (size_t k = 0; lanes == 1 && k < tile->n; k++)
         tile->x[k] = tile->x[tile->at[k]];

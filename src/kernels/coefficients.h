@@ -27,6 +27,14 @@ BNORM_INLINE vec_d plus_product(vec_d a, vec_d b, vec_d c) {
     return vec_if_eq_d(a, vec_set1_d(0), c, vec_fma_d(a, b, c));
 }
 
+/* v, 1 in lanes from the n-th on, which hold no channel. */
+BNORM_INLINE vec_d or_one(vec_d v, size_t n) {
+    static const double lane[] = {0, 1, 2, 3, 4, 5, 6, 7};
+    if (n == VEC_D)
+        return v;
+    return vec_if_lt_d(vec_load_d(lane), vec_set1_d((double)n), v, vec_set1_d(1));
+}
+
 /* body(i, vectors, n) for all channels: n lanes of `vectors` vectors from channel i on. */
 #define BNORM_FOR_CHANNELS(first, c, side, body)                                                   \
     do {                                                                                           \
@@ -235,9 +243,11 @@ BNORM_INLINE void coefficient_lanes(const bnorm_coefficient_args *a, size_t i, s
 
     if (a->scale) {
         const vec_d high = vec_round_d(mean), low = vec_round_d(vec_sub_d(mean, high));
-        const vec_d spread = vec_add_d(variance, vec_set1_d(a->eps));
-        const vec_d inverse = vec_div_d(vec_set1_d(1), vec_sqrt_d(spread));
-        const vec_d invstd = vec_if_eq_d(spread, zero, zero, vec_round_d(inverse));
+        const vec_d one = vec_set1_d(1);
+        const vec_d spread = or_one(vec_add_d(variance, vec_set1_d(a->eps)), n);
+        /* 0/1 where the root is 0 */
+        const vec_d root = vec_if_eq_d(spread, zero, one, vec_sqrt_d(spread));
+        const vec_d invstd = vec_round_d(vec_div_d(vec_if_eq_d(spread, zero, zero, one), root));
         narrow_lanes(a->center + i, high, n);
         scale_and_shift(parameter_d(a->gamma, i, n, 1), parameter_d(a->beta, i, n, 0), low, invstd,
                         a->scale + i, a->shift + i, n);

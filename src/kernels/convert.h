@@ -55,17 +55,18 @@ BNORM_INLINE vec_f quantized(bnorm_dtype type, vec_f v, vec_f scale, vec_f zero_
     return vec_if_le(q, least, least, vec_if_le(most, q, most, q));
 }
 
-/* `rows` rows of n elements, `stride` apart, to rows of floats without gaps. Lines of the source
- * are asked for `ahead` bytes before their use. */
+/* `rows` rows of n elements, `stride` apart, to rows of floats without gaps, and zeros up to the end
+ * of a vector. Lines of the source are asked for `ahead` bytes before their use. */
 static void widen_rows(float *to, const void *from, bnorm_dtype type, const bnorm_quant *quant,
                        size_t stride, size_t rows, size_t n, size_t ahead) {
     if (stride == n)
         n *= rows, rows = 1;
-#define BNORM_WIDEN(element, expression)                                                           \
+#define BNORM_WIDEN(element, none, expression)                                                     \
     for (const element *row = from; rows > 0; rows--, row += stride, to += n) {                    \
         const element *p = row;                                                                    \
-        element rest[VEC_F] = {0};                                                                 \
+        element rest[VEC_F];                                                                       \
         size_t i = 0;                                                                              \
+        memset(rest, none, sizeof rest);                                                           \
         for (; i + VEC_F <= n; i += VEC_F, p += VEC_F) {                                           \
             vec_fetch((const float *)(const void *)((const char *)p + ahead));                     \
             vec_store(to + i, expression);                                                         \
@@ -80,18 +81,18 @@ static void widen_rows(float *to, const void *from, bnorm_dtype type, const bnor
     break;
     switch (type) {
     case BNORM_F32:
-        BNORM_WIDEN(float, vec_load(p))
+        BNORM_WIDEN(float, 0, vec_load(p))
     case BNORM_BF16:
-        BNORM_WIDEN(uint16_t, vec_load_bf16(p))
+        BNORM_WIDEN(uint16_t, 0, vec_load_bf16(p))
     case BNORM_F16:
-        BNORM_WIDEN(uint16_t, vec_load_f16(p))
+        BNORM_WIDEN(uint16_t, 0, vec_load_f16(p))
     case BNORM_S8: {
         const vec_f zero = vec_set1((float)quant->zero_point), scale = vec_set1(quant->scale);
-        BNORM_WIDEN(uint8_t, vec_mul(vec_sub(vec_load_s8(p), zero), scale))
+        BNORM_WIDEN(uint8_t, quant->zero_point, vec_mul(vec_sub(vec_load_s8(p), zero), scale))
     }
     case BNORM_U8: {
         const vec_f zero = vec_set1((float)quant->zero_point), scale = vec_set1(quant->scale);
-        BNORM_WIDEN(uint8_t, vec_mul(vec_sub(vec_load_u8(p), zero), scale))
+        BNORM_WIDEN(uint8_t, quant->zero_point, vec_mul(vec_sub(vec_load_u8(p), zero), scale))
     }
     }
 #undef BNORM_WIDEN

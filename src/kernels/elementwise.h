@@ -67,11 +67,11 @@ BNORM_INLINE vec_f activate(bnorm_act_kind kind, vec_f v, vec_f a, vec_f b) {
     case BNORM_ACT_CLAMP:
         return vec_clamp(v, a, b);
     case BNORM_ACT_LEAKY_RELU:
-        v = vec_if_gt(v, zero, v, vec_mul(v, a));
+        v = vec_mul(v, vec_if_gt(v, zero, vec_set1(1), a));
         break;
     case BNORM_ACT_HARD_SWISH: {
-        const vec_f between = vec_mul(vec_mul(v, vec_add(v, three)), vec_set1(1.0f / 6));
-        v = vec_zero_if_le(v, vec_set1(-3), vec_if_le(three, v, v, between));
+        const vec_f m = within_three(v);
+        v = vec_if_le(three, v, v, vec_mul(vec_mul(m, vec_add(m, three)), vec_set1(1.0f / 6)));
         break;
     }
     default:
@@ -255,7 +255,11 @@ BNORM_INLINE struct place stream_edge(const struct form f, const struct streams 
                                       size_t e, size_t end) {
     while (e < end) {
         const size_t n = lesser(lesser(VEC_F, end - e), s->len - at.i);
-        const struct lane_parameters p = spread_parameters(f, s, f.spread ? at.r : 0);
+        struct lane_parameters p = spread_parameters(f, s, f.spread ? at.r : 0);
+        if (f.spread && n < VEC_F) { /* lanes without an element stay 0 */
+            const struct lane_parameters none = {0};
+            p = join_parameters(&p, &none, n);
+        }
         group_lanes(f, s, &p, &s->p, at.i, e, 1, n);
         e += n;
         at.i += n;

@@ -3,6 +3,11 @@
  * What the passes of backward share: g = dy*act'(v). How v is recovered (pre) and the kind of
  * activation are constants of an inlined body. */
 
+/* v where -3 < v < 3, else 0; a NaN stays. So no result that hard swish does not take overflows. */
+BNORM_INLINE vec_f within_three(vec_f v) {
+    return vec_zero_if_le(vec_minus_abs(v), vec_set1(-3), v);
+}
+
 /* dy times the derivative at v. */
 BNORM_INLINE vec_f gradient(bnorm_act_kind kind, vec_f v, vec_f dy, vec_f a, vec_f b) {
     const vec_f zero = vec_set1(0), three = vec_set1(3);
@@ -14,9 +19,10 @@ BNORM_INLINE vec_f gradient(bnorm_act_kind kind, vec_f v, vec_f dy, vec_f a, vec
     case BNORM_ACT_CLAMP:
         return vec_zero_unless_gt(v, a, vec_zero_unless_gt(b, v, dy));
     case BNORM_ACT_LEAKY_RELU:
-        return vec_if_gt(v, zero, dy, vec_mul(dy, a));
+        return vec_if_gt(v, zero, dy, vec_mul(dy, vec_if_gt(v, zero, vec_set1(1), a)));
     case BNORM_ACT_HARD_SWISH: {
-        const vec_f between = vec_mul(dy, vec_fma(v, vec_set1(1.0f / 3), vec_set1(0.5f)));
+        const vec_f slope = vec_fma(within_three(v), vec_set1(1.0f / 3), vec_set1(0.5f));
+        const vec_f between = vec_mul(dy, slope);
         return vec_zero_if_le(v, vec_set1(-3), vec_if_le(three, v, dy, between));
     }
     default: /* in smooth.h */
@@ -75,13 +81,14 @@ struct grad_vectors {
     vec_f center, scale, shift, a, b;
 };
 
-BNORM_INLINE vec_f grad_lanes(enum bnorm_pre pre, bnorm_act_kind kind, vec_f x, vec_f dy,
+/* g; d is x - center, 0 in lanes without an element. */
+BNORM_INLINE vec_f grad_lanes(enum bnorm_pre pre, bnorm_act_kind kind, vec_f d, vec_f dy,
                               const float *extra, const struct grad_vectors *p, size_t n) {
     if (pre == BNORM_PRE_NONE)
         return dy;
     if (pre == BNORM_PRE_Y)
         return gradient(kind, load_lanes(extra, n), dy, p->a, p->b);
-    vec_f v = vec_fma(vec_sub(x, p->center), p->scale, p->shift);
+    vec_f v = vec_fma(d, p->scale, p->shift);
     if (pre == BNORM_PRE_RESIDUAL)
         v = vec_add(v, load_lanes(extra, n));
     return gradient(kind, v, dy, p->a, p->b);

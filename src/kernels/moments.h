@@ -315,7 +315,7 @@ BNORM_INLINE struct rows chain_rows(const struct rows *r, size_t chains, size_t 
 static void double_squares(const struct rows *r, size_t chains, size_t n, const float *pivot,
                            double *squares) {
     float wide[BNORM_GROUP * BNORM_SLICE + VEC_F];
-    zero_lanes(squares, n * chains);
+    zero_lanes(squares, n * chains + VEC_D);
     for (size_t j = 0; j < chains; j++) {
         const struct rows chain = chain_rows(r, chains, j);
         for (size_t row = 0; row < chain.count; row += BNORM_GROUP) {

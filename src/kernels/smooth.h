@@ -6,8 +6,9 @@
  * kernel set. docs/numerics.md has the errors, which `make activations` measures.
  *
  * What all have in common: e = exp(-|v|) lies in [0, 1], so that nothing overflows and nothing
- * cancels where v is far from 0. Where the formula would be 0*inf at an infinity, v is cut off
- * behind the point where the result is 0 or v to the last bit. */
+ * cancels where v is far from 0. v is cut off behind the point where the result is the same to the
+ * last bit: where the formula would be 0*inf at an infinity, and as SLEEF's functions raise
+ * exceptions at numbers that are far too large for them. */
 #if BNORM_SLEEF
 
 /* sleef_exp(v) and so on. */
@@ -54,28 +55,40 @@ SMOOTH_FUNCTION(sleef_tanh, VEC_SLEEF(tanh, u35))
 #define SMOOTH_EXP_ZERO    (-104)
 #define SMOOTH_NORMAL_ZERO (-15)
 
+/* Where SLEEF's tanh(v) is 1. */
+#define SMOOTH_TANH_ONE 9
+
 /* The greater of -|v| and the limit; a NaN stays. */
 BNORM_INLINE vec_f minus_abs_from(vec_f v, float limit) {
-    const vec_f n = vec_minus_abs(v);
-    return vec_if_le(n, vec_set1(limit), vec_set1(limit), n);
+    return vec_max(vec_set1(limit), vec_minus_abs(v));
+}
+
+/* exp(-|v|) */
+BNORM_INLINE vec_f exp_minus_abs(vec_f v) {
+    return sleef_exp(minus_abs_from(v, SMOOTH_EXP_ZERO));
+}
+
+/* The lesser of v and 0, -0 for -0; a NaN stays. */
+BNORM_INLINE vec_f negative_part(vec_f v) {
+    return vec_if_gt(v, vec_set1(0), vec_set1(0), v);
 }
 
 /* 1/(1 + exp(-v)) */
 BNORM_INLINE vec_f sigmoid_value(vec_f v) {
-    const vec_f one = vec_set1(1), e = sleef_exp(vec_minus_abs(v));
+    const vec_f one = vec_set1(1), e = exp_minus_abs(v);
     return vec_div(vec_if_gt(v, vec_set1(0), one, e), vec_add(one, e));
 }
 
 BNORM_INLINE vec_f sigmoid_slope(vec_f v) {
-    const vec_f e = sleef_exp(vec_minus_abs(v)), d = vec_add(vec_set1(1), e);
+    const vec_f e = exp_minus_abs(v), d = vec_add(vec_set1(1), e);
     return vec_div(e, vec_mul(d, d));
 }
 
 /* v*sigmoid(v) */
 BNORM_INLINE vec_f silu_value(vec_f v) {
-    const vec_f e = sleef_exp(vec_minus_abs(v));
-    const vec_f below = vec_mul(vec_max(v, vec_set1(SMOOTH_EXP_ZERO)), e);
-    return vec_div(vec_if_gt(v, vec_set1(0), v, below), vec_add(vec_set1(1), e));
+    const vec_f one = vec_set1(1), e = exp_minus_abs(v);
+    const vec_f factor = vec_if_gt(v, vec_set1(0), one, e);
+    return vec_div(vec_mul(vec_max(v, vec_set1(SMOOTH_EXP_ZERO)), factor), vec_add(one, e));
 }
 
 /* s*(1 + v*(1 - s)) with s = sigmoid(v); at -v it is 1 less that. */
@@ -88,7 +101,7 @@ BNORM_INLINE vec_f silu_slope(vec_f v) {
 
 /* 1 - tanh(v)^2 = 4q/(1 + q)^2 with q = exp(-2|v|) */
 BNORM_INLINE vec_f tanh_slope(vec_f v) {
-    const vec_f n = vec_minus_abs(v), q = sleef_exp(vec_add(n, n));
+    const vec_f n = minus_abs_from(v, .5f * SMOOTH_EXP_ZERO), q = sleef_exp(vec_add(n, n));
     const vec_f d = vec_add(vec_set1(1), q);
     return vec_div(vec_mul(q, vec_set1(4)), vec_mul(d, d));
 }
@@ -147,18 +160,26 @@ BNORM_INLINE vec_f gelu_slope(vec_f v) {
                      vec_mul(p.exp, factor));
 }
 
+/* tanh(v) */
+BNORM_INLINE vec_f tanh_value(vec_f v) {
+    const vec_f one = vec_set1(SMOOTH_TANH_ONE);
+    return sleef_tanh(vec_max(vec_negate(one), vec_if_gt(v, one, one, v)));
+}
+
 /* a*(exp(v) - 1) below 0 */
 BNORM_INLINE vec_f elu_value(vec_f v, vec_f a) {
-    return vec_if_gt(v, vec_set1(0), v, vec_mul(sleef_expm1(v), a));
+    const vec_f n = vec_max(vec_set1(SMOOTH_EXP_ZERO), negative_part(v));
+    return vec_if_gt(v, vec_set1(0), v, vec_mul(sleef_expm1(n), a));
 }
 
 BNORM_INLINE vec_f elu_slope(vec_f v, vec_f a) {
-    return vec_if_gt(v, vec_set1(0), vec_set1(1), vec_mul(sleef_exp(v), a));
+    const vec_f n = vec_max(vec_set1(SMOOTH_EXP_ZERO), negative_part(v));
+    return vec_if_gt(v, vec_set1(0), vec_set1(1), vec_mul(sleef_exp(n), a));
 }
 
 /* log(1 + exp(v)) = max(v, 0) + log(1 + e) */
 BNORM_INLINE vec_f softplus_value(vec_f v) {
-    const vec_f log1p = sleef_log1p(sleef_exp(vec_minus_abs(v)));
+    const vec_f log1p = sleef_log1p(exp_minus_abs(v));
     return vec_add(vec_zero_unless_gt(v, vec_set1(0), v), log1p);
 }
 
@@ -180,8 +201,9 @@ BNORM_INLINE struct mish_fraction mish_fraction(vec_f v, vec_f e) {
 
 /* v*tanh(log(1 + exp(v))) */
 BNORM_INLINE vec_f mish_value(vec_f v) {
-    const struct mish_fraction f = mish_fraction(v, sleef_exp(vec_minus_abs(v)));
-    return vec_div(vec_zero_if_le(v, vec_set1(SMOOTH_EXP_ZERO), vec_mul(v, f.numerator)),
+    const vec_f least = vec_set1(SMOOTH_EXP_ZERO);
+    const struct mish_fraction f = mish_fraction(v, exp_minus_abs(v));
+    return vec_div(vec_zero_if_le(v, least, vec_mul(vec_max(v, least), f.numerator)),
                    f.denominator);
 }
 
@@ -205,7 +227,7 @@ BNORM_INLINE vec_f smooth_value(bnorm_act_kind kind, vec_f v, vec_f a) {
     case BNORM_ACT_SILU:
         return silu_value(v);
     case BNORM_ACT_TANH:
-        return sleef_tanh(v);
+        return tanh_value(v);
     case BNORM_ACT_GELU:
         return gelu_value(v);
     case BNORM_ACT_ELU:

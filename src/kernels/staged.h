@@ -174,6 +174,12 @@ struct room {
     _Alignas(64) float array[BNORM_STAGE + 336];
 };
 
+/* Zeros behind n elements: loops over whole vectors meet nothing that the stack held. */
+BNORM_INLINE float *end_room(float *room, size_t n) {
+    vec_store(room + n, vec_set1(0));
+    return room;
+}
+
 /* Where the loops store a part: where it belongs, or in `room`. */
 BNORM_INLINE float *place_of_part(const struct staged *t, float *room, const struct tensor *out,
                                   struct part part) {
@@ -182,7 +188,7 @@ BNORM_INLINE float *place_of_part(const struct staged *t, float *room, const str
     if (out->type == BNORM_F32 && out->stride == t->len && t->valid == t->len &&
         !(t->hints & BNORM_BYPASS) && part.n % VEC_F == 0)
         return (float *)(uintptr_t)out->data + part.r * t->len + part.i;
-    return room;
+    return end_room(room, part.n);
 }
 
 /* Passes on what is in `room`. */
@@ -227,11 +233,12 @@ static void stage_backward(const struct staged *t, struct streams s, struct part
     }
     if (t->apart) {
         struct streams v = s;
-        v.out = extra.array;
+        v.out = end_room(extra.array, part.n);
         v.dresidual = NULL;
         v.act.kind = s.act.kind = BNORM_ACT_IDENTITY;
         forward(&v);
         gather(dy.array, &t->dy, t->len, part, t->hints);
+        end_room(dy.array, part.n);
         smooth_gradients(t->act.kind, t->act.a, extra.array, dy.array, whole_vectors(part.n));
         s.dy = dy.array;
         s.extra = NULL;

@@ -42,6 +42,8 @@ static void widen_grads(const bnorm_grad_args *a, const struct grad_rows *r, siz
         widen_rows(v, r->extra, a->type, NULL, r->extra_stride, rows, n, 0);
     for (size_t q = 0; a->pre == BNORM_PRE_MASK && q < rows; q++)
         widen_bits(v + q * n, a->mask.bits, r->mask_at + q * r->mask_stride, n);
+    vec_store(v + rows * n, vec_set1(0)); /* gradients come in whole vectors */
+    vec_store(g + rows * n, vec_set1(0));
     for (size_t q = 0; reads_x(a->pre) && q < rows; q++)
         for (size_t k = 0; k < n; k += VEC_F) {
             const size_t lanes = lesser(VEC_F, n - k), p = spread ? q : k;
@@ -88,9 +90,9 @@ BNORM_INLINE struct grad_place place_after(enum bnorm_pre pre, struct grad_place
 /* g of n lanes; adds g*(x - center) to *products. */
 BNORM_INLINE vec_f grad_row(enum bnorm_pre pre, bnorm_act_kind kind, struct grad_place at,
                             const struct grad_vectors *p, size_t n, vec_f *products) {
-    const vec_f x = load_lanes(at.x, n), dy = load_lanes(at.dy, n);
-    const vec_f g = first_lanes(grad_lanes(pre, kind, x, dy, at.extra, p, n), n);
-    *products = vec_fma(g, first_lanes(vec_sub(x, p->center), n), *products);
+    const vec_f d = first_lanes(vec_sub(load_lanes(at.x, n), p->center), n);
+    const vec_f g = first_lanes(grad_lanes(pre, kind, d, load_lanes(at.dy, n), at.extra, p, n), n);
+    *products = vec_fma(g, d, *products);
     return g;
 }
 
@@ -354,7 +356,7 @@ static void double_products(const bnorm_grad_args *a, const struct grad_rows *r,
                             size_t n, double *products) {
     enum { ROOM = BNORM_GROUP * BNORM_SLICE + VEC_F };
     float x[ROOM], g[ROOM], v[ROOM];
-    zero_lanes(products, n * chains);
+    zero_lanes(products, n * chains + VEC_D);
     for (size_t j = 0; j < chains; j++) {
         const struct grad_rows chain = grad_rows_from(a, r, j, 0, chains);
         for (size_t row = 0; row < chain.count; row += BNORM_GROUP) {

@@ -642,13 +642,13 @@ static void sums_tree(const bnorm_grad_args *a, double *sum_g, double *sum_gx) {
 
 static void dx_element(const bnorm_grad_args *a, size_t r, size_t i, size_t ch) {
     const float g = grad_element(a, r, i, ch);
-    float dx = g * a->scale[ch];
     if (a->dx && a->slope) {
         const float xh = x_minus_center(a, r, i, ch) * a->invstd[ch];
-        dx = bnorm_fmaf(xh, a->slope[ch], bnorm_fmaf(g, a->scale[ch], a->offset[ch]));
-    }
-    if (a->dx)
+        const float dx = bnorm_fmaf(xh, a->slope[ch], bnorm_fmaf(g, a->scale[ch], a->offset[ch]));
         store(a->dx, a->type, &no_quant, r * a->dx_stride + i, dx);
+    } else if (a->dx) {
+        store(a->dx, a->type, &no_quant, r * a->dx_stride + i, g * a->scale[ch]);
+    }
     if (a->dresidual)
         store(a->dresidual, a->type, &no_quant, r * a->dresidual_stride + i, g);
 }

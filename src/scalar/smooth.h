@@ -10,9 +10,18 @@ float Sleef_finz_expm1f1_u10purecfma(float v);
 float Sleef_finz_log1pf1_u10purecfma(float v);
 float Sleef_finz_tanhf1_u35purecfma(float v);
 
+/* SLEEF's functions raise exceptions at numbers that are far too large for them: v is cut off
+ * behind the point where the result is the same. NaN stays. */
+static float at_least(float v, float least) {
+    return v <= least ? least : v;
+}
+
+/* Where exp(v) is 0. */
+#define EXP_ZERO (-104)
+
 /* In [0, 1]: exp of the other sign might overflow. */
 static float exp_minus_abs(float v) {
-    return Sleef_finz_expf1_u10purecfma(-fabsf(v));
+    return Sleef_finz_expf1_u10purecfma(at_least(-fabsf(v), EXP_ZERO));
 }
 
 static float sigmoid(float v) {
@@ -27,8 +36,8 @@ static float sigmoid_slope(float v) {
 
 /* Below -104 e is 0, and -inf*0 would be NaN. */
 static float silu(float v) {
-    const float e = exp_minus_abs(v), least = v > -104 ? v : -104;
-    return (v > 0 ? v : least * e) / (1 + e);
+    const float e = exp_minus_abs(v);
+    return at_least(v, EXP_ZERO) * (v > 0 ? 1 : e) / (1 + e);
 }
 
 /* s*(1 + v*(1 - s)) with s = sigmoid(v), for v <= 0; at -v it is 1 less that. */
@@ -41,7 +50,7 @@ static float silu_slope(float v) {
 
 /* 1 - tanh(v)^2 */
 static float tanh_slope(float v) {
-    const float q = exp_minus_abs(2 * v), d = 1 + q;
+    const float q = exp_minus_abs(2 * at_least(-fabsf(v), EXP_ZERO)), d = 1 + q;
     return 4 * q / (d * d);
 }
 
@@ -113,9 +122,9 @@ static struct mish_parts mish_parts(float v, float e) {
 
 static float mish(float v) {
     const struct mish_parts p = mish_parts(v, exp_minus_abs(v));
-    if (v <= -104)
+    if (v <= EXP_ZERO)
         return 0;
-    return v * p.numerator / p.denominator;
+    return at_least(v, EXP_ZERO) * p.numerator / p.denominator;
 }
 
 /* t + v*(1 - t^2)*sigmoid(v), t = numerator/denominator */
@@ -136,11 +145,11 @@ static float smooth_value(const bnorm_act *act, float v) {
     case BNORM_ACT_SILU:
         return silu(v);
     case BNORM_ACT_TANH:
-        return Sleef_finz_tanhf1_u35purecfma(v);
+        return Sleef_finz_tanhf1_u35purecfma(v >= 9 ? 9 : at_least(v, -9)); /* 1 from there on */
     case BNORM_ACT_GELU:
         return gelu(v);
     case BNORM_ACT_ELU:
-        return v > 0 ? v : Sleef_finz_expm1f1_u10purecfma(v) * act->a;
+        return v > 0 ? v : Sleef_finz_expm1f1_u10purecfma(at_least(v, EXP_ZERO)) * act->a;
     case BNORM_ACT_SOFTPLUS:
         return (v > 0 ? v : 0) + Sleef_finz_log1pf1_u10purecfma(exp_minus_abs(v));
     case BNORM_ACT_MISH:
@@ -162,7 +171,7 @@ static float smooth_slope(const bnorm_act *act, float v) {
     case BNORM_ACT_GELU:
         return gelu_slope(v);
     case BNORM_ACT_ELU:
-        return v > 0 ? 1 : Sleef_finz_expf1_u10purecfma(v) * act->a;
+        return v > 0 ? 1 : Sleef_finz_expf1_u10purecfma(at_least(v, EXP_ZERO)) * act->a;
     case BNORM_ACT_SOFTPLUS:
         return sigmoid(v);
     case BNORM_ACT_MISH:
