@@ -92,7 +92,7 @@ const char *call_text(const struct call *call, char text[256]) {
     static const char *const ops[] = {"moments", "forward_train", "backward", "apply"};
     static const char *const reuses[] = {"separate", "onto x (dresidual onto dy)",
                                          "onto the residual (dx onto dy)"};
-    static const char *const paddings[] = {"NaN", "huge", "zero"};
+    static const char *const paddings[] = {"signalling NaN", "huge", "zero"};
     char shape[96];
     snprintf(text, 256, "%s %s act=%d(%.9g, %.9g)%s%s%s%s%s%s, %s, padding %s", ops[call->op],
              shape_text(&call->shape, shape), (int)call->act.kind, (double)call->act.a,
@@ -105,7 +105,7 @@ const char *call_text(const struct call *call, char text[256]) {
 
 static struct tensor *add_input(struct test *t, struct ready *r, const char *name,
                                 const float *plain) {
-    const float paddings[] = {bits_float(0xffc54321u), 1e30f, 0};
+    const float paddings[] = {bits_float(0xffa54321u), 1e30f, 0};
     float *dense = arrange(t, &r->shape, plain, paddings[r->call.padding]);
     const struct placement place = {.side = r->fixture.side};
     return fixture_tensor(&r->fixture, name, &r->shape, r->call.dense ? &place : NULL, dense);

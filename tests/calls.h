@@ -57,7 +57,8 @@ struct call {
     int mask;                        /* forward is to write one */
     const float *given_y;            /* to backward, in (n, c, hw) order; NULL = none */
     const unsigned char *given_mask; /* to backward; NULL = none */
-    int padding; /* inputs' padding, which must not matter: 0 = NaN, 1 = huge, 2 = zero */
+    /* inputs' padding, which must not matter: 0 = signalling NaN, 1 = huge, 2 = zero */
+    int padding;
 };
 
 /* What a call has written, in (n, c, hw) order and as floats; NULL where it writes no such thing.

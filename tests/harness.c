@@ -260,13 +260,14 @@ static float round_to(float value, int bits, int least) {
     return (float)scalbn(nearbyint(scalbn((double)value, bits - e)), e - bits);
 }
 
-/* Of a number that is a binary16; a NaN becomes quiet. */
+/* Of a number that is a binary16, or a NaN, which stays signalling where bits are left of it. */
 static uint16_t encode_f16(float value) {
     const unsigned sign = float_bits(value) >> 31 << 15;
+    const unsigned fraction = float_bits(value) >> 13 & 0x3ff;
     const double v = fabs((double)value);
     unsigned code = 0x7c00;
-    if (isnan(v))
-        code = 0x7e00 | (float_bits(value) >> 13 & 0x1ff);
+    if (isnan(value))
+        code |= fraction ? fraction : 0x200;
     else if (v < 0x1p-14)
         code = (unsigned)(v * 0x1p24);
     else if (v < 0x1p16)
@@ -311,7 +312,7 @@ void element_set(bnorm_dtype dtype, void *data, size_t i, float value) {
     switch (dtype) {
     case BNORM_BF16:
         half = (uint16_t)(float_bits(round_to(value, 7, -126)) >> 16);
-        if (isnan(value))
+        if (isnan(value) && !(half & 0x7f))
             half |= 0x40;
         memcpy(p, &half, sizeof half);
         break;

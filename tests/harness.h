@@ -104,6 +104,7 @@ void add_options(struct suite *s);
 void add_describe(struct suite *s);
 void add_fma(struct suite *s);
 void add_cpu(struct suite *s);
+void add_exceptions(struct suite *s);
 
 /* ---------------------------------------------------------------------------------------------- */
 /* Buffers between guard pages                                                                    */

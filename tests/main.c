@@ -429,6 +429,7 @@ static void add_all(struct suite *s) {
     add_describe(s);
     add_fma(s);
     add_cpu(s);
+    add_exceptions(s);
     add_onnx(s);
     add_frameworks(s);
 }

@@ -265,6 +265,13 @@ static void test_renorm_errors(struct test *t) {
     EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_RENORM, renorm->d_max = NAN);
     EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_NULL_POINTER,
            train->running.mean = train->running.var = NULL);
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_PARAMETER, train->running.var[0] = -1);
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_PARAMETER, train->eps = .25,
+           train->running.var[r->shape.c - 1] = -.5f);
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_OK, train->eps = .25,
+           train->running.var[0] = -.125f);
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_OK, train->renorm = NULL,
+           train->running.var[0] = -1);
     EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_OVERLAP, renorm->save_r = renorm->save_d);
     EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_OVERLAP, renorm->save_r = train->save_mean);
     EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_OVERLAP,
@@ -438,5 +445,5 @@ void add_variant_calls(struct suite *s) {
         {"ghost-errors", test_ghost_errors},
         {"empty", test_empty},
     };
-    add_variant_cases(s, tests, COUNT_OF(tests));
+    add_problem_cases(s, "variants", tests, COUNT_OF(tests));
 }

@@ -986,6 +986,6 @@ void add_variants(struct suite *s) {
         {"differences", test_differences},
         {"examples", test_examples},
     };
-    add_variant_cases(s, tests, COUNT_OF(tests));
+    add_problem_cases(s, "variants", tests, COUNT_OF(tests));
     suite_add_per_isa(s, test_per_activation, NULL, "variants/activations/%s/per-activation");
 }

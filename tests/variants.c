@@ -615,13 +615,14 @@ static const size_t sizes[PROBLEM_SHAPES][3] = {
     {5, 20, 49}, {2, 130, 33}, {7, 16, 64},  {1, 1030, 17}, {13, 257, 1}, {4, 95, 3},
 };
 
-void add_variant_cases(struct suite *s, const struct type_test *tests, size_t count) {
+void add_problem_cases(struct suite *s, const char *family, const struct type_test *tests,
+                       size_t count) {
     static const struct kind kinds[] = {
         {BNORM_NHWC, 0, "nhwc"}, {BNORM_NCHW, 0, "nchw"}, {BNORM_NCHW, 1, "blocked"}};
     for (size_t k = 0; k < COUNT_OF(kinds); k++)
         for (size_t i = 0; i < count; i++) {
             char name[96];
-            snprintf(name, sizeof name, "variants/%s/%%s/%s", kinds[k].name, tests[i].name);
+            snprintf(name, sizeof name, "%s/%s/%%s/%s", family, kinds[k].name, tests[i].name);
             suite_add_per_isa(s, tests[i].run, &kinds[k], name);
         }
 }

@@ -124,8 +124,9 @@ void variant_avoid_kinks(struct test *t, const struct call *call, struct data *d
 /* Problems                                                                                       */
 
 /* Registers cases for NHWC, NCHW and channel-blocked tensors and each kernel set, as
- * "variants/nhwc/avx2/name". */
-void add_variant_cases(struct suite *s, const struct type_test *tests, size_t count);
+ * "family/nhwc/avx2/name". */
+void add_problem_cases(struct suite *s, const char *family, const struct type_test *tests,
+                       size_t count);
 
 /* Shapes of such a case: around vectors, groups and blocks of the reductions, and subtrees of
  * images. The first PROBLEM_SMALL have few elements. */
