@@ -109,7 +109,7 @@ static void test_blocks(struct test *t) {
         bnorm_shape shape = shape_of(t, 2 + i, channels[i], 1, 3 * i + rng_below(&t->rng, 3));
         shape.c = shape.layout == BNORM_NCHW && shape.c > 8 ? shape.c / 4 : shape.c;
         shape.hw = block_size(&shape) * (1 + i % 2) + 1 + rng_below(&t->rng, 99);
-        check_batch(t, &shape, 2);
+        check_batch(t, &shape, test_repeat(2, 1, 1));
     }
 }
 

@@ -410,6 +410,8 @@ static void test_options(struct test *t) {
 static void test_misaligned(struct test *t) {
     const struct shape_list *list = type_shapes(t);
     for (size_t s = 0; s < type_few_shapes(t); s++) {
+        if (!test_draws(t, 2))
+            continue;
         struct options options = random_options(t, s);
         options.residual = 1;
         struct problem p;
@@ -435,7 +437,7 @@ static void test_strides(struct test *t) {
     const struct shape_list *list = type_shapes(t);
     for (size_t s = 0; s < list->count; s++) {
         const bnorm_shape *shape = &list->shapes[s];
-        if (shape_count(shape) > 20000 || !test_draws(t, 2))
+        if (shape_count(shape) > 20000 || !test_draws(t, 3))
             continue;
         const size_t runs = shape_runs(shape), len = shape_len(shape), n = shape->n;
         const int rows = shape->layout == BNORM_NHWC;

@@ -335,6 +335,8 @@ static void test_frozen_weights(struct test *t) {
 static void test_renorm(struct test *t) {
     for (size_t i = 0; i < PROBLEM_SHAPES; i++)
         for (int weighted = 0; weighted < (int)test_repeat(4, 2, 2); weighted++) {
+            if (!test_draws(t, 2))
+                continue;
             const bnorm_dtype dtype = problem_dtype(i + (size_t)weighted);
             const bnorm_shape shape = problem_shape(t, i, dtype);
             struct problem p;
@@ -599,6 +601,8 @@ static void test_ghost(struct test *t) {
                                      {12, 33, 9}, {4, 1, 257}, {30, 20, 2},  {256, 3, 1}};
     for (size_t i = 0; i < COUNT_OF(more); i++)
         for (int k = 0; k < (int)test_repeat(8, 4, 4); k++) {
+            if (!test_draws(t, 2))
+                continue;
             const bnorm_dtype dtype = problem_dtype(i + (size_t)k);
             bnorm_shape shape = problem_shape(t, i, dtype);
             shape.n = more[i][0];
@@ -761,6 +765,8 @@ static void test_threads(struct test *t) {
     static const size_t large[][3] = {{4, 3, 5501}, {4, 67, 250}, {70, 1030, 1}};
     for (size_t i = 0; i < COUNT_OF(large); i++)
         for (int what = 0; what < 3; what++) {
+            if (!test_draws(t, 2))
+                continue;
             bnorm_shape shape = problem_shape(t, i, BNORM_F32);
             shape.n = large[i][0];
             shape.c = large[i][1];
