@@ -26,18 +26,6 @@ static inline double bnorm_parameter(const float *array, size_t i, double otherw
     return array ? (double)array[i] : otherwise;
 }
 
-/* (1 - rate)*running + rate*batch, to the bits of the kernel `coefficients`. */
-static inline float bnorm_blend(const float *running, double rate, double batch) {
-    if (rate == 1)
-        return bnorm_round(batch);
-    const double old = (double)*running;
-    if (rate == 0)
-        return bnorm_round(old);
-    if (__builtin_isfinite(old) && __builtin_isfinite(batch))
-        return bnorm_round(bnorm_fma(rate, batch - old, old));
-    return bnorm_round((1 - rate) * old + rate * batch); /* inf - inf would be NaN */
-}
-
 /* a*b + c rounded once, for an a that is mostly 0. */
 static inline double bnorm_plus_product(double a, double b, double c) {
     return a == 0 ? c : bnorm_fma(a, b, c);

@@ -75,6 +75,7 @@ struct averaging {
     struct sums sums;
     const bnorm_statistics *s;
     const bnorm_running *running;
+    const bnorm_isa *isa;
 };
 
 /* Tasks, so that they run in exec's mode. The first group is not added to 0, so that one group has
@@ -96,14 +97,22 @@ static void update_running(void *arg, size_t task) {
     const bnorm_running *running = job->running;
     const double groups = (double)(sums->group + 1);
     (void)task;
-    float *const new_mean = bnorm_updated(running->mean, running->new_mean);
-    float *const new_var = bnorm_updated(running->var, running->new_var);
     for (size_t i = 0; i < sums->c; i++) {
-        if (new_mean)
-            new_mean[i] = bnorm_blend(&running->mean[i], running->rate, sums->a[i] / groups);
-        if (new_var)
-            new_var[i] = bnorm_blend(&running->var[i], running->rate, sums->b[i] / groups);
+        sums->a[i] /= groups;
+        sums->b[i] /= groups;
     }
+    const bnorm_coefficient_args args = {
+        .mean = sums->a,
+        .m2 = sums->b,
+        .n = 1,
+        .running_mean = running->mean,
+        .running_var = running->var,
+        .new_mean = bnorm_updated(running->mean, running->new_mean),
+        .new_var = bnorm_updated(running->var, running->new_var),
+        .rate = running->rate,
+        .divisor = 1,
+    };
+    job->isa->coefficients(&args, 0, sums->c);
 }
 
 /* bnorm_plan_train has been told of the first group's share of the saved statistics only. */
@@ -164,7 +173,7 @@ bnorm_status bnorm_forward_train_ghost(const bnorm_shape *shape, bnorm_in x, bno
     const int tracked = train->running.mean || train->running.var;
     const int averaged = ghost->running == BNORM_GHOST_AVERAGE && tracked;
     const bnorm_running none = {.mean = NULL};
-    struct averaging job = {.running = &train->running};
+    struct averaging job = {.running = &train->running, .isa = bnorm_exec_isa(exec)};
     for (size_t k = 0; k < ghost->groups; k++) {
         bnorm_statistics s;
         bnorm_train group = *train;

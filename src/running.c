@@ -8,6 +8,9 @@
 
 #include <float.h>
 
+/* Channels whose statistics lie on the stack in double. */
+#define CHANNELS ((size_t)128)
+
 static bnorm_running running(float *mean, float *var, double rate, bnorm_variance variance) {
     return (bnorm_running){.mean = mean, .var = var, .rate = rate, .variance = variance};
 }
@@ -83,12 +86,25 @@ bnorm_status bnorm_running_update(size_t c, const float *mean, const float *var,
     };
     if (bnorm_check_overlap(NULL, buffers, sizeof buffers / sizeof buffers[0], 2))
         return BNORM_BAD_OVERLAP;
-    const double ratio = bnorm_running_divisor(running, n) / n;
-    for (size_t i = 0; i < c; i++) {
-        if (new_mean)
-            new_mean[i] = bnorm_blend(&running->mean[i], running->rate, (double)mean[i]);
-        if (new_var)
-            new_var[i] = bnorm_blend(&running->var[i], running->rate, (double)var[i] / ratio);
+    for (size_t first = 0; first < c; first += CHANNELS) {
+        double means[CHANNELS], vars[CHANNELS];
+        const size_t count = bnorm_min(CHANNELS, c - first);
+        for (size_t i = 0; i < count; i++) {
+            means[i] = new_mean ? (double)mean[first + i] : 0;
+            vars[i] = new_var ? (double)var[first + i] : 0;
+        }
+        const bnorm_coefficient_args args = {
+            .mean = means,
+            .m2 = vars,
+            .n = 1,
+            .running_mean = new_mean ? running->mean + first : NULL,
+            .running_var = new_var ? running->var + first : NULL,
+            .new_mean = new_mean ? new_mean + first : NULL,
+            .new_var = new_var ? new_var + first : NULL,
+            .rate = running->rate,
+            .divisor = bnorm_running_divisor(running, n) / n,
+        };
+        bnorm_isa_best()->coefficients(&args, 0, count);
     }
     return BNORM_OK;
 }

@@ -460,7 +460,7 @@ static void pieces_forward(struct test *t, const struct ready *r, const bnorm_ex
 }
 
 static void pieces_backward(struct test *t, const struct ready *r, const bnorm_exec *exec) {
-    float *const given = test_floats(t, 4 * r->shape.c);
+    float *const given = test_floats(t, 5 * r->shape.c);
     bnorm_partial piece;
     collect_twice(t, r, BNORM_OP_BACKWARD, exec, &piece);
     watch(t);
@@ -560,8 +560,8 @@ static void test_refusals(struct test *t) {
     const bnorm_out out = {y, 0, 0};
     for (size_t i = 0; i < COUNT_OF(bad); i++) {
         const float value = (float)bad[i];
-        const bnorm_running running = {c[0], c[1], .1, BNORM_VARIANCE_SAMPLE},
-                            no_rate = {c[0], c[1], i < 3 ? bad[i] : NAN, BNORM_VARIANCE_SAMPLE};
+        const bnorm_running running = {.mean = c[0], .var = c[1], .rate = .1},
+                            no_rate = {.mean = c[0], .var = c[1], .rate = i < 3 ? bad[i] : NAN};
         const bnorm_renorm renorms[] = {{bad[i], -2, 0, NULL, NULL},
                                         {1, bad[i] < 2 ? bad[i] : NAN, 0, NULL, NULL},
                                         {1, 1, bad[i] < 0 ? bad[i] : NAN, NULL, NULL}};
@@ -575,26 +575,26 @@ static void test_refusals(struct test *t) {
         watch(t);
         for (size_t k = 0; k < COUNT_OF(affines); k++)
             check_status(t, "bnorm_apply", bnorm_apply(&shape, in, out, &affines[k], NULL),
-                         BNORM_BAD_PARAMETER);
+                         k < 3 ? BNORM_BAD_ACTIVATION : BNORM_BAD_QUANTIZATION);
         for (size_t k = 0; k < COUNT_OF(renorms); k++) {
             const bnorm_train train = {.eps = 1e-5, .running = running, .renorm = &renorms[k]};
             check_status(t, "renorm", bnorm_forward_train(&shape, in, out, &train, ws, bytes, NULL),
-                         BNORM_BAD_PARAMETER);
+                         BNORM_BAD_RENORM);
         }
         const bnorm_train trains[] = {
             {.eps = bad[i]}, {.running = no_rate}, {.weights = {x, bad[i]}}};
         for (size_t k = 0; k < COUNT_OF(trains); k++)
             check_status(t, "bnorm_forward_train",
                          bnorm_forward_train(&shape, in, out, &trains[k], ws, bytes, NULL),
-                         BNORM_BAD_PARAMETER);
+                         k == 1 ? BNORM_BAD_RATE : BNORM_BAD_EPSILON);
         check_status(t, "bnorm_running_update",
                      bnorm_running_update(3, c[2], c[3], bad[i], &running), BNORM_BAD_PARAMETER);
         check_status(t, "bnorm_fold", bnorm_fold(3, NULL, NULL, c[0], c[1], bad[i], c[2], c[3]),
-                     BNORM_BAD_PARAMETER);
+                     BNORM_BAD_EPSILON);
         quiet(t, "what is refused");
     }
     const bnorm_grad grad = {.dgamma = c[0], .dbeta = c[1]};
-    const bnorm_train train = {.running = {c[0], c[1], .1, BNORM_VARIANCE_SAMPLE}};
+    const bnorm_train train = {.running = {.mean = c[0], .var = c[1], .rate = .1}};
     watch(t);
     check_status(t, "bnorm_apply", bnorm_apply(&empty, in, out, NULL, NULL), BNORM_OK);
     check_status(t, "bnorm_moments", bnorm_moments(&empty, in, c[0], c[1], NULL, 0, NULL),

@@ -265,8 +265,8 @@ static void test_renorm_errors(struct test *t) {
     EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_RENORM, renorm->d_max = NAN);
     EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_NULL_POINTER,
            train->running.mean = train->running.var = NULL);
-    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_PARAMETER, train->running.var[0] = -1);
-    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_PARAMETER, train->eps = .25,
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_VARIANCE, train->running.var[0] = -1);
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_VARIANCE, train->eps = .25,
            train->running.var[r->shape.c - 1] = -.5f);
     EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_OK, train->eps = .25,
            train->running.var[0] = -.125f);

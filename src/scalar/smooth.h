@@ -10,6 +10,13 @@ float Sleef_finz_expm1f1_u10purecfma(float v);
 float Sleef_finz_log1pf1_u10purecfma(float v);
 float Sleef_finz_tanhf1_u35purecfma(float v);
 
+/* SLEEF computes on all lanes of the register that the float is in, and whatever else lies there may
+ * raise exceptions. A load clears it. */
+static float alone(float v) {
+    const volatile float memory = v;
+    return memory;
+}
+
 /* SLEEF's functions raise exceptions at numbers that are far too large for them: v is cut off
  * behind the point where the result is the same. NaN stays. */
 static float at_least(float v, float least) {
@@ -21,7 +28,7 @@ static float at_least(float v, float least) {
 
 /* In [0, 1]: exp of the other sign might overflow. */
 static float exp_minus_abs(float v) {
-    return Sleef_finz_expf1_u10purecfma(at_least(-fabsf(v), EXP_ZERO));
+    return Sleef_finz_expf1_u10purecfma(alone(at_least(-fabsf(v), EXP_ZERO)));
 }
 
 static float sigmoid(float v) {
@@ -79,7 +86,7 @@ static struct normal_parts normal_parts(float v) {
     sum = bnorm_fmaf(sum, s, -0x1.9eaf7ep-2f);
     sum = bnorm_fmaf(sum, s, 0x1.6523p-1f);
     p.n = n;
-    p.exp = Sleef_finz_expf1_u10purecfma(exponent);
+    p.exp = Sleef_finz_expf1_u10purecfma(alone(exponent));
     p.ratio = sum * inverse;
 
     /* Relative errors, and that of the last product. */
@@ -145,13 +152,14 @@ static float smooth_value(const bnorm_act *act, float v) {
     case BNORM_ACT_SILU:
         return silu(v);
     case BNORM_ACT_TANH:
-        return Sleef_finz_tanhf1_u35purecfma(v >= 9 ? 9 : at_least(v, -9)); /* 1 from there on */
+        return Sleef_finz_tanhf1_u35purecfma(
+            alone(v >= 9 ? 9 : at_least(v, -9))); /* 1 from there on */
     case BNORM_ACT_GELU:
         return gelu(v);
     case BNORM_ACT_ELU:
-        return v > 0 ? v : Sleef_finz_expm1f1_u10purecfma(at_least(v, EXP_ZERO)) * act->a;
+        return v > 0 ? v : Sleef_finz_expm1f1_u10purecfma(alone(at_least(v, EXP_ZERO))) * act->a;
     case BNORM_ACT_SOFTPLUS:
-        return (v > 0 ? v : 0) + Sleef_finz_log1pf1_u10purecfma(exp_minus_abs(v));
+        return (v > 0 ? v : 0) + Sleef_finz_log1pf1_u10purecfma(alone(exp_minus_abs(v)));
     case BNORM_ACT_MISH:
         return mish(v);
     default:
@@ -171,7 +179,7 @@ static float smooth_slope(const bnorm_act *act, float v) {
     case BNORM_ACT_GELU:
         return gelu_slope(v);
     case BNORM_ACT_ELU:
-        return v > 0 ? 1 : Sleef_finz_expf1_u10purecfma(at_least(v, EXP_ZERO)) * act->a;
+        return v > 0 ? 1 : Sleef_finz_expf1_u10purecfma(alone(at_least(v, EXP_ZERO))) * act->a;
     case BNORM_ACT_SOFTPLUS:
         return sigmoid(v);
     case BNORM_ACT_MISH:
