@@ -91,7 +91,7 @@ static inline bnorm_status bnorm_check_out(const bnorm_shape *shape, bnorm_out o
 bnorm_status bnorm_check_overlap(const bnorm_shape *shape, const bnorm_buffer *buffers,
                                  size_t count, size_t output_count);
 
-/* The same with up to four buffers more, of which the first more_outputs are outputs: for options
+/* The same with some buffers more, of which the first more_outputs are outputs: for options
  * that are rare. */
 bnorm_status bnorm_check_more_overlap(const bnorm_shape *shape, const bnorm_buffer *buffers,
                                       size_t count, size_t output_count, const bnorm_buffer *more,

@@ -254,12 +254,9 @@ bnorm_status bnorm_plan_train(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
         bnorm_array_buffer(new_var, c),
         bnorm_array_buffer(train->save_mean, c),
         bnorm_array_buffer(train->save_invstd, c),
-        bnorm_array_buffer(train->save_var, c),
         bnorm_array_buffer(train->save_mean_lo, c),
         bnorm_mask_buffer(shape, mask),
         /* inputs */
-        bnorm_array_buffer(bnorm_only_read(running->mean, running->new_mean), c),
-        bnorm_array_buffer(bnorm_only_read(running->var, running->new_var), c),
         bnorm_tensor_buffer(&tx),
         bnorm_tensor_buffer(&tr),
         bnorm_array_buffer(train->gamma, c),
@@ -268,19 +265,22 @@ bnorm_status bnorm_plan_train(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
     const size_t buffer_count = sizeof buffers / sizeof buffers[0];
     const bnorm_weighting *const weights = train->weights.values ? &train->weights : NULL;
     const bnorm_renorm *const renorm = train->renorm;
-    if (weights || renorm) {
+    if (weights || renorm || train->save_var || running->new_mean || running->new_var) {
         const bnorm_buffer more[] = {
             bnorm_array_buffer(renorm ? renorm->save_r : NULL, c),
             bnorm_array_buffer(renorm ? renorm->save_d : NULL, c),
+            bnorm_array_buffer(train->save_var, c),
             bnorm_weights_buffer(shape, weights),
+            bnorm_array_buffer(bnorm_only_read(running->mean, running->new_mean), c),
+            bnorm_array_buffer(bnorm_only_read(running->var, running->new_var), c),
         };
-        status = bnorm_check_more_overlap(shape, buffers, buffer_count, 9, more, 3, 2);
+        status = bnorm_check_more_overlap(shape, buffers, buffer_count, 8, more, 6, 3);
         if (!status && weights)
             status = bnorm_check_weights(shape, weights);
         if (!status && renorm)
             status = bnorm_check_variance(c, train->running.var, train->eps);
     } else {
-        status = bnorm_check_overlap(shape, buffers, buffer_count, 9);
+        status = bnorm_check_overlap(shape, buffers, buffer_count, 8);
     }
     if (bnorm_failed(status) || !s)
         return status;
