@@ -104,13 +104,13 @@ extern "C" {
 #define bnorm_backward_ghost             BNORM_NAME(bnorm_backward_ghost)
 #define bnorm_partial_size               BNORM_NAME(bnorm_partial_size)
 #define bnorm_partial_used               BNORM_NAME(bnorm_partial_used)
-#define bnorm_collect                    BNORM_NAME(bnorm_collect)
-#define bnorm_collect_grad               BNORM_NAME(bnorm_collect_grad)
-#define bnorm_merge                      BNORM_NAME(bnorm_merge)
-#define bnorm_total                      BNORM_NAME(bnorm_total)
-#define bnorm_finish                     BNORM_NAME(bnorm_finish)
-#define bnorm_finish_grad                BNORM_NAME(bnorm_finish_grad)
-#define bnorm_apply_grad                 BNORM_NAME(bnorm_apply_grad)
+#define bnorm_partial_collect            BNORM_NAME(bnorm_partial_collect)
+#define bnorm_partial_collect_grad       BNORM_NAME(bnorm_partial_collect_grad)
+#define bnorm_partial_merge              BNORM_NAME(bnorm_partial_merge)
+#define bnorm_partial_total              BNORM_NAME(bnorm_partial_total)
+#define bnorm_partial_finish             BNORM_NAME(bnorm_partial_finish)
+#define bnorm_partial_finish_grad        BNORM_NAME(bnorm_partial_finish_grad)
+#define bnorm_partial_apply_grad         BNORM_NAME(bnorm_partial_apply_grad)
 #define bnorm_run_jobs                   BNORM_NAME(bnorm_run_jobs)
 #endif
 
@@ -387,9 +387,9 @@ typedef struct bnorm_exec {
 /* Statistics and parameters into one multiplication and one addition per element:
  *   scale[i] = gamma[i]/sqrt(var[i] + eps)      0 where var[i] + eps = 0
  *   shift[i] = beta[i] - mean[i]*scale[i]       with the rounded scale
- * computed in double, each rounded once. gamma NULL = 1, beta NULL = 0; shift NULL = not wanted, and
- * mean may then be NULL. scale and shift must be two arrays, each of which may be any of the inputs.
- * A NaN in channel i makes its results NaN.
+ * computed in double, each rounded once. gamma NULL = 1, beta NULL = 0; shift NULL = not wanted,
+ * and mean may then be NULL. scale and shift must be two arrays, each of which may be any of the
+ * inputs. A NaN in channel i makes its results NaN.
  *   BNORM_BAD_SHAPE      c = 0
  *   BNORM_BAD_EPSILON    eps < 0 or not finite
  *   BNORM_BAD_VARIANCE   var[i] + eps < 0 for any i
@@ -400,8 +400,8 @@ BNORM_API bnorm_status bnorm_fold(size_t c, const float *gamma, const float *bet
                                   float *shift);
 
 /* Whether stored statistics can be used, for programs that load them: the first channel, in
- * *channel (NULL = not wanted), whose mean is not finite (mean NULL = not looked at), whose variance
- * is not, or whose var + eps is negative.
+ * *channel (NULL = not wanted), whose mean is not finite (mean NULL = not looked at), whose
+ * variance is not, or whose var + eps is negative.
  *   BNORM_OK             there is none; *channel is not written
  *   BNORM_BAD_VARIANCE   there is one
  *   BNORM_BAD_SHAPE, BNORM_BAD_EPSILON   as in bnorm_fold */
@@ -411,16 +411,16 @@ BNORM_API bnorm_status bnorm_check_statistics(size_t c, const float *mean, const
 /* Order of a convolution's weights, outermost axis first. O/I: output/input channels; HW: all
  * kernel positions. Depthwise weights (H, W, I, M) of Keras and (1, H, W, O) of TensorFlow Lite are
  * HWIO with groups = I and O = I*M. */
-typedef enum BNORM_INT bnorm_weights {
-    BNORM_OIHW = 0, /* PyTorch and ONNX Conv: (O, I/groups, H, W); Linear: (O, I) */
-    BNORM_OHWI,     /* TensorFlow Lite: (O, H, W, I/groups) */
-    BNORM_HWIO,     /* Keras and TensorFlow Conv: (H, W, I/groups, O); Dense: (I, O) */
-    BNORM_IOHW,     /* PyTorch and ONNX ConvTranspose: (I, O/groups, H, W) */
-    BNORM_HWOI      /* Keras and TensorFlow Conv2DTranspose: (H, W, O, I), groups = 1 */
-} bnorm_weights;
+typedef enum BNORM_INT bnorm_conv_layout {
+    BNORM_CONV_OIHW = 0, /* PyTorch and ONNX Conv: (O, I/groups, H, W); Linear: (O, I) */
+    BNORM_CONV_OHWI,     /* TensorFlow Lite: (O, H, W, I/groups) */
+    BNORM_CONV_HWIO,     /* Keras and TensorFlow Conv: (H, W, I/groups, O); Dense: (I, O) */
+    BNORM_CONV_IOHW,     /* PyTorch and ONNX ConvTranspose: (I, O/groups, H, W) */
+    BNORM_CONV_HWOI      /* Keras and TensorFlow Conv2DTranspose: (H, W, O, I), groups = 1 */
+} bnorm_conv_layout;
 
 typedef struct bnorm_conv {
-    bnorm_weights layout;
+    bnorm_conv_layout layout;
     size_t out_channels; /* all groups together; the c of the batch norm */
     size_t in_channels;  /* all groups together */
     size_t kernel;       /* kernel positions: H*W, D*H*W, L; 1 for a linear layer */
@@ -438,7 +438,7 @@ typedef struct bnorm_conv {
  * feed the batch norm directly, without an activation between.
  *   BNORM_BAD_SHAPE     a count other than groups is 0, groups does not divide, or overflow
  *   BNORM_BAD_EPSILON, BNORM_BAD_VARIANCE   as in bnorm_fold
- *   BNORM_UNSUPPORTED   BNORM_HWOI with groups > 1 */
+ *   BNORM_UNSUPPORTED   BNORM_CONV_HWOI with groups > 1 */
 BNORM_API bnorm_status bnorm_fold_conv(const bnorm_conv *conv, const float *gamma,
                                        const float *beta, const float *mean, const float *var,
                                        double eps, const float *weights, const float *bias,
@@ -547,16 +547,15 @@ BNORM_API bnorm_status bnorm_moments(const bnorm_shape *shape, bnorm_in x, float
  * W + epsilon is 0 statistics are NaN, as 0/0 gives, and running statistics stay as they are.
  * BNORM_VARIANCE_SAMPLE counts W for n. (Backward divides floats by W + epsilon: dx loses accuracy
  * where that is below 1e-30 or above 1e30.) */
-typedef struct bnorm_weighting {
+typedef struct bnorm_weights {
     const float *values; /* NULL = none: all weights 1, epsilon 0 */
     double epsilon;
-} bnorm_weighting;
+} bnorm_weights;
 
 /* bnorm_moments with weights; weights NULL = none. */
 BNORM_API bnorm_status bnorm_weighted_moments(const bnorm_shape *shape, bnorm_in x,
-                                              const bnorm_weighting *weights, float *mean,
-                                              float *var, void *ws, size_t ws_size,
-                                              const bnorm_exec *exec);
+                                              const bnorm_weights *weights, float *mean, float *var,
+                                              void *ws, size_t ws_size, const bnorm_exec *exec);
 
 typedef enum BNORM_INT bnorm_variance {
     BNORM_VARIANCE_POPULATION = 0, /* sum((x - mean)^2)/n, n = N*HW */
@@ -640,7 +639,7 @@ typedef struct bnorm_train {
     bnorm_in residual;   /* data NULL = none */
     bnorm_act act;
     void *mask; /* NULL = not wanted; bnorm_mask_size() bytes */
-    bnorm_weighting weights;
+    bnorm_weights weights;
     const bnorm_renorm *renorm; /* NULL = none */
 } bnorm_train;
 
@@ -677,7 +676,7 @@ typedef struct bnorm_grad {
     bnorm_out dresidual;       /* data NULL = not wanted */
     float *dgamma;             /* NULL = not wanted */
     float *dbeta;              /* NULL = not wanted */
-    bnorm_weighting weights;   /* as in forward; frozen: ignored */
+    bnorm_weights weights;     /* as in forward; frozen: ignored */
     const float *renorm_r;     /* forward's save_r and save_d: both or none (else */
     const float *renorm_d;     /* BNORM_NULL_POINTER); frozen: must be NULL, BNORM_BAD_PARAMETER */
     unsigned dy_broadcast;     /* sum of enum bnorm_broadcast: dy has one value along these axes */
@@ -752,9 +751,10 @@ typedef struct bnorm_ghost {
 } bnorm_ghost;
 
 /* bnorm_forward_train and bnorm_backward for ghost batches; results are those of one call per
- * group. save_mean, save_mean_lo, save_invstd and save_var have G*C floats, group after group; dgamma and
- * dbeta are the sums over all groups, in double, rounded once. The workspace is that of the whole
- * shape. A mask, weights and renorm are BNORM_UNSUPPORTED here: call once per group instead. */
+ * group. save_mean, save_mean_lo, save_invstd and save_var have G*C floats, group after group;
+ * dgamma and dbeta are the sums over all groups, in double, rounded once. The workspace is that of
+ * the whole shape. A mask, weights and renorm are BNORM_UNSUPPORTED here: call once per group
+ * instead. */
 BNORM_API bnorm_status bnorm_forward_train_ghost(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
                                                  const bnorm_train *train, const bnorm_ghost *ghost,
                                                  void *ws, size_t ws_size, const bnorm_exec *exec);
@@ -773,9 +773,10 @@ BNORM_API bnorm_status bnorm_backward_ghost(const bnorm_shape *shape, bnorm_in x
  * Per channel, two numbers in double: the sum of the values and the sum of squared deviations from
  * their mean, M2; or sum(g) and sum(g*(x - save_mean)). Those of images are merged along a binary
  * tree over the images' numbers, in pieces as in a single call, with M2 = M2_a + M2_b +
- * (mean_b - mean_a)^2*na*nb/(na + nb) (Chan, Golub, LeVeque 1979). So the bits are those of one call over the whole batch, wherever
- * between images it is cut and in whatever order neighbours are merged. For that a piece is kept as
- * the whole subtrees it consists of, at most two per binary digit of n ("nodes").
+ * (mean_b - mean_a)^2*na*nb/(na + nb) (Chan, Golub, LeVeque 1979). So the bits are those of one
+ * call over the whole batch, wherever between images it is cut and in whatever order neighbours are
+ * merged. For that a piece is kept as the whole subtrees it consists of, at most two per binary
+ * digit of n ("nodes").
  *
  * A plain struct: to send a piece elsewhere, send these numbers and bnorm_partial_used() bytes of
  * `nodes`. An empty piece (n = 0) may be used everywhere; hw and nodes are then not looked at. */
@@ -802,48 +803,49 @@ BNORM_API size_t bnorm_partial_used(const bnorm_partial *piece);
  *   BNORM_BAD_SHAPE             c or hw is not that of the piece; first + n overflows
  *   BNORM_WORKSPACE_TOO_SMALL   also: piece->size is less than bnorm_partial_size() of all its
  *                               images */
-BNORM_API bnorm_status bnorm_collect(const bnorm_shape *shape, bnorm_in x, bnorm_partial *piece,
-                                     void *ws, size_t ws_size, const bnorm_exec *exec);
+BNORM_API bnorm_status bnorm_partial_collect(const bnorm_shape *shape, bnorm_in x,
+                                             bnorm_partial *piece, void *ws, size_t ws_size,
+                                             const bnorm_exec *exec);
 
 /* The same for the sums of backward. Of grad, what the sums depend on is used: save_mean,
  * save_invstd, gamma, beta, save_mean_lo, act and residual, y or mask of these images. Workspace:
  * BNORM_OP_BACKWARD. Weights and renorm: BNORM_UNSUPPORTED. */
-BNORM_API bnorm_status bnorm_collect_grad(const bnorm_shape *shape, bnorm_in x, bnorm_in dy,
-                                          const bnorm_grad *grad, bnorm_partial *piece, void *ws,
-                                          size_t ws_size, const bnorm_exec *exec);
+BNORM_API bnorm_status bnorm_partial_collect_grad(const bnorm_shape *shape, bnorm_in x, bnorm_in dy,
+                                                  const bnorm_grad *grad, bnorm_partial *piece,
+                                                  void *ws, size_t ws_size, const bnorm_exec *exec);
 
 /* left = left and right, where right begins with the image after the last one of left (also where
  * one is empty; else BNORM_BAD_SHAPE). Both are of one op, c and hw. left->size must be
  * bnorm_partial_size() of all their images, right->size what is used. The two do not overlap. */
-BNORM_API bnorm_status bnorm_merge(bnorm_partial *left, const bnorm_partial *right);
+BNORM_API bnorm_status bnorm_partial_merge(bnorm_partial *left, const bnorm_partial *right);
 
 /* A piece's totals: *count values per channel, and c doubles each: the mean and M2, or the two
  * sums. Each may be NULL. Of an empty piece all are 0. */
-BNORM_API bnorm_status bnorm_total(const bnorm_partial *piece, double *count, double *mean,
-                                   double *m2);
+BNORM_API bnorm_status bnorm_partial_total(const bnorm_partial *piece, double *count, double *mean,
+                                           double *m2);
 
 /* What bnorm_forward_train does with its statistics, once for the whole batch: writes save_mean,
- * save_mean_lo, save_invstd and save_var, updates running statistics (all in `train`), and gives 3*c
- * floats: center, scale and shift. y of each piece is then
+ * save_mean_lo, save_invstd and save_var, updates running statistics (all in `train`), and gives
+ * 3*c floats: center, scale and shift. y of each piece is then
  *   bnorm_apply(shape, x, y, &affine, exec), affine = {center, scale, shift, residual, act, ...}
  * to the same bits, also for another type of y. An empty piece updates nothing: coefficients and
  * save arrays become 0. Weights and renorm: BNORM_UNSUPPORTED. */
-BNORM_API bnorm_status bnorm_finish(const bnorm_partial *piece, const bnorm_train *train,
-                                    float *coefficients);
+BNORM_API bnorm_status bnorm_partial_finish(const bnorm_partial *piece, const bnorm_train *train,
+                                            float *coefficients);
 
 /* What bnorm_backward does with its sums, once for the whole batch: writes dgamma and dbeta where
- * wanted, and gives the 5*c floats that bnorm_apply_grad takes (NULL = not wanted). Of grad, gamma,
- * beta, save_invstd (or save_var and eps), save_mean_lo and frozen are used. An empty piece: dgamma, dbeta and
- * coefficients become 0. */
-BNORM_API bnorm_status bnorm_finish_grad(const bnorm_partial *piece, const bnorm_grad *grad,
-                                         float *coefficients);
+ * wanted, and gives the 5*c floats that bnorm_partial_apply_grad takes (NULL = not wanted). Of
+ * grad, gamma, beta, save_invstd (or save_var and eps), save_mean_lo and frozen are used. An empty
+ * piece: dgamma, dbeta and coefficients become 0. */
+BNORM_API bnorm_status bnorm_partial_finish_grad(const bnorm_partial *piece, const bnorm_grad *grad,
+                                                 float *coefficients);
 
 /* The rest of bnorm_backward for one piece: dx and grad->dresidual, each if wanted. grad as for
- * bnorm_collect_grad; dgamma and dbeta are not touched. Needs no workspace. Aliasing as in
+ * bnorm_partial_collect_grad; dgamma and dbeta are not touched. Needs no workspace. Aliasing as in
  * bnorm_backward. */
-BNORM_API bnorm_status bnorm_apply_grad(const bnorm_shape *shape, bnorm_in x, bnorm_in dy,
-                                        bnorm_out dx, const bnorm_grad *grad,
-                                        const float *coefficients, const bnorm_exec *exec);
+BNORM_API bnorm_status bnorm_partial_apply_grad(const bnorm_shape *shape, bnorm_in x, bnorm_in dy,
+                                                bnorm_out dx, const bnorm_grad *grad,
+                                                const float *coefficients, const bnorm_exec *exec);
 
 /* ---------------------------------------------------------------------------------------------- */
 /* Many small batch norms */

@@ -164,7 +164,7 @@ static double merge_seconds(bnorm_op op, size_t c, size_t n, size_t count) {
         for (size_t r = 0; r < count; r++) {
             const bnorm_partial piece = {
                 .op = op, .c = c, .hw = 49, .first = r * n, .n = n, .nodes = nodes, .size = most};
-            check(bnorm_merge(&whole, &piece));
+            check(bnorm_partial_merge(&whole, &piece));
         }
         least = fmin(least, bench_seconds(BENCH_WALL) - begin);
     }

@@ -472,7 +472,7 @@ static bnorm_status merge_all(const bnorm_mpi_batch *batch, bnorm_partial *whole
                                      .n = images_of(batch, r),
                                      .nodes = nodes_of(batch, r),
                                      .size = (batch->words * WORD) - sizeof(header)};
-        status = bnorm_merge(whole, &piece);
+        status = bnorm_partial_merge(whole, &piece);
     }
     return status;
 }
@@ -492,9 +492,10 @@ static bnorm_mpi_result sum_up(call *c, bnorm_op op, bnorm_partial *piece) {
         piece->size = c->space.nodes_size;
         if (job->shape->n)
             status = op == BNORM_OP_MOMENTS
-                         ? bnorm_collect(job->shape, job->x, piece, job->ws, job->ws_size, c->exec)
-                         : bnorm_collect_grad(job->shape, job->x, job->dy, job->grad, piece,
-                                              job->ws, job->ws_size, c->exec);
+                         ? bnorm_partial_collect(job->shape, job->x, piece, job->ws, job->ws_size,
+                                                 c->exec)
+                         : bnorm_partial_collect_grad(job->shape, job->x, job->dy, job->grad, piece,
+                                                      job->ws, job->ws_size, c->exec);
     }
     const bnorm_mpi_result result = exchange(c, status, piece);
     if (result.status)
@@ -531,7 +532,7 @@ bnorm_mpi_result bnorm_mpi_forward_train(const bnorm_shape *shape, bnorm_in x, b
     if (result.status || piece.n == 0)
         return result;
     float *const coefficients = c.space.coefficients;
-    bnorm_status status = bnorm_finish(&piece, train, coefficients);
+    bnorm_status status = bnorm_partial_finish(&piece, train, coefficients);
     if (!status) {
         const bnorm_affine affine = {.center = coefficients,
                                      .scale = coefficients + shape->c,
@@ -564,8 +565,8 @@ bnorm_mpi_result bnorm_mpi_backward(const bnorm_shape *shape, bnorm_in x, bnorm_
         return done(&c, bnorm_backward(&empty, x, dy, dx, grad, NULL, 0, exec));
     }
     float *const coefficients = c.space.coefficients;
-    bnorm_status status = bnorm_finish_grad(&piece, grad, coefficients);
+    bnorm_status status = bnorm_partial_finish_grad(&piece, grad, coefficients);
     if (!status)
-        status = bnorm_apply_grad(shape, x, dy, dx, grad, coefficients, exec);
+        status = bnorm_partial_apply_grad(shape, x, dy, dx, grad, coefficients, exec);
     return done(&c, status);
 }

@@ -225,8 +225,8 @@ static bnorm_status check_grad(const bnorm_grad *grad, const bnorm_exec *exec,
     return BNORM_OK;
 }
 
-/* a and b as a tensor of this type holds them. By the scalar set, which raises no OVERFLOW where one
- * becomes infinite. */
+/* a and b as a tensor of this type holds them. By the scalar set, which raises no OVERFLOW where
+ * one becomes infinite. */
 static void round_limits(bnorm_act *act, bnorm_dtype type) {
     const float one = 1, zero = 0, limits[2] = {act->a, act->b};
     float held[2], back[2];
@@ -283,7 +283,7 @@ bnorm_status bnorm_plan_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in 
     if (bnorm_failed(status = check_grad(grad, exec, &pre)) ||
         bnorm_failed(status = bnorm_check_exec(exec)))
         return status;
-    const bnorm_weighting *const weights =
+    const bnorm_weights *const weights =
         grad->weights.values && !grad->frozen ? &grad->weights : NULL;
     if ((phase && (grad->renorm_r || weights)) || (weights && grad->dy_broadcast))
         return BNORM_UNSUPPORTED;

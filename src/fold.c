@@ -95,15 +95,15 @@ struct weights_view {
 static struct weights_view view_of(const bnorm_conv *conv, size_t groups) {
     const size_t o = conv->out_channels, i = conv->in_channels, k = conv->kernel;
     switch (conv->layout) {
-    case BNORM_OIHW:
-    case BNORM_OHWI:
+    case BNORM_CONV_OIHW:
+    case BNORM_CONV_OHWI:
         return (struct weights_view){1, o, i / groups * k, 0};
-    case BNORM_HWIO:
+    case BNORM_CONV_HWIO:
         return (struct weights_view){k * (i / groups), o, 1, 0};
-    case BNORM_IOHW:
+    case BNORM_CONV_IOHW:
         /* Input channels are cut into groups; each has its own o/groups output channels. */
         return (struct weights_view){i, o / groups, k, i / groups};
-    case BNORM_HWOI:
+    case BNORM_CONV_HWOI:
         break;
     }
     return (struct weights_view){k, o, i, 0};
@@ -121,13 +121,13 @@ bnorm_status bnorm_fold_conv(const bnorm_conv *conv, const float *gamma, const f
                              const float *bias, float *out_weights, float *out_bias) {
     if (!conv || !weights || !out_weights || !out_bias)
         return BNORM_NULL_POINTER;
-    if ((unsigned)conv->layout > BNORM_HWOI)
+    if ((unsigned)conv->layout > BNORM_CONV_HWOI)
         return BNORM_BAD_ENUM;
     const size_t groups = conv->groups ? conv->groups : 1, c = conv->out_channels;
     if (c == 0 || conv->in_channels == 0 || conv->kernel == 0 || c % groups ||
         conv->in_channels % groups || conv_overflows(conv))
         return BNORM_BAD_SHAPE;
-    if (conv->layout == BNORM_HWOI && groups != 1)
+    if (conv->layout == BNORM_CONV_HWOI && groups != 1)
         return BNORM_UNSUPPORTED;
     if (!mean)
         return BNORM_NULL_POINTER;

@@ -158,8 +158,8 @@ static void append_task(void *arg, size_t i) {
     append(a->piece, a->hw, a->p);
 }
 
-bnorm_status bnorm_collect(const bnorm_shape *shape, bnorm_in x, bnorm_partial *piece, void *ws,
-                           size_t ws_size, const bnorm_exec *exec) {
+bnorm_status bnorm_partial_collect(const bnorm_shape *shape, bnorm_in x, bnorm_partial *piece,
+                                   void *ws, size_t ws_size, const bnorm_exec *exec) {
     bnorm_statistics s;
     bnorm_status status = check_target(shape, piece, BNORM_OP_MOMENTS);
     if (!status)
@@ -172,9 +172,9 @@ bnorm_status bnorm_collect(const bnorm_shape *shape, bnorm_in x, bnorm_partial *
     return BNORM_OK;
 }
 
-bnorm_status bnorm_collect_grad(const bnorm_shape *shape, bnorm_in x, bnorm_in dy,
-                                const bnorm_grad *grad, bnorm_partial *piece, void *ws,
-                                size_t ws_size, const bnorm_exec *exec) {
+bnorm_status bnorm_partial_collect_grad(const bnorm_shape *shape, bnorm_in x, bnorm_in dy,
+                                        const bnorm_grad *grad, bnorm_partial *piece, void *ws,
+                                        size_t ws_size, const bnorm_exec *exec) {
     bnorm_gradients s;
     const bnorm_out none = {0};
     const bnorm_grad_phase phase = {piece, NULL};
@@ -189,9 +189,9 @@ bnorm_status bnorm_collect_grad(const bnorm_shape *shape, bnorm_in x, bnorm_in d
     return BNORM_OK;
 }
 
-bnorm_status bnorm_apply_grad(const bnorm_shape *shape, bnorm_in x, bnorm_in dy, bnorm_out dx,
-                              const bnorm_grad *grad, const float *coefficients,
-                              const bnorm_exec *exec) {
+bnorm_status bnorm_partial_apply_grad(const bnorm_shape *shape, bnorm_in x, bnorm_in dy,
+                                      bnorm_out dx, const bnorm_grad *grad,
+                                      const float *coefficients, const bnorm_exec *exec) {
     bnorm_gradients s;
     const bnorm_grad_phase phase = {NULL, coefficients};
     bnorm_status status = bnorm_check_float_shape(shape);
@@ -208,7 +208,7 @@ static int overlap(bnorm_buffer a, bnorm_buffer b) {
     return a.begin < b.end && b.begin < a.end;
 }
 
-bnorm_status bnorm_merge(bnorm_partial *left, const bnorm_partial *right) {
+bnorm_status bnorm_partial_merge(bnorm_partial *left, const bnorm_partial *right) {
     if (!left || !right)
         return BNORM_NULL_POINTER;
     bnorm_status status =
@@ -276,7 +276,8 @@ static void total_of(const bnorm_partial *piece, size_t first, size_t c, double 
     }
 }
 
-bnorm_status bnorm_total(const bnorm_partial *piece, double *count, double *mean, double *m2) {
+bnorm_status bnorm_partial_total(const bnorm_partial *piece, double *count, double *mean,
+                                 double *m2) {
     if (!piece)
         return BNORM_NULL_POINTER;
     if (piece->op != BNORM_OP_MOMENTS && piece->op != BNORM_OP_BACKWARD)
@@ -324,8 +325,8 @@ static void zero(float *array, size_t c) {
         memset(array, 0, c * sizeof *array);
 }
 
-bnorm_status bnorm_finish(const bnorm_partial *piece, const bnorm_train *train,
-                          float *coefficients) {
+bnorm_status bnorm_partial_finish(const bnorm_partial *piece, const bnorm_train *train,
+                                  float *coefficients) {
     bnorm_status status = check_piece(piece, BNORM_OP_MOMENTS);
     if (status)
         return status;
@@ -398,8 +399,8 @@ bnorm_status bnorm_finish(const bnorm_partial *piece, const bnorm_train *train,
     return BNORM_OK;
 }
 
-bnorm_status bnorm_finish_grad(const bnorm_partial *piece, const bnorm_grad *grad,
-                               float *coefficients) {
+bnorm_status bnorm_partial_finish_grad(const bnorm_partial *piece, const bnorm_grad *grad,
+                                       float *coefficients) {
     bnorm_status status = check_piece(piece, BNORM_OP_BACKWARD);
     if (status)
         return status;

@@ -118,15 +118,14 @@ static bnorm_tables plan_sums(bnorm_statistics *s, const bnorm_shape *shape, con
 }
 
 /* With weights, their sum and epsilon are what the values are counted as. */
-static void plan_weights(bnorm_statistics *s, const bnorm_weighting *weights,
+static void plan_weights(bnorm_statistics *s, const bnorm_weights *weights,
                          const bnorm_tables *tables, const bnorm_exec *exec) {
     s->derived.n = bnorm_weigh(weights, &s->view, &s->blocks, tables->weights, exec, &s->weighted);
 }
 
-bnorm_status bnorm_plan_moments(const bnorm_shape *shape, bnorm_in x,
-                                const bnorm_weighting *weights, float *mean, float *var,
-                                const bnorm_partial *piece, void *ws, size_t ws_size,
-                                const bnorm_exec *exec, bnorm_statistics *s) {
+bnorm_status bnorm_plan_moments(const bnorm_shape *shape, bnorm_in x, const bnorm_weights *weights,
+                                float *mean, float *var, const bnorm_partial *piece, void *ws,
+                                size_t ws_size, const bnorm_exec *exec, bnorm_statistics *s) {
     bnorm_tensor tx;
     bnorm_status status = bnorm_check_float_shape(shape);
     if (s)
@@ -182,7 +181,7 @@ bnorm_status bnorm_plan_moments(const bnorm_shape *shape, bnorm_in x,
     return BNORM_OK;
 }
 
-static bnorm_status moments(const bnorm_shape *shape, bnorm_in x, const bnorm_weighting *weights,
+static bnorm_status moments(const bnorm_shape *shape, bnorm_in x, const bnorm_weights *weights,
                             float *mean, float *var, void *ws, size_t ws_size,
                             const bnorm_exec *exec) {
     bnorm_statistics s;
@@ -199,8 +198,8 @@ bnorm_status bnorm_moments(const bnorm_shape *shape, bnorm_in x, float *mean, fl
 }
 
 bnorm_status bnorm_weighted_moments(const bnorm_shape *shape, bnorm_in x,
-                                    const bnorm_weighting *weights, float *mean, float *var,
-                                    void *ws, size_t ws_size, const bnorm_exec *exec) {
+                                    const bnorm_weights *weights, float *mean, float *var, void *ws,
+                                    size_t ws_size, const bnorm_exec *exec) {
     return moments(shape, x, weights, mean, var, ws, ws_size, exec);
 }
 
@@ -263,7 +262,7 @@ bnorm_status bnorm_plan_train(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
         bnorm_array_buffer(train->beta, c),
     };
     const size_t buffer_count = sizeof buffers / sizeof buffers[0];
-    const bnorm_weighting *const weights = train->weights.values ? &train->weights : NULL;
+    const bnorm_weights *const weights = train->weights.values ? &train->weights : NULL;
     const bnorm_renorm *const renorm = train->renorm;
     if (weights || renorm || train->save_var || running->new_mean || running->new_var) {
         const bnorm_buffer more[] = {

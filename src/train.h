@@ -26,13 +26,12 @@ typedef struct bnorm_statistics {
     const bnorm_isa *isa;
 } bnorm_statistics;
 
-/* The checks of bnorm_moments, bnorm_collect and bnorm_forward_train. Where they pass, *s says what
- * there is to do; x.data NULL = nothing. s NULL = only the checks. piece NULL = bnorm_moments;
- * weights NULL = none. */
-bnorm_status bnorm_plan_moments(const bnorm_shape *shape, bnorm_in x,
-                                const bnorm_weighting *weights, float *mean, float *var,
-                                const bnorm_partial *piece, void *ws, size_t ws_size,
-                                const bnorm_exec *exec, bnorm_statistics *s);
+/* The checks of bnorm_moments, bnorm_partial_collect and bnorm_forward_train. Where they pass, *s
+ * says what there is to do; x.data NULL = nothing. s NULL = only the checks. piece NULL =
+ * bnorm_moments; weights NULL = none. */
+bnorm_status bnorm_plan_moments(const bnorm_shape *shape, bnorm_in x, const bnorm_weights *weights,
+                                float *mean, float *var, const bnorm_partial *piece, void *ws,
+                                size_t ws_size, const bnorm_exec *exec, bnorm_statistics *s);
 bnorm_status bnorm_plan_train(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
                               const bnorm_train *train, void *ws, size_t ws_size,
                               const bnorm_exec *exec, bnorm_statistics *s);

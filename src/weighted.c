@@ -19,7 +19,7 @@ static size_t equal_weights(const float *weights, size_t n) {
     return i;
 }
 
-bnorm_status bnorm_check_weights(const bnorm_shape *shape, const bnorm_weighting *weights) {
+bnorm_status bnorm_check_weights(const bnorm_shape *shape, const bnorm_weights *weights) {
     const size_t n = shape->n * shape->hw;
     int good = 1;
     for (size_t i = 0; i < n; i++)
@@ -60,9 +60,8 @@ static void weigh(void *arg, size_t task) {
     job->weighted->total = total;
 }
 
-double bnorm_weigh(const bnorm_weighting *weights, const bnorm_view *view,
-                   const bnorm_blocks *blocks, double *sums, const bnorm_exec *exec,
-                   bnorm_weighted *weighted) {
+double bnorm_weigh(const bnorm_weights *weights, const bnorm_view *view, const bnorm_blocks *blocks,
+                   double *sums, const bnorm_exec *exec, bnorm_weighted *weighted) {
     struct weighing job = {view, blocks, weighted};
     weighted->values = weights->values;
     weighted->epsilon = weights->epsilon;

@@ -16,20 +16,19 @@ typedef struct bnorm_weighted {
 } bnorm_weighted;
 
 /* What can be checked of any batch, and the weights of one that is not empty. */
-static inline bnorm_status bnorm_check_weighting(const bnorm_weighting *weights) {
+static inline bnorm_status bnorm_check_weighting(const bnorm_weights *weights) {
     return weights->values ? bnorm_check_eps(weights->epsilon) : BNORM_OK;
 }
-bnorm_status bnorm_check_weights(const bnorm_shape *shape, const bnorm_weighting *weights);
+bnorm_status bnorm_check_weights(const bnorm_shape *shape, const bnorm_weights *weights);
 
 static inline bnorm_buffer bnorm_weights_buffer(const bnorm_shape *shape,
-                                                const bnorm_weighting *weights) {
+                                                const bnorm_weights *weights) {
     return bnorm_array_buffer(weights ? weights->values : NULL, shape->n * shape->hw);
 }
 
 /* Fills *weighted and sums, in exec's mode; returns the divisor. */
-double bnorm_weigh(const bnorm_weighting *weights, const bnorm_view *view,
-                   const bnorm_blocks *blocks, double *sums, const bnorm_exec *exec,
-                   bnorm_weighted *weighted);
+double bnorm_weigh(const bnorm_weights *weights, const bnorm_view *view, const bnorm_blocks *blocks,
+                   double *sums, const bnorm_exec *exec, bnorm_weighted *weighted);
 
 /* Reduce and merge of a bnorm_statistics with weights. */
 struct bnorm_statistics;

@@ -169,7 +169,7 @@ bnorm_partial piece_merged(struct test *t, const bnorm_partial *left, const bnor
     struct placed to, from;
     placed_new(t, &to, left, bnorm_partial_size(left->c, left->n + right->n));
     placed_new(t, &from, right, used_bytes(right));
-    check_status(t, "bnorm_merge", bnorm_merge(&to.piece, &from.piece), BNORM_OK);
+    check_status(t, "bnorm_partial_merge", bnorm_partial_merge(&to.piece, &from.piece), BNORM_OK);
     placed_unchanged(t, &from);
     return placed_grown(t, &to, right->n, right->hw);
 }
@@ -182,9 +182,9 @@ struct totals piece_totals(struct test *t, const bnorm_partial *piece) {
     placed_new(t, &from, piece, used_bytes(piece));
     buffer_new(&mean, bytes, from.nodes.side, 0);
     buffer_new(&m2, bytes, from.nodes.side, 0);
-    check_status(t, "bnorm_total",
-                 bnorm_total(&from.piece, &totals.count, (double *)(void *)mean.data,
-                             (double *)(void *)m2.data),
+    check_status(t, "bnorm_partial_total",
+                 bnorm_partial_total(&from.piece, &totals.count, (double *)(void *)mean.data,
+                                     (double *)(void *)m2.data),
                  BNORM_OK);
     buffer_check(t, &mean, "mean");
     buffer_check(t, &m2, "m2");
@@ -312,9 +312,9 @@ static bnorm_partial collect_part(struct test *t, const struct ready *r, const b
     buffer_new(&ws, ws_size, r->fixture.side, rng_below(&t->rng, 64));
     const bnorm_status status =
         to->op == BNORM_OP_MOMENTS
-            ? bnorm_collect(&p.shape, p.x, &piece.piece, ws.data, ws_size, &chosen)
-            : bnorm_collect_grad(&p.shape, p.x, p.dy, &p.grad, &piece.piece, ws.data, ws_size,
-                                 &chosen);
+            ? bnorm_partial_collect(&p.shape, p.x, &piece.piece, ws.data, ws_size, &chosen)
+            : bnorm_partial_collect_grad(&p.shape, p.x, p.dy, &p.grad, &piece.piece, ws.data,
+                                         ws_size, &chosen);
     check_status(t, "collecting", status, BNORM_OK);
     buffer_check(t, &ws, "the workspace");
     buffer_free(&ws);
@@ -358,7 +358,8 @@ static void forward_in_pieces(struct test *t, struct ready *r, const struct cut 
     float *coefficients = fixture_output(&r->fixture, "coefficients", NULL, 3 * c);
     struct placed placed;
     placed_new(t, &placed, &piece, piece.size);
-    check_status(t, "bnorm_finish", bnorm_finish(&placed.piece, &r->train, coefficients), BNORM_OK);
+    check_status(t, "bnorm_partial_finish",
+                 bnorm_partial_finish(&placed.piece, &r->train, coefficients), BNORM_OK);
     check_written(t, "the coefficients", coefficients, 3 * c, 1);
     placed_unchanged(t, &placed);
     for (size_t i = 0; i < cut->parts; i++) {
@@ -391,17 +392,18 @@ static void backward_in_pieces(struct test *t, struct ready *r, const struct cut
     check_written(t, "dbeta", r->arrays.dbeta, c, 0);
     struct placed placed;
     placed_new(t, &placed, &piece, piece.size);
-    check_status(t, "bnorm_finish_grad", bnorm_finish_grad(&placed.piece, &r->grad, coefficients),
-                 BNORM_OK);
+    check_status(t, "bnorm_partial_finish_grad",
+                 bnorm_partial_finish_grad(&placed.piece, &r->grad, coefficients), BNORM_OK);
     check_written(t, "the coefficients", coefficients, applied ? 5 * c : 0, 1);
     placed_unchanged(t, &placed);
     for (size_t i = 0; applied && i < cut->parts; i++) {
         const bnorm_exec chosen = exec_of(t, exec);
         struct part p;
         part_new(&p, r, cut->at[i], cut->at[i + 1]);
-        check_status(t, "bnorm_apply_grad",
-                     bnorm_apply_grad(&p.shape, p.x, p.dy, p.out, &p.grad, coefficients, &chosen),
-                     BNORM_OK);
+        check_status(
+            t, "bnorm_partial_apply_grad",
+            bnorm_partial_apply_grad(&p.shape, p.x, p.dy, p.out, &p.grad, coefficients, &chosen),
+            BNORM_OK);
         part_free(t, &p, NULL);
     }
 }

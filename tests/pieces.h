@@ -64,9 +64,9 @@ void placed_unchanged(struct test *t, struct placed *p);
  * was written that it did not need on the way. */
 bnorm_partial placed_grown(struct test *t, struct placed *p, size_t more, size_t hw);
 
-/* bnorm_merge() of copies. */
+/* bnorm_partial_merge() of copies. */
 bnorm_partial piece_merged(struct test *t, const bnorm_partial *left, const bnorm_partial *right);
-/* bnorm_total(), each array between guard pages. */
+/* bnorm_partial_total(), each array between guard pages. */
 struct totals {
     double count, *mean, *m2;
 };

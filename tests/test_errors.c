@@ -301,7 +301,7 @@ static void fresh(struct call *k, bnorm_layout layout) {
     k->variance = BNORM_VARIANCE_SAMPLE;
     k->y_dtype = BNORM_Y_SAME;
     k->x_quant = k->residual_quant = k->y_quant = (bnorm_quant){0};
-    k->conv = (bnorm_conv){BNORM_OIHW, .out_channels = C, .in_channels = 4, .kernel = HW, 2};
+    k->conv = (bnorm_conv){BNORM_CONV_OIHW, .out_channels = C, .in_channels = 4, .kernel = HW, 2};
     k->ws = NULL;
     k->ws_size = 0;
     if (k->function->op >= 0) {
@@ -1087,8 +1087,8 @@ static void test_fold_parameters(struct test *t) {
         return;
     }
     EXPECT(BNORM_NULL_POINTER, k->no_options = 1);
-    EXPECT(BNORM_BAD_ENUM, k->conv.layout = (bnorm_weights)5);
-    EXPECT(BNORM_BAD_ENUM, k->conv.layout = (bnorm_weights)-1);
+    EXPECT(BNORM_BAD_ENUM, k->conv.layout = (bnorm_conv_layout)5);
+    EXPECT(BNORM_BAD_ENUM, k->conv.layout = (bnorm_conv_layout)-1);
     EXPECT(BNORM_BAD_SHAPE, k->conv.out_channels = 0);
     EXPECT(BNORM_BAD_SHAPE, k->conv.in_channels = 0);
     EXPECT(BNORM_BAD_SHAPE, k->conv.kernel = 0);
@@ -1100,8 +1100,8 @@ static void test_fold_parameters(struct test *t) {
     EXPECT(BNORM_BAD_SHAPE, k->conv.kernel = max);
     EXPECT(BNORM_BAD_SHAPE, k->conv.kernel = max / (C * 2) + 1);                 /* elements */
     EXPECT(BNORM_BAD_SHAPE, k->conv.kernel = max / (C * 2) / sizeof(float) + 1); /* bytes */
-    EXPECT(BNORM_UNSUPPORTED, k->conv.layout = BNORM_HWOI);
-    EXPECT(BNORM_OK, (k->conv.layout = BNORM_HWOI, k->conv.groups = 0));
+    EXPECT(BNORM_UNSUPPORTED, k->conv.layout = BNORM_CONV_HWOI);
+    EXPECT(BNORM_OK, (k->conv.layout = BNORM_CONV_HWOI, k->conv.groups = 0));
 }
 
 /* ---------------------------------------------------------------------------------------------- */

@@ -430,15 +430,17 @@ static void collect_twice(struct test *t, const struct ready *r, bnorm_op op,
         watch(t);
         const bnorm_status status =
             op == BNORM_OP_MOMENTS
-                ? bnorm_collect(&r->shape, r->job.x, pieces[k], r->job.ws, r->job.ws_size, exec)
-                : bnorm_collect_grad(&r->shape, r->job.x, r->job.dy, &r->grad, pieces[k], r->job.ws,
-                                     r->job.ws_size, exec);
+                ? bnorm_partial_collect(&r->shape, r->job.x, pieces[k], r->job.ws, r->job.ws_size,
+                                        exec)
+                : bnorm_partial_collect_grad(&r->shape, r->job.x, r->job.dy, &r->grad, pieces[k],
+                                             r->job.ws, r->job.ws_size, exec);
         quiet(t, "collecting");
         check_status(t, "collecting", status, BNORM_OK);
     }
     watch(t);
-    check_status(t, "bnorm_merge", bnorm_merge(piece, &next), BNORM_OK);
-    check_status(t, "bnorm_total", bnorm_total(piece, &count, totals, totals + c), BNORM_OK);
+    check_status(t, "bnorm_partial_merge", bnorm_partial_merge(piece, &next), BNORM_OK);
+    check_status(t, "bnorm_partial_total", bnorm_partial_total(piece, &count, totals, totals + c),
+                 BNORM_OK);
     quiet(t, "merging");
 }
 
@@ -453,7 +455,8 @@ static void pieces_forward(struct test *t, const struct ready *r, const bnorm_ex
                                  .residual = r->train.residual,
                                  .act = r->train.act};
     watch(t);
-    check_status(t, "bnorm_finish", bnorm_finish(&piece, &r->train, given), BNORM_OK);
+    check_status(t, "bnorm_partial_finish", bnorm_partial_finish(&piece, &r->train, given),
+                 BNORM_OK);
     check_status(t, "bnorm_apply", bnorm_apply(&r->shape, r->job.x, r->job.out, &affine, exec),
                  BNORM_OK);
     quiet(t, "finishing");
@@ -464,14 +467,15 @@ static void pieces_backward(struct test *t, const struct ready *r, const bnorm_e
     bnorm_partial piece;
     collect_twice(t, r, BNORM_OP_BACKWARD, exec, &piece);
     watch(t);
-    check_status(t, "bnorm_finish_grad", bnorm_finish_grad(&piece, &r->grad, given), BNORM_OK);
-    quiet(t, "bnorm_finish_grad");
+    check_status(t, "bnorm_partial_finish_grad", bnorm_partial_finish_grad(&piece, &r->grad, given),
+                 BNORM_OK);
+    quiet(t, "bnorm_partial_finish_grad");
     watch(t);
     check_status(
-        t, "bnorm_apply_grad",
-        bnorm_apply_grad(&r->shape, r->job.x, r->job.dy, r->job.out, &r->grad, given, exec),
+        t, "bnorm_partial_apply_grad",
+        bnorm_partial_apply_grad(&r->shape, r->job.x, r->job.dy, r->job.out, &r->grad, given, exec),
         BNORM_OK);
-    quiet(t, "bnorm_apply_grad");
+    quiet(t, "bnorm_partial_apply_grad");
 }
 
 static void test_pieces(struct test *t) {
@@ -504,8 +508,8 @@ static void test_pieces(struct test *t) {
 #define CHANNELS 37
 
 static void test_fold_and_running(struct test *t) {
-    static const bnorm_weights layouts[] = {BNORM_OIHW, BNORM_OHWI, BNORM_HWIO, BNORM_IOHW,
-                                            BNORM_HWOI};
+    static const bnorm_conv_layout layouts[] = {BNORM_CONV_OIHW, BNORM_CONV_OHWI, BNORM_CONV_HWIO,
+                                                BNORM_CONV_IOHW, BNORM_CONV_HWOI};
     for (size_t round = 0; round < rounds_of(20, 200); round++) {
         float mean[CHANNELS], var[CHANNELS], scale[CHANNELS], shift[CHANNELS],
             weights[CHANNELS * 6];

@@ -14,8 +14,8 @@
 
 __extension__ typedef unsigned __int128 wide_uint;
 
-/* Numbers are m*2^least with whole m, those in [2^(most - 1), 2^most) are the largest, and they have
- * up to `precision` bits. */
+/* Numbers are m*2^least with whole m, those in [2^(most - 1), 2^most) are the largest, and they
+ * have up to `precision` bits. */
 struct format {
     int precision, least, most;
 };

@@ -138,15 +138,15 @@ static size_t weight_index(const bnorm_conv *v, size_t o, size_t i, size_t k) {
     const size_t groups = v->groups ? v->groups : 1;
     const size_t o_group = v->out_channels / groups, i_group = v->in_channels / groups;
     switch (v->layout) {
-    case BNORM_OIHW:
+    case BNORM_CONV_OIHW:
         return (o * i_group + i % i_group) * v->kernel + k;
-    case BNORM_OHWI:
+    case BNORM_CONV_OHWI:
         return (o * v->kernel + k) * i_group + i % i_group;
-    case BNORM_HWIO:
+    case BNORM_CONV_HWIO:
         return (k * i_group + i % i_group) * v->out_channels + o;
-    case BNORM_IOHW:
+    case BNORM_CONV_IOHW:
         return (i * o_group + o % o_group) * v->kernel + k;
-    case BNORM_HWOI:
+    case BNORM_CONV_HWOI:
         return (k * v->out_channels + o) * v->in_channels + i;
     }
     return 0;
@@ -501,23 +501,23 @@ void add_fold(struct suite *s) {
         const char *name;
         struct conv_case conv;
     } convs[] = {
-        {"oihw/plain", {{BNORM_OIHW, 5, 3, 4, 0}, 0}},
-        {"oihw/groups", {{BNORM_OIHW, 6, 4, 3, 2}, 0}},
-        {"oihw/depthwise", {{BNORM_OIHW, 7, 7, 5, 7}, 0}},
-        {"oihw/depth-multiplier", {{BNORM_OIHW, 6, 3, 3, 3}, 0}},
-        {"oihw/linear", {{BNORM_OIHW, 9, 13, 1, 1}, 0}},
-        {"ohwi/plain", {{BNORM_OHWI, 5, 3, 4, 1}, 0}},
-        {"ohwi/groups", {{BNORM_OHWI, 4, 6, 3, 2}, 0}},
-        {"ohwi/linear", {{BNORM_OHWI, 3, 8, 1, 0}, 0}},
-        {"hwio/plain", {{BNORM_HWIO, 5, 3, 4, 0}, 0}},
-        {"hwio/groups", {{BNORM_HWIO, 6, 4, 3, 2}, 0}},
-        {"hwio/linear", {{BNORM_HWIO, 11, 6, 1, 0}, 0}},
-        {"iohw/plain", {{BNORM_IOHW, 5, 3, 4, 0}, 1}},
-        {"iohw/groups", {{BNORM_IOHW, 6, 4, 3, 2}, 1}},
-        {"iohw/depthwise", {{BNORM_IOHW, 5, 5, 3, 5}, 1}},
-        {"hwoi/plain", {{BNORM_HWOI, 5, 3, 4, 0}, 1}},
-        {"hwoi/one-group", {{BNORM_HWOI, 2, 7, 3, 1}, 1}},
-        {"oihw/one-channel", {{BNORM_OIHW, 1, 1, 1, 1}, 0}},
+        {"oihw/plain", {{BNORM_CONV_OIHW, 5, 3, 4, 0}, 0}},
+        {"oihw/groups", {{BNORM_CONV_OIHW, 6, 4, 3, 2}, 0}},
+        {"oihw/depthwise", {{BNORM_CONV_OIHW, 7, 7, 5, 7}, 0}},
+        {"oihw/depth-multiplier", {{BNORM_CONV_OIHW, 6, 3, 3, 3}, 0}},
+        {"oihw/linear", {{BNORM_CONV_OIHW, 9, 13, 1, 1}, 0}},
+        {"ohwi/plain", {{BNORM_CONV_OHWI, 5, 3, 4, 1}, 0}},
+        {"ohwi/groups", {{BNORM_CONV_OHWI, 4, 6, 3, 2}, 0}},
+        {"ohwi/linear", {{BNORM_CONV_OHWI, 3, 8, 1, 0}, 0}},
+        {"hwio/plain", {{BNORM_CONV_HWIO, 5, 3, 4, 0}, 0}},
+        {"hwio/groups", {{BNORM_CONV_HWIO, 6, 4, 3, 2}, 0}},
+        {"hwio/linear", {{BNORM_CONV_HWIO, 11, 6, 1, 0}, 0}},
+        {"iohw/plain", {{BNORM_CONV_IOHW, 5, 3, 4, 0}, 1}},
+        {"iohw/groups", {{BNORM_CONV_IOHW, 6, 4, 3, 2}, 1}},
+        {"iohw/depthwise", {{BNORM_CONV_IOHW, 5, 5, 3, 5}, 1}},
+        {"hwoi/plain", {{BNORM_CONV_HWOI, 5, 3, 4, 0}, 1}},
+        {"hwoi/one-group", {{BNORM_CONV_HWOI, 2, 7, 3, 1}, 1}},
+        {"oihw/one-channel", {{BNORM_CONV_OIHW, 1, 1, 1, 1}, 0}},
     };
     static const struct {
         const char *name;

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
- * What Keras, tf-keras, TensorFlow, PyTorch, ONNX Runtime and ONNX's reference computed, as recorded
- * in frameworks.inc by make conformance-snapshot: bnorm gives the same through the matching preset.
- * A tolerance is the framework's own error (against float64) on that case plus some roundings.
- * make conformance compares with the frameworks themselves, and on many more cases. */
+ * What Keras, tf-keras, TensorFlow, PyTorch, ONNX Runtime and ONNX's reference computed, as
+ * recorded in frameworks.inc by make conformance-snapshot: bnorm gives the same through the
+ * matching preset. A tolerance is the framework's own error (against float64) on that case plus
+ * some roundings. make conformance compares with the frameworks themselves, and on many more cases. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>

@@ -3,8 +3,8 @@
  * Each kernel of each set against the scalar kernel, called directly: random arguments, lengths
  * around every vector and tile edge, buffers between guard pages, outputs compared as bytes. The
  * list of kernels is BNORM_KERNELS: one that is added there fails to compile until it has a
- * check_<kernel>() here. Kernels that take types are called with all of them, with padded rows, with
- * masks, and with the activations that SLEEF computes; see `kinds` at the end. */
+ * check_<kernel>() here. Kernels that take types are called with all of them, with padded rows,
+ * with masks, and with the activations that SLEEF computes; see `kinds` at the end. */
 #include <float.h>
 #include <math.h>
 #include <stdio.h>
@@ -227,8 +227,8 @@ static unsigned char *element(const struct operand *o, const struct area *a, siz
     return (unsigned char *)o->data[SCALAR] + (run * a->stride + i) * o->size;
 }
 
-/* Elements that are drawn; those behind them are the same again. A prime, so that they stand in other
- * lanes. */
+/* Elements that are drawn; those behind them are the same again. A prime, so that they stand in
+ * other lanes. */
 enum { DRAWN = 1021 };
 
 /* A tensor of random values; the padding is NaN, or any bytes where the type has none. */

@@ -80,14 +80,16 @@ static void backward_in_pieces(struct test *t, const struct batch *b, const bnor
     bnorm_partial piece = {
         .op = BNORM_OP_BACKWARD, .c = c, .nodes = test_alloc(t, size + 1), .size = size};
     const bnorm_in x = {b->x, 0, 0};
-    check_status(t, "bnorm_collect_grad",
-                 bnorm_collect_grad(&b->shape, x, dy, grad, &piece, b->ws, b->ws_size, exec),
-                 BNORM_OK);
-    check_status(t, "bnorm_finish_grad", bnorm_finish_grad(&piece, grad, coefficients), BNORM_OK);
     check_status(
-        t, "bnorm_apply_grad",
-        bnorm_apply_grad(&b->shape, x, dy, (bnorm_out){b->dx, 0, 0}, grad, coefficients, exec),
+        t, "bnorm_partial_collect_grad",
+        bnorm_partial_collect_grad(&b->shape, x, dy, grad, &piece, b->ws, b->ws_size, exec),
         BNORM_OK);
+    check_status(t, "bnorm_partial_finish_grad",
+                 bnorm_partial_finish_grad(&piece, grad, coefficients), BNORM_OK);
+    check_status(t, "bnorm_partial_apply_grad",
+                 bnorm_partial_apply_grad(&b->shape, x, dy, (bnorm_out){b->dx, 0, 0}, grad,
+                                          coefficients, exec),
+                 BNORM_OK);
 }
 
 static void backward(struct test *t, enum way way, const struct batch *b, const bnorm_grad *grad,
@@ -382,9 +384,11 @@ static void update(struct test *t, int way, const struct batch *b, const bnorm_r
                      bnorm_forward_train(&b->shape, x, y, &train, b->ws, b->ws_size, exec),
                      BNORM_OK);
     else if (way == 1) {
-        check_status(t, "bnorm_collect",
-                     bnorm_collect(&b->shape, x, &piece, b->ws, b->ws_size, exec), BNORM_OK);
-        check_status(t, "bnorm_finish", bnorm_finish(&piece, &train, coefficients), BNORM_OK);
+        check_status(t, "bnorm_partial_collect",
+                     bnorm_partial_collect(&b->shape, x, &piece, b->ws, b->ws_size, exec),
+                     BNORM_OK);
+        check_status(t, "bnorm_partial_finish", bnorm_partial_finish(&piece, &train, coefficients),
+                     BNORM_OK);
     } else if (way < 4)
         check_status(
             t, "bnorm_forward_train_ghost",

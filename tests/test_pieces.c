@@ -186,7 +186,8 @@ static void test_y_types(struct test *t) {
         const bnorm_partial piece =
             collect_parts(t, &r, BNORM_OP_MOMENTS, &cut, JOIN_TREE, 0, &exec);
         float coefficients[15];
-        check_status(t, "bnorm_finish", bnorm_finish(&piece, &r.train, coefficients), BNORM_OK);
+        check_status(t, "bnorm_partial_finish",
+                     bnorm_partial_finish(&piece, &r.train, coefficients), BNORM_OK);
         for (bnorm_dtype to = BNORM_F32; to <= BNORM_F16; to = (bnorm_dtype)(to + 1)) {
             const bnorm_affine affine = {.center = coefficients,
                                          .scale = coefficients + 5,
@@ -292,11 +293,11 @@ static void test_exec_null(struct test *t) {
         got.nodes = test_alloc(t, got.size);
         const size_t ws_size = bnorm_workspace(op, &r.shape);
         void *ws = test_alloc(t, ws_size);
-        check_status(
-            t, "collecting",
-            k ? bnorm_collect_grad(&r.shape, r.job.x, r.job.dy, &r.grad, &got, ws, ws_size, NULL)
-              : bnorm_collect(&r.shape, r.job.x, &got, ws, ws_size, NULL),
-            BNORM_OK);
+        check_status(t, "collecting",
+                     k ? bnorm_partial_collect_grad(&r.shape, r.job.x, r.job.dy, &r.grad, &got, ws,
+                                                    ws_size, NULL)
+                       : bnorm_partial_collect(&r.shape, r.job.x, &got, ws, ws_size, NULL),
+                     BNORM_OK);
         check_same_piece(t, &got, &want);
     }
 }
@@ -533,8 +534,8 @@ static void test_empty_batches(struct test *t) {
             check_status(
                 t, "collecting",
                 op == BNORM_OP_MOMENTS
-                    ? bnorm_collect(&shape, none, &piece, NULL, 0, &exec)
-                    : bnorm_collect_grad(&shape, none, none, &grad, &piece, NULL, 0, &exec),
+                    ? bnorm_partial_collect(&shape, none, &piece, NULL, 0, &exec)
+                    : bnorm_partial_collect_grad(&shape, none, none, &grad, &piece, NULL, 0, &exec),
                 BNORM_OK);
             if (piece.op != op || piece.c != 5 || piece.hw != 9 || piece.first != 8 ||
                 piece.n != n || piece.nodes != before.nodes || piece.size != before.size)
@@ -544,9 +545,10 @@ static void test_empty_batches(struct test *t) {
                     test_fail(t, "an empty batch changed the nodes");
         }
         const bnorm_grad grad = {0};
-        check_status(t, "bnorm_apply_grad",
-                     bnorm_apply_grad(&shape, none, none, (bnorm_out){0}, &grad, NULL, &exec),
-                     BNORM_OK);
+        check_status(
+            t, "bnorm_partial_apply_grad",
+            bnorm_partial_apply_grad(&shape, none, none, (bnorm_out){0}, &grad, NULL, &exec),
+            BNORM_OK);
     }
 }
 
@@ -575,8 +577,10 @@ static void test_empty_pieces(struct test *t) {
             .save_mean_lo = save[2]};
         bnorm_grad grad = {.dgamma = save[3], .dbeta = save[4]};
         test_context(t, "an empty piece at image %zu", moments.first);
-        check_status(t, "bnorm_finish", bnorm_finish(&moments, &train, coefficients), BNORM_OK);
-        check_status(t, "bnorm_finish_grad", bnorm_finish_grad(&sums, &grad, slopes), BNORM_OK);
+        check_status(t, "bnorm_partial_finish",
+                     bnorm_partial_finish(&moments, &train, coefficients), BNORM_OK);
+        check_status(t, "bnorm_partial_finish_grad",
+                     bnorm_partial_finish_grad(&sums, &grad, slopes), BNORM_OK);
         check_zeros(t, "the coefficients of forward", coefficients, 15);
         check_zeros(t, "the coefficients of backward", slopes, 25);
         for (size_t i = 0; i < 5; i++)
@@ -584,20 +588,21 @@ static void test_empty_pieces(struct test *t) {
         check_bits(t, "the running mean", mean, old, 5);
         check_bits(t, "the running variance", var, old, 5);
         grad.frozen = 1;
-        check_status(t, "frozen", bnorm_finish_grad(&sums, &grad, slopes), BNORM_OK);
+        check_status(t, "frozen", bnorm_partial_finish_grad(&sums, &grad, slopes), BNORM_OK);
         check_zeros(t, "the coefficients of backward", slopes, 25);
         grad = (bnorm_grad){0};
         train = (bnorm_train){0};
-        check_status(t, "nothing wanted", bnorm_finish_grad(&sums, &grad, NULL), BNORM_OK);
-        check_status(t, "nothing saved", bnorm_finish(&moments, &train, coefficients), BNORM_OK);
+        check_status(t, "nothing wanted", bnorm_partial_finish_grad(&sums, &grad, NULL), BNORM_OK);
+        check_status(t, "nothing saved", bnorm_partial_finish(&moments, &train, coefficients),
+                     BNORM_OK);
 
         double count = 7, totals[2][5] = {{1, 1, 1, 1, 1}, {1, 1, 1, 1, 1}};
-        check_status(t, "bnorm_total", bnorm_total(&moments, &count, totals[0], totals[1]),
-                     BNORM_OK);
+        check_status(t, "bnorm_partial_total",
+                     bnorm_partial_total(&moments, &count, totals[0], totals[1]), BNORM_OK);
         for (size_t i = 0; i < 5; i++)
             if (count != 0 || totals[0][i] != 0 || totals[1][i] != 0)
                 test_fail(t, "the totals of an empty piece are not 0");
-        check_status(t, "without arrays", bnorm_total(&sums, NULL, NULL, NULL), BNORM_OK);
+        check_status(t, "without arrays", bnorm_partial_total(&sums, NULL, NULL, NULL), BNORM_OK);
         fixture_check(&f);
         test_release(t);
     }
@@ -689,31 +694,33 @@ struct args {
 };
 
 static bnorm_status call_collect(const struct args *a) {
-    return bnorm_collect(a->shape, a->x, a->left, a->ws, a->ws_size, a->exec);
+    return bnorm_partial_collect(a->shape, a->x, a->left, a->ws, a->ws_size, a->exec);
 }
 
 static bnorm_status call_collect_grad(const struct args *a) {
-    return bnorm_collect_grad(a->shape, a->x, a->dy, a->grad, a->left, a->ws, a->ws_size, a->exec);
+    return bnorm_partial_collect_grad(a->shape, a->x, a->dy, a->grad, a->left, a->ws, a->ws_size,
+                                      a->exec);
 }
 
 static bnorm_status call_merge(const struct args *a) {
-    return bnorm_merge(a->left, a->right);
+    return bnorm_partial_merge(a->left, a->right);
 }
 
 static bnorm_status call_total(const struct args *a) {
-    return bnorm_total(a->left, a->count, a->mean, a->m2);
+    return bnorm_partial_total(a->left, a->count, a->mean, a->m2);
 }
 
 static bnorm_status call_finish(const struct args *a) {
-    return bnorm_finish(a->left, a->train, a->coefficients);
+    return bnorm_partial_finish(a->left, a->train, a->coefficients);
 }
 
 static bnorm_status call_finish_grad(const struct args *a) {
-    return bnorm_finish_grad(a->left, a->grad, a->coefficients);
+    return bnorm_partial_finish_grad(a->left, a->grad, a->coefficients);
 }
 
 static bnorm_status call_apply_grad(const struct args *a) {
-    return bnorm_apply_grad(a->shape, a->x, a->dy, a->dx, a->grad, a->coefficients, a->exec);
+    return bnorm_partial_apply_grad(a->shape, a->x, a->dy, a->dx, a->grad, a->coefficients,
+                                    a->exec);
 }
 
 /* Makes *a a valid call: left has images [2, 5), right and the batch the two after them. */
@@ -913,7 +920,7 @@ static void test_refuse_collect_grad(struct test *t) {
            a->grad_value.dresidual.run_stride = 1);
     if (memcmp(a->before->tensor, a->m->tensor, sizeof a->m->tensor) != 0 ||
         memcmp(a->before->array, a->m->array, sizeof a->m->array) != 0)
-        test_fail(t, "bnorm_collect_grad wrote a tensor or an array");
+        test_fail(t, "bnorm_partial_collect_grad wrote a tensor or an array");
 }
 
 static void test_refuse_merge(struct test *t) {
@@ -1057,7 +1064,7 @@ static void test_refuse_apply_grad(struct test *t) {
     const bnorm_out none = {0};
     EXPECT(BNORM_OK, (void)0);
     if (memcmp(a->before->array, a->m->array, sizeof a->m->array) != 0)
-        test_fail(t, "bnorm_apply_grad wrote an array");
+        test_fail(t, "bnorm_partial_apply_grad wrote an array");
     refuse_grads(a);
     EXPECT(BNORM_OK, a->exec = NULL);
     EXPECT(BNORM_NULL_POINTER, a->shape = NULL);

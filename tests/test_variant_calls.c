@@ -386,7 +386,7 @@ static void test_empty(struct test *t) {
         for (size_t i = 0; i < COUNT_OF(a); i++)
             memcpy(a[i], before, sizeof before);
         const bnorm_renorm renorm = {1, 2, 1, a[5], a[6]};
-        const bnorm_weighting weights = {a[7], 1e-7};
+        const bnorm_weights weights = {a[7], 1e-7};
         const bnorm_ghost ghost = {2, BNORM_GHOST_INTERLEAVED, BNORM_GHOST_AVERAGE};
         bnorm_train train = {
             .running = {a[0], a[1], .5, BNORM_VARIANCE_SAMPLE},

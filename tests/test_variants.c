@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
- * Weighted statistics, batch renormalization, ghost batches, and one statistic per activation. The oracle is checked against central differences, the scalar set
- * against the oracle, every set, layout of memory, type and number of threads against the scalar
- * set's bits, and the variants against each other and against the plain calls. */
+ * Weighted statistics, batch renormalization, ghost batches, and one statistic per activation. The
+ * oracle is checked against central differences, the scalar set against the oracle, every set,
+ * layout of memory, type and number of threads against the scalar set's bits, and the variants
+ * against each other and against the plain calls. */
 #include "oracle.h"
 #include "variants.h"
 
@@ -81,8 +82,8 @@ static void test_moments_options(struct test *t) {
         float *mean = test_floats(t, c), *var = test_floats(t, c), *want_mean = test_floats(t, c),
               *want_var = test_floats(t, c);
         void *ws = test_alloc(t, ws_size);
-        const bnorm_weighting weighted = {new_weights(t, WEIGHTS_RANDOM, shape.n, shape.hw), 1e-7};
-        const bnorm_weighting none = {NULL, 0};
+        const bnorm_weights weighted = {new_weights(t, WEIGHTS_RANDOM, shape.n, shape.hw), 1e-7};
+        const bnorm_weights none = {NULL, 0};
         char text[96];
         test_context(t, "%s", shape_text(&shape, text));
         check_status(t, "bnorm_moments",

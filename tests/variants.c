@@ -100,7 +100,7 @@ void variant_ready(struct test *t, struct variant_ready *v, const struct call *c
     v->variant = variant;
     v->renorm = (bnorm_renorm){0};
     ready_new(t, &v->base, call, data, side);
-    v->weights = (bnorm_weighting){.epsilon = variant->epsilon};
+    v->weights = (bnorm_weights){.epsilon = variant->epsilon};
     if (variant->weights)
         v->weights.values =
             fixture_input(&v->base.fixture, "weights", variant->weights, data->n * data->hw);

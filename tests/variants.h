@@ -29,7 +29,7 @@ struct variant {
 struct variant_ready {
     struct ready base;
     const struct variant *variant;
-    bnorm_weighting weights;
+    bnorm_weights weights;
     bnorm_renorm renorm;
 };
 void variant_ready(struct test *t, struct variant_ready *v, const struct call *call,

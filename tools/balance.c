@@ -24,7 +24,7 @@ enum { MAX_THREADS = 64, PHASES = 16 };
 
 /* ---------------------------------------------------------------------------------------------- */
 /* Kernels that count: a kernel that is added to the list fails to compile until it has its count_
- * function here.                                                                                  */
+ * function here. */
 
 enum kernel {
 #define X(kernel, args) KERNEL_##kernel,

@@ -285,11 +285,8 @@ static void count_merge(void) {
 }
 
 static void count_merge_pair(void) {
-    const bnorm_pair_args args = {.n = {4096, 1000},
-                                  .sum = sums[0],
-                                  .m2 = sums[1],
-                                  .next_sum = sums[2],
-                                  .next_m2 = sums[3]};
+    const bnorm_pair_args args = {
+        .n = {4096, 1000}, .sum = sums[0], .m2 = sums[1], .next_sum = sums[2], .next_m2 = sums[3]};
     for (size_t i = 0; i < WIDTHS; i++) {
         begin();
         isa->merge_pair(&args, widths[i].c);

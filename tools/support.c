@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
  * What bnorm supports, asked of the built library itself: every operation, layout, type, activation
- * and way to recover an activation's argument is called on tiny tensors, on every kernel set of this
- * CPU. Prints the README's tables in Markdown (make support-update puts them there). The kernels that
- * a call uses are named by a kernel set, made from the one list, that only records. */
+ * and way to recover an activation's argument is called on tiny tensors, on every kernel set of
+ * this CPU. Prints the README's tables in Markdown (make support-update puts them there). The
+ * kernels that a call uses are named by a kernel set, made from the one list, that only records. */
 #include <stdio.h>
 #include <string.h>
 #include "bnorm.h"

@@ -128,11 +128,11 @@ enum preset { KERAS, TENSORFLOW, PYTORCH, PYTORCH_CUMULATIVE, ONNX, CAFFE };
 static const struct group groups[] = {
     {OP_FOLD, ONCE, "normal", 0, NORMAL, 0, BNORM_F32},
     {OP_FOLD, ONCE, "special", 0, SPECIAL, 0, BNORM_F32},
-    {OP_FOLD_CONV, ONCE, "oihw", BNORM_OIHW, NORMAL, 0, BNORM_F32},
-    {OP_FOLD_CONV, ONCE, "ohwi", BNORM_OHWI, NORMAL, 0, BNORM_F32},
-    {OP_FOLD_CONV, ONCE, "hwio", BNORM_HWIO, NORMAL, 0, BNORM_F32},
-    {OP_FOLD_CONV, ONCE, "iohw", BNORM_IOHW, NORMAL, 0, BNORM_F32},
-    {OP_FOLD_CONV, ONCE, "hwoi", BNORM_HWOI, NORMAL, 0, BNORM_F32},
+    {OP_FOLD_CONV, ONCE, "oihw", BNORM_CONV_OIHW, NORMAL, 0, BNORM_F32},
+    {OP_FOLD_CONV, ONCE, "ohwi", BNORM_CONV_OHWI, NORMAL, 0, BNORM_F32},
+    {OP_FOLD_CONV, ONCE, "hwio", BNORM_CONV_HWIO, NORMAL, 0, BNORM_F32},
+    {OP_FOLD_CONV, ONCE, "iohw", BNORM_CONV_IOHW, NORMAL, 0, BNORM_F32},
+    {OP_FOLD_CONV, ONCE, "hwoi", BNORM_CONV_HWOI, NORMAL, 0, BNORM_F32},
     {OP_RUNNING, ONCE, "keras", KERAS, NORMAL, 0, BNORM_F32},
     {OP_RUNNING, ONCE, "tensorflow", TENSORFLOW, NORMAL, 0, BNORM_F32},
     {OP_RUNNING, ONCE, "pytorch", PYTORCH, NORMAL, 0, BNORM_F32},
@@ -362,7 +362,7 @@ struct test {
     double eps;
     bnorm_act act;
     unsigned char *mask; /* NULL = none */
-    bnorm_weighting weights;
+    bnorm_weights weights;
     bnorm_renorm renorm;
     size_t set; /* number of the kernel set; results must not depend on it */
     uint64_t hash;
@@ -853,15 +853,16 @@ static void run_fold(struct test *t) {
 }
 
 static const bnorm_conv convs[] = {
-    {BNORM_OIHW, 1, 1, 1, 0},    {BNORM_OIHW, 5, 3, 9, 1},   {BNORM_OIHW, 6, 4, 4, 2},
-    {BNORM_OIHW, 12, 12, 9, 12}, {BNORM_OIHW, 65, 33, 1, 1}, {BNORM_OIHW, 24, 12, 3, 4},
+    {BNORM_CONV_OIHW, 1, 1, 1, 0},   {BNORM_CONV_OIHW, 5, 3, 9, 1},
+    {BNORM_CONV_OIHW, 6, 4, 4, 2},   {BNORM_CONV_OIHW, 12, 12, 9, 12},
+    {BNORM_CONV_OIHW, 65, 33, 1, 1}, {BNORM_CONV_OIHW, 24, 12, 3, 4},
 };
 enum { CONVS = sizeof convs / sizeof convs[0] };
 
 static void run_fold_conv(struct test *t) {
     bnorm_conv conv = convs[t->index];
-    conv.layout = (bnorm_weights)t->group->which;
-    if (conv.layout == BNORM_HWOI)
+    conv.layout = (bnorm_conv_layout)t->group->which;
+    if (conv.layout == BNORM_CONV_HWOI)
         conv.groups = 1;
     const size_t c = conv.out_channels,
                  count = c * conv.in_channels * conv.kernel / (conv.groups ? conv.groups : 1);
@@ -1270,11 +1271,12 @@ static void collect(const struct test *t, const struct pieces *all, size_t first
     const bnorm_in x = as_in(t, images_of(all->x, first));
     if (piece->op == BNORM_OP_BACKWARD) {
         const bnorm_grad grad = grad_of(t, all, first);
-        expect_ok(bnorm_collect_grad(&t->shape, x, as_in(t, images_of(all->dy, first)), &grad,
-                                     piece, ws, size, &t->exec),
-                  "bnorm_collect_grad");
+        expect_ok(bnorm_partial_collect_grad(&t->shape, x, as_in(t, images_of(all->dy, first)),
+                                             &grad, piece, ws, size, &t->exec),
+                  "bnorm_partial_collect_grad");
     } else {
-        expect_ok(bnorm_collect(&t->shape, x, piece, ws, size, &t->exec), "bnorm_collect");
+        expect_ok(bnorm_partial_collect(&t->shape, x, piece, ws, size, &t->exec),
+                  "bnorm_partial_collect");
     }
 }
 
@@ -1295,7 +1297,7 @@ static bnorm_partial collect_all(const struct test *t, const struct pieces *all,
             collect(&part, all, first, &whole);
         } else {
             collect(&part, all, first, &piece);
-            expect_ok(bnorm_merge(&whole, &piece), "bnorm_merge");
+            expect_ok(bnorm_partial_merge(&whole, &piece), "bnorm_partial_merge");
         }
     }
     return whole;
@@ -1303,7 +1305,7 @@ static bnorm_partial collect_all(const struct test *t, const struct pieces *all,
 
 static void hash_total(struct test *t, const bnorm_partial *piece) {
     double count;
-    expect_ok(bnorm_total(piece, &count, totals[0], totals[1]), "bnorm_total");
+    expect_ok(bnorm_partial_total(piece, &count, totals[0], totals[1]), "bnorm_partial_total");
     hash_double(t, count);
     for (size_t i = 0; i < 2 * t->shape.c; i++)
         hash_double(t, totals[i / t->shape.c][i % t->shape.c]);
@@ -1315,10 +1317,10 @@ static void apply_piece(const struct test *t, const struct pieces *all, size_t f
     const bnorm_in x = as_in(t, images_of(all->x, first));
     if (op == BNORM_OP_BACKWARD) {
         const bnorm_grad grad = grad_of(t, all, first);
-        expect_ok(bnorm_apply_grad(&t->shape, x, as_in(t, images_of(all->dy, first)),
-                                   as_out(t, images_of(all->dx, first)), &grad, coefficients,
-                                   &t->exec),
-                  "bnorm_apply_grad");
+        expect_ok(bnorm_partial_apply_grad(&t->shape, x, as_in(t, images_of(all->dy, first)),
+                                           as_out(t, images_of(all->dx, first)), &grad,
+                                           coefficients, &t->exec),
+                  "bnorm_partial_apply_grad");
     } else {
         const bnorm_affine affine = {
             .center = coefficients,
@@ -1337,9 +1339,10 @@ static void finish_in_pieces(const struct test *t, const struct pieces *all,
                              const bnorm_partial *whole) {
     static float coefficients[5 * MAX_C];
     if (whole->op == BNORM_OP_BACKWARD)
-        expect_ok(bnorm_finish_grad(whole, &all->grad, coefficients), "bnorm_finish_grad");
+        expect_ok(bnorm_partial_finish_grad(whole, &all->grad, coefficients),
+                  "bnorm_partial_finish_grad");
     else
-        expect_ok(bnorm_finish(whole, &all->train, coefficients), "bnorm_finish");
+        expect_ok(bnorm_partial_finish(whole, &all->train, coefficients), "bnorm_partial_finish");
     for (size_t first = 0, count; first < t->shape.n; first += count) {
         count = next_count(t, first);
         const struct test part = part_of(t, count);
@@ -1349,7 +1352,7 @@ static void finish_in_pieces(const struct test *t, const struct pieces *all,
 
 static void run_pieces(struct test *t) {
     const size_t c = t->shape.c;
-    /* Of an empty batch, bnorm_finish() clears what one call leaves as it is. */
+    /* Of an empty batch, bnorm_partial_finish() clears what one call leaves as it is. */
     const int one_call = t->shape.n && t->shape.hw && (t->set + t->index) % 3 == 0;
     struct pieces all;
     /* One after the other: they draw from one sequence. */

@@ -160,7 +160,7 @@ static void norm_backward(net *n, layer *l, size_t count, net_stats stats, float
 
 void net_fold(net *n) {
     for (layer *l = n->layers; l < n->layers + NET_LAYERS; l++) {
-        const bnorm_conv conv = {.layout = BNORM_HWIO,
+        const bnorm_conv conv = {.layout = BNORM_CONV_HWIO,
                                  .out_channels = NET_CHANNELS,
                                  .in_channels = l->in_channels,
                                  .kernel = NET_KERNEL};

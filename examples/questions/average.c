@@ -23,11 +23,11 @@ int main(void) {
         train(&shape, data[i], y, &(bnorm_train){.eps = 1e-5, .running = average});
         ok(bnorm_moments(&shape, in, &batch_mean, &batch_var, workspace, sizeof workspace, NULL));
         ok(bnorm_running_update(1, &batch_mean, &batch_var, (double)samples[i], &given));
-        ok(bnorm_collect(&shape, in, &all, workspace, sizeof workspace, NULL));
+        ok(bnorm_partial_collect(&shape, in, &all, workspace, sizeof workspace, NULL));
         print("batch: mean, variance        ", (float[]){batch_mean, batch_var}, 2);
     }
 
-    ok(bnorm_total(&all, &count, &all_mean, &all_m2));
+    ok(bnorm_partial_total(&all, &count, &all_mean, &all_m2));
     puts("");
     print("average of batches           ", (float[]){mean, var}, 2);
     print("updates with given statistics", (float[]){given_mean, given_var}, 2);

@@ -43,9 +43,10 @@ static void channels_last(const float *x, float *mean, float *var) {
         const bnorm_shape sample = {.layout = BNORM_NHWC, .n = 1, .c = C, .hw = HW};
         double nodes[2 * 2 * C], means[C], m2[C];
         bnorm_partial piece = {.c = C, .nodes = nodes, .size = sizeof nodes};
-        ok(bnorm_collect(&sample, (bnorm_in){.data = x + i * C * HW}, &piece, workspace,
-                         sizeof workspace, NULL));
-        ok(bnorm_total(&piece, NULL, means, m2)); /* means, and sums of squared deviations */
+        ok(bnorm_partial_collect(&sample, (bnorm_in){.data = x + i * C * HW}, &piece, workspace,
+                                 sizeof workspace, NULL));
+        ok(bnorm_partial_total(&piece, NULL, means,
+                               m2)); /* means, and sums of squared deviations */
         for (int g = 0; g < GROUPS; g++) {
             double all = 0, squares = 0;
             for (int k = g * PER_GROUP; k < (g + 1) * PER_GROUP; k++)

@@ -8,7 +8,7 @@ int main(void) {
     /* Two sequences of one feature, four and two steps long; the rest is padding. */
     const bnorm_shape shape = {.n = 2, .c = 1, .hw = 4};
     const float x[8] = {1, 2, 3, 4, 5, 6, 0, 0}, weights[8] = {1, 1, 1, 1, 1, 1, 0, 0};
-    const bnorm_weighting mask = {.values = weights, .epsilon = 1e-7}; /* as in Keras 3 */
+    const bnorm_weights mask = {.values = weights, .epsilon = 1e-7}; /* as in Keras 3 */
     const bnorm_in in = {.data = x};
     float y[8], mean, var, running_mean = 0, running_var = 1;
 

@@ -37,10 +37,10 @@ int main(void) {
     bnorm_partial piece = {.op = BNORM_OP_MOMENTS, .c = C, .nodes = nodes, .size = sizeof nodes};
     for (size_t first = shape.n = 0; next(&first, &shape);) {
         memcpy(x, x_file + first * C * HW, shape.n * image);
-        ok(bnorm_collect(&shape, x_in, &piece, workspace, sizeof workspace, NULL));
+        ok(bnorm_partial_collect(&shape, x_in, &piece, workspace, sizeof workspace, NULL));
         printf("statistics of images %zu to %zu\n", first, first + shape.n - 1);
     }
-    ok(bnorm_finish(&piece, &options, coefficients));
+    ok(bnorm_partial_finish(&piece, &options, coefficients));
     const bnorm_affine affine = {
         .center = coefficients, .scale = coefficients + C, .shift = coefficients + 2 * C};
     for (size_t first = shape.n = 0; next(&first, &shape);) {
@@ -53,14 +53,14 @@ int main(void) {
     for (size_t first = shape.n = 0; next(&first, &shape);) {
         memcpy(x, x_file + first * C * HW, shape.n * image);
         memcpy(dy, dy_file + first * C * HW, shape.n * image);
-        ok(bnorm_collect_grad(&shape, x_in, dy_in, &grad, &piece, workspace, sizeof workspace,
-                              NULL));
+        ok(bnorm_partial_collect_grad(&shape, x_in, dy_in, &grad, &piece, workspace,
+                                      sizeof workspace, NULL));
     }
-    ok(bnorm_finish_grad(&piece, &grad, coefficients));
+    ok(bnorm_partial_finish_grad(&piece, &grad, coefficients));
     for (size_t first = shape.n = 0; next(&first, &shape);) {
         memcpy(x, x_file + first * C * HW, shape.n * image);
         memcpy(dy, dy_file + first * C * HW, shape.n * image);
-        ok(bnorm_apply_grad(&shape, x_in, dy_in, dy_out, &grad, coefficients, NULL));
+        ok(bnorm_partial_apply_grad(&shape, x_in, dy_in, dy_out, &grad, coefficients, NULL));
         memcpy(dx_file + first * C * HW, dy, shape.n * image);
     }
     print("mean  ", mean, C);

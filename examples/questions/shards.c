@@ -21,7 +21,7 @@ struct shard {
 static void *collect(void *arg) {
     struct shard *s = arg;
     const bnorm_in in = {.data = s->x};
-    ok(bnorm_collect(&s->shape, in, &s->piece, s->ws, sizeof s->ws, NULL));
+    ok(bnorm_partial_collect(&s->shape, in, &s->piece, s->ws, sizeof s->ws, NULL));
     return NULL;
 }
 
@@ -68,8 +68,8 @@ int main(void) {
     const bnorm_train options = {.eps = 1e-5, .save_mean = mean};
     on_all(shards, collect);
     for (int i = 1; i < SHARDS; i++)
-        ok(bnorm_merge(&shards[0].piece, &shards[i].piece));
-    ok(bnorm_finish(&shards[0].piece, &options, coefficients));
+        ok(bnorm_partial_merge(&shards[0].piece, &shards[i].piece));
+    ok(bnorm_partial_finish(&shards[0].piece, &options, coefficients));
     on_all(shards, apply);
     print("mean", mean, C);
 

@@ -55,8 +55,8 @@ BNORM_INLINE vec_f quantized(bnorm_dtype type, vec_f v, vec_f scale, vec_f zero_
     return vec_if_le(q, least, least, vec_if_le(most, q, most, q));
 }
 
-/* `rows` rows of n elements, `stride` apart, to rows of floats without gaps, and zeros up to the end
- * of a vector. Lines of the source are asked for `ahead` bytes before their use. */
+/* `rows` rows of n elements, `stride` apart, to rows of floats without gaps, and zeros up to the
+ * end of a vector. Lines of the source are asked for `ahead` bytes before their use. */
 static void widen_rows(float *to, const void *from, bnorm_dtype type, const bnorm_quant *quant,
                        size_t stride, size_t rows, size_t n, size_t ahead) {
     if (stride == n)

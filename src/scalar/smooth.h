@@ -10,8 +10,8 @@ float Sleef_finz_expm1f1_u10purecfma(float v);
 float Sleef_finz_log1pf1_u10purecfma(float v);
 float Sleef_finz_tanhf1_u35purecfma(float v);
 
-/* SLEEF computes on all lanes of the register that the float is in, and whatever else lies there may
- * raise exceptions. A load clears it. */
+/* SLEEF computes on all lanes of the register that the float is in, and whatever else lies there
+ * may raise exceptions. A load clears it. */
 static float alone(float v) {
     const volatile float memory = v;
     return memory;

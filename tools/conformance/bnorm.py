@@ -23,7 +23,7 @@ Act = struct('bnorm_act', kind=INT, a=FLOAT, b=FLOAT)
 Quant = struct('bnorm_quant', scale=FLOAT, zero_point=INT)
 Affine = struct('bnorm_affine', center=PTR, scale=PTR, shift=PTR, residual=Tensor, act=Act, y_dtype=INT,
                 x_quant=Quant, residual_quant=Quant, y_quant=Quant, mask=PTR)
-Weighting = struct('bnorm_weighting', values=PTR, epsilon=DOUBLE)
+Weighting = struct('bnorm_weights', values=PTR, epsilon=DOUBLE)
 Running = struct('bnorm_running', mean=PTR, var=PTR, rate=DOUBLE, variance=INT, new_mean=PTR, new_var=PTR)
 Renorm = struct('bnorm_renorm', r_min=DOUBLE, r_max=DOUBLE, d_max=DOUBLE, save_r=PTR, save_d=PTR)
 Train = struct('bnorm_train', gamma=PTR, beta=PTR, eps=DOUBLE, running=Running, save_mean=PTR, save_invstd=PTR,

@@ -36,7 +36,7 @@ def main():
 
     epsilon = keras.backend.epsilon()
     row = judge.row('Keras 3, mask', version, Rules('keras', weight_eps=epsilon), default_eps=layer().epsilon,
-                    note=f'bnorm_weighting.epsilon {epsilon:g}')
+                    note=f'bnorm_weights.epsilon {epsilon:g}')
     shapes = [(24, 5), (4, 9, 6), (3, 5, 4, 7), (2, 3, 2, 4, 5), (16, 40, 33)]
     row.check_all([Case(shape, eps=eps, weights='mask', kind=kind, steps=cases.STEPS) for shape in shapes
                    for eps in cases.ALL_EPS for kind in ('normal', 'offset')], run)

@@ -106,7 +106,7 @@ def judge_layer(judge):
     row.check_all(cases.small([((4, 2, 2, 2), (1, 2, 3))], ['train']), run_plain, as_double=rounded_rate)
     row.done()
 
-    row = judge.row('tf-keras, mask', version, Rules('keras'), default_eps=eps, note='bnorm_weighting.epsilon 0')
+    row = judge.row('tf-keras, mask', version, Rules('keras'), default_eps=eps, note='bnorm_weights.epsilon 0')
     every = [Case(shape, weights='mask', kind=kind, steps=cases.STEPS)
              for shape in ((24, 5), (4, 9, 6), (3, 5, 4, 7), (16, 40, 33)) for kind in ('normal', 'offset')]
     row.check_all(every, run_plain, as_double=rounded_rate)
@@ -146,7 +146,7 @@ def judge_operations(judge):
     row.done()
 
     row = judge.row('TensorFlow, nn.weighted_moments', version, Rules('keras', tracked=False),
-                    note='bnorm_weighting.epsilon 0')
+                    note='bnorm_weights.epsilon 0')
     every = [Case(shape, weights=weights, kind=kind, eps=eps)
              for shape in ((24, 5), (4, 9, 6), (3, 5, 4, 7), (2, 3, 2, 4, 5), (16, 40, 33))
              for weights in ('mask', 'weights') for kind in ('normal', 'offset') for eps in cases.ALL_EPS]
