@@ -103,11 +103,12 @@ static void create(layer *l, const bnorm_shape *shape) {
     for (size_t i = 0; i < 6 * c; i++)
         l->arrays[i] = 1;
     float *const a = l->arrays;
-    l->train = (bnorm_train){.eps = 1e-5,
-                             .running = {a, a + c, .1, BNORM_VARIANCE_SAMPLE},
-                             .save_mean = a + 2 * c,
-                             .save_invstd = a + 3 * c,
-                             .act = {.kind = BNORM_ACT_RELU}};
+    l->train = (bnorm_train){
+        .eps = 1e-5,
+        .running = {.mean = a, .var = a + c, .rate = .1, .variance = BNORM_VARIANCE_SAMPLE},
+        .save_mean = a + 2 * c,
+        .save_invstd = a + 3 * c,
+        .act = {.kind = BNORM_ACT_RELU}};
     l->grad = (bnorm_grad){.save_mean = a + 2 * c,
                            .save_invstd = a + 3 * c,
                            .act = {.kind = BNORM_ACT_RELU},

@@ -446,9 +446,9 @@ static bnorm_mpi_result compare_headers(const bnorm_mpi_batch *batch) {
 /* Sends this rank's piece, or its refusal, and gets those of all. */
 static bnorm_mpi_result exchange(const call *c, bnorm_status own, const bnorm_partial *piece) {
     bnorm_mpi_batch *const batch = c->batch;
-    header h = {.refusal = own};
+    header h = {.refusal = (uint64_t)own};
     if (!own) {
-        h.op = c->job.op;
+        h.op = (uint64_t)c->job.op;
         h.c = c->job.shape->c;
         h.hw = c->job.shape->hw;
         if (piece->n)

@@ -553,8 +553,9 @@ static void test_empty(size_t n, size_t hw) {
     float *const dgamma = filled(&t, 3, 7), *const dbeta = filled(&t, 3, 7);
     float *const saved = filled(&t, 3, 7);
     const float sevens[] = {7, 7, 7}, zeros[] = {0, 0, 0};
-    const bnorm_train train = {.running = {mean, var, .5, BNORM_VARIANCE_SAMPLE},
-                               .save_mean = saved};
+    const bnorm_train train = {
+        .running = {.mean = mean, .var = var, .rate = .5, .variance = BNORM_VARIANCE_SAMPLE},
+        .save_mean = saved};
     const bnorm_grad grad = {
         .save_mean = sevens, .save_invstd = sevens, .dgamma = dgamma, .dbeta = dbeta};
     const bnorm_in in = {0};
@@ -644,7 +645,10 @@ static void good_arguments(struct arguments *a, size_t n, bnorm_mpi_batch *batch
     a->x.data = a->x_data;
     a->dy.data = a->dy_data;
     a->out.data = a->out_data;
-    a->train = (bnorm_train){.running = {a->arrays[0], a->arrays[1], .1, BNORM_VARIANCE_SAMPLE},
+    a->train = (bnorm_train){.running = {.mean = a->arrays[0],
+                                         .var = a->arrays[1],
+                                         .rate = .1,
+                                         .variance = BNORM_VARIANCE_SAMPLE},
                              .save_mean = a->arrays[2],
                              .save_invstd = a->arrays[3],
                              .save_mean_lo = a->arrays[4]};

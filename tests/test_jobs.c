@@ -276,7 +276,10 @@ static void test_empty(struct test *t) {
     const bnorm_grad grad = {
         .save_mean = ones, .save_invstd = ones, .dgamma = dgamma, .dbeta = dbeta};
     const bnorm_train train = {.eps = 1e-3,
-                               .running = {running_mean, running_var, .5, BNORM_VARIANCE_SAMPLE}};
+                               .running = {.mean = running_mean,
+                                           .var = running_var,
+                                           .rate = .5,
+                                           .variance = BNORM_VARIANCE_SAMPLE}};
     const bnorm_job jobs[] = {
         {.op = BNORM_OP_APPLY, .shape = &none},
         {.op = BNORM_OP_MOMENTS, .shape = &flat, .mean = mean, .var = var},

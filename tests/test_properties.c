@@ -119,7 +119,10 @@ static bnorm_status call_moments(const struct calls *k) {
 static bnorm_status call_forward(const struct calls *k) {
     const bnorm_train train = {
         .eps = k->eps,
-        .running = {k->out.running_mean, k->out.running_var, 0.25, BNORM_VARIANCE_SAMPLE},
+        .running = {.mean = k->out.running_mean,
+                    .var = k->out.running_var,
+                    .rate = 0.25,
+                    .variance = BNORM_VARIANCE_SAMPLE},
         .save_mean = k->out.save_mean,
         .save_mean_lo = k->out.save_mean_lo,
         .save_invstd = k->out.save_invstd,

@@ -72,7 +72,10 @@ static void problem_solve(struct test *t, struct problem *p) {
         .gamma = p->gamma,
         .beta = p->beta,
         .eps = p->options.eps,
-        .running = {w->running_mean, w->running_var, p->options.rate, p->options.variance},
+        .running = {.mean = w->running_mean,
+                    .var = w->running_var,
+                    .rate = p->options.rate,
+                    .variance = p->options.variance},
         .save_mean = w->mean,
         .save_invstd = w->invstd,
         .save_mean_lo = w->lo,
@@ -435,7 +438,10 @@ static void test_constant(struct test *t) {
             .gamma = p.gamma,
             .beta = p.beta,
             .eps = options.eps,
-            .running = {p.running_mean, p.running_var, 1, options.variance},
+            .running = {.mean = p.running_mean,
+                        .var = p.running_var,
+                        .rate = 1,
+                        .variance = options.variance},
             .save_mean = mean,
             .save_mean_lo = lo,
             .save_invstd = invstd,
@@ -504,11 +510,12 @@ static void test_empty(struct test *t) {
             memcpy(a[i], before, sizeof before);
         char text[96];
         test_context(t, "%s", shape_text(&shape, text));
-        const bnorm_train train = {.eps = 1e-3,
-                                   .running = {a[0], a[1], 1, BNORM_VARIANCE_SAMPLE},
-                                   .save_mean = a[2],
-                                   .save_invstd = a[3],
-                                   .save_mean_lo = a[4]};
+        const bnorm_train train = {
+            .eps = 1e-3,
+            .running = {.mean = a[0], .var = a[1], .rate = 1, .variance = BNORM_VARIANCE_SAMPLE},
+            .save_mean = a[2],
+            .save_invstd = a[3],
+            .save_mean_lo = a[4]};
         if (bnorm_workspace(BNORM_OP_FORWARD_TRAIN, &shape) ||
             bnorm_workspace(BNORM_OP_MOMENTS, &shape))
             test_fail(t, "bnorm_workspace() is not 0 for an empty batch");
@@ -548,7 +555,11 @@ static void test_examples(struct test *t) {
         const float x[2] = {3, 4};
         float y[2] = {1, 1}, mean[2] = {0, 0}, var[2] = {1, 1};
         train_dense(t, &shape, x, y,
-                    &(bnorm_train){.eps = 1e-3, .running = {mean, var, 1, BNORM_VARIANCE_SAMPLE}});
+                    &(bnorm_train){.eps = 1e-3,
+                                   .running = {.mean = mean,
+                                               .var = var,
+                                               .rate = 1,
+                                               .variance = BNORM_VARIANCE_SAMPLE}});
         for (size_t i = 0; i < 2; i++) {
             check_near(t, "y", i, y[i], 0, 0);
             check_near(t, "running mean", i, mean[i], (double)x[i], 0);
@@ -567,7 +578,10 @@ static void test_examples(struct test *t) {
                     &(bnorm_train){.gamma = gamma,
                                    .beta = beta,
                                    .eps = 1e-3,
-                                   .running = {mean, var, 1, BNORM_VARIANCE_SAMPLE}});
+                                   .running = {.mean = mean,
+                                               .var = var,
+                                               .rate = 1,
+                                               .variance = BNORM_VARIANCE_SAMPLE}});
         for (size_t c = 0; c < 2; c++) {
             check_near(t, "running mean", c, mean[c], 10, 0);
             check_near(t, "running variance", c, var[c], 14, 1e-6);

@@ -389,7 +389,7 @@ static void test_empty(struct test *t) {
         const bnorm_weights weights = {a[7], 1e-7};
         const bnorm_ghost ghost = {2, BNORM_GHOST_INTERLEAVED, BNORM_GHOST_AVERAGE};
         bnorm_train train = {
-            .running = {a[0], a[1], .5, BNORM_VARIANCE_SAMPLE},
+            .running = {.mean = a[0], .var = a[1], .rate = .5, .variance = BNORM_VARIANCE_SAMPLE},
             .save_mean = a[2],
             .save_mean_lo = a[3],
             .save_invstd = a[4],

@@ -252,7 +252,10 @@ static bnorm_status run_op(enum op op, const bnorm_shape *shape, const bnorm_exe
         .gamma = memory.ones,
         .beta = memory.zeros,
         .eps = 1e-5,
-        .running = {memory.results[0], memory.results[1], 0.1, BNORM_VARIANCE_SAMPLE},
+        .running = {.mean = memory.results[0],
+                    .var = memory.results[1],
+                    .rate = 0.1,
+                    .variance = BNORM_VARIANCE_SAMPLE},
         .save_mean = memory.results[2],
         .save_invstd = memory.results[3],
     };

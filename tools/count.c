@@ -501,7 +501,10 @@ static void count_calls(size_t c, size_t hw, const char *size) {
         .gamma = scale,
         .beta = shift,
         .eps = 1e-5,
-        .running = {results[0], results[1], 0.1, BNORM_VARIANCE_SAMPLE},
+        .running = {.mean = results[0],
+                    .var = results[1],
+                    .rate = 0.1,
+                    .variance = BNORM_VARIANCE_SAMPLE},
         .save_mean = results[2],
         .save_invstd = results[3],
     };
