@@ -399,6 +399,46 @@ bnorm_status bnorm_partial_finish(const bnorm_partial *piece, const bnorm_train 
     return BNORM_OK;
 }
 
+/* dgamma, dbeta and the coefficients of channels [i, i + n), n <= CHANNELS. */
+static void finish_channels(const bnorm_partial *piece, const bnorm_grad *grad, size_t i, size_t n,
+                            float *coefficients) {
+    const bnorm_isa *const isa = bnorm_isa_best();
+    const size_t c = piece->c;
+    double sum_g[CHANNELS], sum_gx[CHANNELS];
+    float invstd[CHANNELS];
+    total_of(piece, i, n, sum_g, sum_gx);
+    if (grad->save_invstd)
+        memcpy(invstd, grad->save_invstd + i, n * sizeof *invstd);
+    else
+        bnorm_invstd(n, grad->save_var + i, grad->eps, invstd);
+    if (coefficients) {
+        const bnorm_scale_args args = {
+            .gamma = from(grad->gamma, i),
+            .beta = from(grad->beta, i),
+            .mean_lo = from(grad->save_mean_lo, i),
+            .invstd = invstd,
+            .scale = coefficients + i,
+            .shift = coefficients + c + i,
+        };
+        isa->scale_shift(&args, n);
+        memcpy(coefficients + 4 * c + i, invstd, n * sizeof *invstd);
+    }
+    const bnorm_grad_coefficient_args args = {
+        .sum_g = sum_g,
+        .sum_gx = sum_gx,
+        .n = values_of(piece, piece->n),
+        .gamma = from(grad->gamma, i),
+        .mean_lo = from(grad->save_mean_lo, i),
+        .invstd = invstd,
+        .dgamma = to(grad->dgamma, i),
+        .dbeta = to(grad->dbeta, i),
+        .scale = to(coefficients, i),
+        .slope = grad->frozen ? NULL : to(coefficients, 2 * c + i),
+        .offset = to(coefficients, 3 * c + i),
+    };
+    isa->grad_coefficients(&args, 0, n);
+}
+
 bnorm_status bnorm_partial_finish_grad(const bnorm_partial *piece, const bnorm_grad *grad,
                                        float *coefficients) {
     bnorm_status status = check_piece(piece, BNORM_OP_BACKWARD);
@@ -434,47 +474,11 @@ bnorm_status bnorm_partial_finish_grad(const bnorm_partial *piece, const bnorm_g
         zero(grad->dbeta, c);
         return BNORM_OK;
     }
-    const bnorm_isa *const isa = bnorm_isa_best();
     for (size_t i = 0, n; i < c; i += n) {
-        double sum_g[CHANNELS], sum_gx[CHANNELS];
-        float own_invstd[CHANNELS];
-        const float *invstd = from(grad->save_invstd, i);
         n = bnorm_min(CHANNELS, c - i);
-        total_of(piece, i, n, sum_g, sum_gx);
-        if (save_var) {
-            float *const computed = coefficients ? coefficients + 4 * c + i : own_invstd;
-            bnorm_invstd(n, save_var + i, grad->eps, computed);
-            invstd = computed;
-        }
-        if (coefficients) {
-            const bnorm_scale_args args = {
-                .gamma = from(grad->gamma, i),
-                .beta = from(grad->beta, i),
-                .mean_lo = from(grad->save_mean_lo, i),
-                .invstd = invstd,
-                .scale = coefficients + i,
-                .shift = coefficients + c + i,
-            };
-            isa->scale_shift(&args, n);
-        }
-        const bnorm_grad_coefficient_args args = {
-            .sum_g = sum_g,
-            .sum_gx = sum_gx,
-            .n = values_of(piece, piece->n),
-            .gamma = from(grad->gamma, i),
-            .mean_lo = from(grad->save_mean_lo, i),
-            .invstd = invstd,
-            .dgamma = to(grad->dgamma, i),
-            .dbeta = to(grad->dbeta, i),
-            .scale = to(coefficients, i),
-            .slope = grad->frozen ? NULL : to(coefficients, 2 * c + i),
-            .offset = to(coefficients, 3 * c + i),
-        };
-        isa->grad_coefficients(&args, 0, n);
+        finish_channels(piece, grad, i, n, coefficients);
     }
     if (coefficients && grad->frozen)
         zero(coefficients + 2 * c, 2 * c);
-    if (coefficients && !save_var)
-        memcpy(coefficients + 4 * c, grad->save_invstd, c * sizeof *coefficients);
     return BNORM_OK;
 }
