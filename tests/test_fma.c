@@ -45,7 +45,7 @@ static struct scaled magnitude(double v) {
 static struct scaled at_exponent(struct scaled v, int exponent) {
     const int down = exponent - v.exponent;
     if (down <= 0)
-        return (struct scaled){v.bits << -down, exponent};
+        return (struct scaled){v.bits ? v.bits << -down : 0, exponent};
     if (down > 127)
         return (struct scaled){v.bits != 0, exponent};
     const wide_uint kept = v.bits >> down;
