@@ -546,13 +546,17 @@ warnings: warnings-unoptimized ## builds everything with gcc and with clang; a w
 
 # The library alone, with what is installed. Without optimization gcc's intrinsics are macros, and other
 # systems have other macros in their headers.
-warnings-unoptimized:
-	@for cc in 'gcc -std=c11' 'gcc -std=gnu2x' x86_64-w64-mingw32-gcc aarch64-linux-gnu-gcc; do \
+warnings-unoptimized: $(BUILD)/unoptimized
+
+$(BUILD)/unoptimized: $(lib_sources) $(wildcard include/*.h dispatch/*.h src/*.h src/*/*.h)
+	@mkdir -p $(@D)
+	@for cc in 'gcc -std=c11' 'gcc -std=gnu2x -fsyntax-only' x86_64-w64-mingw32-gcc aarch64-linux-gnu-gcc; do \
 		command -v $${cc%% *} >/dev/null || continue; \
 		echo " WARN  $$cc -O0"; \
 		printf '%s\n' $(lib_sources) | xargs -n 1 -P 2 \
 			$$cc -O0 $(warnings) -Werror -Iinclude -o /dev/null -c || exit; \
 	done
+	@touch $@
 
 everything: all examples $(BUILD)/bnorm-tests $(BUILD)/bnorm-bench $(BUILD)/bnorm-verify \
 	$(BUILD)/bnorm-balance $(BUILD)/bnorm-support $(BUILD)/digits
