@@ -227,22 +227,19 @@ else
 fi
 
 # ---------------------------------------------------------------------------------------------------
-# Without the Makefile, in one line; at -Os, for what is looked at below
+# Without the Makefile, with a prefix, as for an engine whose host has bnorm too; at -Os, for what is
+# looked at below
 
 mkdir "$scratch/build"
 cp -r include src dispatch "$scratch/build"
 cp "$STATIC_LIB" "$scratch/libbnorm.a"
 cd "$scratch/build" || exit 2
-
-# Compiles as that line does, with the options that are given in front.
-one_line() {
-    # shellcheck disable=SC2086
-    expect_nothing "$CC $* -c -Iinclude src/*.c src/*/*.c dispatch/*.c" \
-        "$($CC "$@" -c -Iinclude src/*.c src/*/*.c dispatch/*.c 2>&1)"
-}
-
-# A copy with a prefix, as for an engine whose host has bnorm too.
-one_line -std=c11 -O0 -fPIC -fvisibility=hidden -DBNORM_SLEEF="$SLEEF" -DBNORM_PREFIX=acme_
+line="$CC -std=c11 -Os -fvisibility=hidden -DBNORM_SLEEF=$SLEEF -DBNORM_PREFIX=acme_ -c -Iinclude"
+# shellcheck disable=SC2086
+expect_nothing "$line src/*.c src/*/*.c dispatch/*.c" \
+    "$(printf '%s\n' src/*.c src/*/*.c dispatch/*.c | xargs -n 1 -P "$(nproc || echo 2)" $line 2>&1)"
+expect_equal "every source has an object of its own name" \
+    "$(find . -name '*.o' | wc -l)" "$(find src dispatch -name '*.c' | wc -l)"
 expect_nothing "with BNORM_PREFIX=acme_ every symbol has it (else: a line in bnorm.h or src/base.h)" \
     "$($NM -P --defined-only ./*.o | awk '$2 ~ /^[A-TV-Z]$/ && $1 !~ /^acme_bnorm_/')"
 cat >hosts.c <<'END'
@@ -269,10 +266,7 @@ $CC -Iinclude -DBNORM_PREFIX=acme_ -c hosts.c -o engine.o
 # shellcheck disable=SC2086
 expect_nothing "a program links with two copies of bnorm" \
     "$($CC -Iinclude hosts.c ./*.o ../libbnorm.a $libs -o hosts 2>&1 && ./hosts || echo 'it fails')"
-rm -f ./*.o
-one_line -std=c11 -Os -fvisibility=hidden -DBNORM_SLEEF="$SLEEF"
-expect_equal "every source has an object of its own name" \
-    "$(find . -name '*.o' | wc -l)" "$(find src dispatch -name '*.c' | wc -l)"
+rm engine.o
 
 # gcc puts in vzeroupper by itself at -O2 and above only; without it the caller's SSE code, and
 # libm's, is slowed down for the rest of the process. One for each kernel, whatever the flags.
@@ -307,7 +301,8 @@ int main(int argc, char **argv) {
 }
 END
 # shellcheck disable=SC2086
-expect_nothing "a program links with those objects" "$($CC -Iinclude isas.c ./*.o $libs -o isas 2>&1)"
+expect_nothing "a program links with those objects" \
+    "$($CC -Iinclude -DBNORM_PREFIX=acme_ isas.c ./*.o $libs -o isas 2>&1)"
 unset BNORM_ISA
 sets=$(./isas all)
 fastest=$(echo "$sets" | head -n 1)
