@@ -538,7 +538,8 @@ lint: warnings ## formatting, scripts, static analysis, the README's code
 	clang-format --dry-run -Werror $(formatted)
 	shellcheck $(scripts)
 	scripts/check-readme
-	clang-tidy --quiet $(lib_sources) -- -std=c11 -DBNORM_SLEEF=1 -Iinclude $(warnings)
+	printf '%s\n' $(lib_sources) | xargs -P $(JOBS) -I{} clang-tidy --quiet {} -- \
+		-std=c11 -DBNORM_SLEEF=1 -Iinclude $(warnings)
 
 warnings: warnings-unoptimized ## builds everything with gcc and with clang; a warning is an error
 	$(MAKE) BUILD=$(BUILD)/gcc CC=gcc CXX=g++ CFLAGS='-O2 -Werror' CXXFLAGS='-O2 -Werror' everything
