@@ -3,8 +3,6 @@
 
 #include "apply.h"
 
-#include <math.h>
-
 bnorm_view bnorm_elementwise_view(const bnorm_shape *shape, bnorm_walk *const *walks,
                                   size_t count) {
     bnorm_view view = bnorm_view_of(shape);

@@ -41,21 +41,16 @@ static __attribute__((noinline)) void same_sums(const bnorm_gradients *s, bnorm_
     run_sums(s, args, sum_g, sum_gx);
 }
 
-/* How many channels of a block one call of a kernel takes. */
+/* How many channels of a block one call of a kernel takes. Those that are not next to each other
+ * come one at a time, as do those of a dy that is written out for each. */
 static size_t channels_at_once(const bnorm_gradients *s, size_t channels) {
     const bnorm_view *view = &s->view;
-    const int same = s->same_dy;
+    const int gaps = s->x.step != 1 || (s->extra.data && s->extra.step != 1);
     if (view->unit > 1)
         return view->unit;
-    if (same && s->dy.run_stride == 0 && (!view->rows || s->x.step == 1) &&
-        (!s->extra.data || s->extra.step == 1))
+    if (s->same_dy && s->dy.run_stride == 0 && !gaps)
         return view->rows ? bnorm_min(channels, COPIES) : channels;
-    if (!view->rows)
-        return same ? 1 : channels;
-    /* Rows whose channels are not next to each other come one channel at a time. */
-    const int gaps =
-        same || s->x.step != 1 || s->dy.step != 1 || (s->extra.data && s->extra.step != 1);
-    return gaps ? 1 : channels;
+    return gaps || s->dy.step != 1 ? 1 : channels;
 }
 
 static void reduce(const void *self, size_t b, size_t channel, size_t channels) {

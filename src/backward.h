@@ -12,8 +12,8 @@
 /* One of the two phases of a batch in pieces, instead of the whole of bnorm_backward. */
 typedef struct bnorm_grad_phase {
     const bnorm_partial *piece; /* that takes the sums, which are all that is wanted; or NULL */
-    const float
-        *coefficients; /* that bnorm_partial_finish_grad has given, for dx and dresidual; or NULL */
+    /* That bnorm_partial_finish_grad has given, for dx and dresidual; or NULL. */
+    const float *coefficients;
 } bnorm_grad_phase;
 
 typedef struct bnorm_gradients {

@@ -27,32 +27,25 @@ static bnorm_shape group_shape(const bnorm_shape *shape, const bnorm_ghost *ghos
     return group;
 }
 
-/* The images of a group of a tensor. */
-static bnorm_in images_of(const bnorm_tensor *tensor, const bnorm_shape *shape,
-                          const bnorm_ghost *ghost, size_t group) {
-    const int interleaved = ghost->order == BNORM_GHOST_INTERLEAVED;
-    const size_t first = interleaved ? group : group * (shape->n / ghost->groups);
-    const size_t bytes = first * tensor->image_stride * bnorm_size_of(tensor->type);
-    return (bnorm_in){
-        .data = tensor->data ? tensor->data + bytes : NULL,
-        .run_stride = tensor->run_stride,
-        .image_stride = tensor->image_stride * (interleaved ? ghost->groups : 1),
-    };
-}
-
-/* ... that has been checked. */
-static bnorm_in group_in(const bnorm_shape *shape, bnorm_in in, const bnorm_ghost *ghost,
-                         size_t group) {
-    bnorm_tensor tensor;
-    bnorm_check_in(shape, in, &tensor);
-    return images_of(&tensor, shape, ghost, group);
-}
-
+/* The images of a group, in a dy that has been checked. */
 static bnorm_in group_dy(const bnorm_shape *shape, bnorm_in dy, unsigned broadcast,
                          const bnorm_ghost *ghost, size_t group) {
+    const int interleaved = ghost->order == BNORM_GHOST_INTERLEAVED;
+    const size_t first = interleaved ? group : group * (shape->n / ghost->groups);
     bnorm_tensor tensor;
     bnorm_check_dy(shape, dy, broadcast, &tensor);
-    return images_of(&tensor, shape, ghost, group);
+    if (!tensor.data)
+        return dy;
+    dy.data = tensor.data + first * tensor.image_stride * bnorm_size_of(tensor.type);
+    dy.run_stride = tensor.run_stride;
+    dy.image_stride = tensor.image_stride * (interleaved ? ghost->groups : 1);
+    return dy;
+}
+
+/* The same of a tensor that is written out. */
+static bnorm_in group_in(const bnorm_shape *shape, bnorm_in in, const bnorm_ghost *ghost,
+                         size_t group) {
+    return group_dy(shape, in, 0, ghost, group);
 }
 
 static bnorm_out group_out(const bnorm_shape *shape, bnorm_out out, const bnorm_ghost *ghost,

@@ -6,8 +6,6 @@
 #include "channel.h"
 #include "train.h"
 
-#include <float.h>
-
 /* Channels whose statistics lie on the stack in double. */
 #define CHANNELS ((size_t)128)
 
