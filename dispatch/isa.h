@@ -24,8 +24,8 @@
 enum bnorm_pre {
     BNORM_PRE_NONE = 0, /* not needed: g = dy */
     BNORM_PRE_X,        /* v = fma(x - center, scale, shift) */
-    BNORM_PRE_RESIDUAL, /* the same + extra */
-    BNORM_PRE_Y,        /* v = extra: the forward's y stands in for v */
+    BNORM_PRE_RESIDUAL, /* the same + argument */
+    BNORM_PRE_Y,        /* v = argument: the forward's y stands in for v */
     BNORM_PRE_MASK      /* v = 1 where the bit is set, else 0 */
 };
 
@@ -37,51 +37,54 @@ enum bnorm_hint {
     BNORM_BYPASS = 4     /* store whole lines past the caches; not for outputs that are inputs */
 };
 
-/* Bits of elements: that of element i of run r is at + r*stride + i, bit n of an array being
- * (bits[n/8] >> n%8) & 1. Bits of other elements that share a byte may belong to other threads. */
+/* A tensor, from the check of a call to the kernels. Positions in it are counted along four axes,
+ * whatever its layout: element (image, group, row, lane) is
+ *   data[image*image_stride + group*group_stride + row*row_stride + lane]
+ * Of NHWC, rows are positions and lanes channels; of NCHW, groups are channels and lanes positions;
+ * of blocked tensors, groups are blocks of channels, rows positions and lanes a block's channels.
+ * (N, C) data is one image, whose rows are samples. */
+typedef struct bnorm_tensor {
+    void *data; /* NULL = absent; inputs are never written through it */
+    size_t image_stride, group_stride, row_stride; /* in elements */
+    bnorm_dtype type;
+    int same_lanes;    /* not 0: a row has one element, which stands for all lanes. Kernels never
+                          see such a tensor, only written out */
+    bnorm_quant quant; /* S8 and U8; complete */
+} bnorm_tensor;
+
+/* Bits of elements, bit n of an array being (bits[n/8] >> n%8) & 1: that of an element is at `at` +
+ * its offset by these strides. Bits of other elements that share a byte may belong to other
+ * threads. */
 typedef struct bnorm_bits {
     unsigned char *bits; /* NULL = none */
-    size_t at, stride;
+    size_t at, image_stride, group_stride, row_stride;
 } bnorm_bits;
 
-/* y = act(fma(x - center, scale, shift) + residual) over `runs` runs of `len` elements. */
-typedef struct bnorm_apply_args {
-    size_t runs, len;
-    const void *x, *residual; /* residual NULL = none */
-    void *y;
-    size_t x_stride, residual_stride, y_stride;
-    const float *center, *scale, *shift; /* center NULL = no subtraction */
-    bnorm_act act;
-    unsigned hints;                               /* sum of enum bnorm_hint */
-    bnorm_dtype x_type, y_type;                   /* residual has x_type */
-    bnorm_quant x_quant, residual_quant, y_quant; /* S8 and U8; complete */
-    /* Rows only, len at most 32: the first `valid` elements of a run have parameters, y is 0 in
-     * those behind them. */
-    size_t valid;
-    bnorm_bits mask; /* written; for RELU, CLAMP and LEAKY_RELU */
-} bnorm_apply_args;
-
-/* With g = dy*act'(v):
+/* What an elementwise kernel and the sums of backward take.
+ *   apply_*  out = act(fma(x - center, scale, shift) + argument)
+ * and with g = dy*act'(v):
  *   sums_*   sum(g) and sum(g*(x - center)) in double
  *   dx_*     dresidual = g
- *            dx = fma((x - center)*invstd, slope, fma(g, scale, offset))
- *            dx = g*scale where slope is NULL (frozen statistics) */
-typedef struct bnorm_grad_args {
-    size_t runs, len;
-    const void *x, *dy, *extra;
-    size_t x_stride, dy_stride, extra_stride;
+ *            out = fma((x - center)*invstd, slope, fma(g, scale, offset))
+ *            out = g*scale where slope is NULL (frozen statistics)
+ * over `images` images of `groups` groups of `rows` rows of `lanes` elements. Parameters are indexed
+ * by the channel: by group*lanes + lane in *_rows, by the group in *_span, where rows is 1. */
+typedef struct bnorm_map_args {
+    size_t images, groups, rows, lanes;
+    /* *_rows: the first `valid` lanes have parameters, apply_* and dx_* write 0 to those behind
+     * them. Fewer than `lanes` only where lanes is at most 32 and groups 1. */
+    size_t valid;
+    bnorm_tensor x, dy;
+    bnorm_tensor argument; /* residual; or y, where `pre` says so; absent = none */
+    bnorm_tensor out;      /* y or dx; may be absent in dx_* */
+    bnorm_tensor dresidual;
+    bnorm_bits mask; /* written by apply_*, for RELU, CLAMP and LEAKY_RELU; read by others */
     enum bnorm_pre pre;
     bnorm_act act;
-    const float *center, *scale, *shift;
-    bnorm_dtype type; /* of all tensors */
-    size_t valid;     /* rows only: as above, but may be len; sums_rows: no more are wanted */
-    bnorm_bits mask;  /* read */
-    /* dx_* only */
-    const float *invstd, *slope, *offset;
-    void *dx, *dresidual; /* NULL = not wanted */
-    size_t dx_stride, dresidual_stride;
-    unsigned hints; /* sum of enum bnorm_hint */
-} bnorm_grad_args;
+    unsigned hints;      /* sum of enum bnorm_hint */
+    const float *center; /* NULL in apply_* = no subtraction */
+    const float *scale, *shift, *invstd, *slope, *offset;
+} bnorm_map_args;
 
 /* A block to reduce: rows of `len` elements, or planes of `len`, at most BNORM_BLOCK_SPAN unless of
  * F32, `stride` apart. */
@@ -94,7 +97,7 @@ typedef struct bnorm_block_args {
 
 /* Partial results of every block of images [first, first + n): two tables, in which block b of
  * channel i is b*stride + i. They are merged where they are: afterwards the whole subtrees of these
- * images (bnorm_subtree in src/plan.h), sum and M2 or two sums, are at their first blocks. */
+ * images (bnorm_subtree in src/order.h), sum and M2 or two sums, are at their first blocks. */
 typedef struct bnorm_partials {
     double *entries[2];
     size_t stride;
@@ -160,7 +163,7 @@ typedef struct bnorm_grad_coefficient_args {
  *
  * The reduction order of docs/numerics.md is part of these kernels' contract: outputs are equal to
  * the bit on every set. `chains` is the number of interleaved partial sums per channel, a power of
- * two (see bnorm_chains in src/plan.h). */
+ * two (see bnorm_chains in src/order.h). */
 #define BNORM_KERNELS(X)                                                                           \
     /* One block of rows: per channel sum(x) and sum((x - sum/rows)^2). */                         \
     X(moments_rows, (const bnorm_block_args *a, size_t chains, double *sum, double *m2))           \
@@ -172,19 +175,19 @@ typedef struct bnorm_grad_coefficient_args {
     X(merge, (const bnorm_partials *p, size_t first, size_t c, double *mean, double *m2))          \
     X(merge_pair, (const bnorm_pair_args *a, size_t c))                                            \
     X(coefficients, (const bnorm_coefficient_args *a, size_t first, size_t c))                     \
-    X(apply_rows, (const bnorm_apply_args *a))                                                     \
-    X(apply_span, (const bnorm_apply_args *a))                                                     \
-    X(sums_rows, (const bnorm_grad_args *a, size_t chains, double *sum_g, double *sum_gx))         \
-    X(sums_span, (const bnorm_grad_args *a, double *sum_g, double *sum_gx))                        \
+    X(apply_rows, (const bnorm_map_args *a))                                                       \
+    X(apply_span, (const bnorm_map_args *a))                                                       \
+    X(sums_rows, (const bnorm_map_args *a, size_t chains, double *sum_g, double *sum_gx))          \
+    X(sums_span, (const bnorm_map_args *a, double *sum_g, double *sum_gx))                         \
     /* As moments_tree. */                                                                         \
-    X(sums_tree, (const bnorm_grad_args *a, double *sum_g, double *sum_gx))                        \
+    X(sums_tree, (const bnorm_map_args *a, double *sum_g, double *sum_gx))                         \
     /* Add the sums of blocks, in the same order as merge. */                                      \
     X(add_blocks,                                                                                  \
       (const bnorm_partials *p, size_t first, size_t c, double *sum_g, double *sum_gx))            \
     X(scale_shift, (const bnorm_scale_args *a, size_t c))                                          \
     X(grad_coefficients, (const bnorm_grad_coefficient_args *a, size_t first, size_t c))           \
-    X(dx_rows, (const bnorm_grad_args *a))                                                         \
-    X(dx_span, (const bnorm_grad_args *a))
+    X(dx_rows, (const bnorm_map_args *a))                                                          \
+    X(dx_span, (const bnorm_map_args *a))
 
 struct bnorm_isa {
     const char *name;

@@ -26,6 +26,15 @@ static inline double bnorm_parameter(const float *array, size_t i, double otherw
     return array ? (double)array[i] : otherwise;
 }
 
+/* gamma/sqrt(var + eps), 0 where var + eps = 0. */
+static inline double bnorm_fold_scale(double gamma, float var, double eps) {
+    const double variance = (double)var + eps;
+    return variance == 0 ? 0 : gamma / sqrt(variance);
+}
+static inline float bnorm_invstd(float var, double eps) {
+    return bnorm_round(bnorm_fold_scale(1, var, eps));
+}
+
 /* a*b + c rounded once, for an a that is mostly 0. */
 static inline double bnorm_plus_product(double a, double b, double c) {
     return a == 0 ? c : bnorm_fma(a, b, c);

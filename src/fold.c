@@ -5,26 +5,12 @@
 
 #include "channel.h"
 #include "check.h"
+#include "uses.h"
 
 #include <math.h>
 
-/* gamma/sqrt(var + eps), 0 where var + eps = 0. */
 static double fold_scale(const float *gamma, const float *var, double eps, size_t i) {
-    const double variance = (double)var[i] + eps, g = bnorm_parameter(gamma, i, 1);
-    return variance == 0 ? 0 : g / sqrt(variance);
-}
-
-bnorm_status bnorm_check_variance(size_t c, const float *var, double eps) {
-    const bnorm_status status = var ? bnorm_check_eps(eps) : BNORM_NULL_POINTER;
-    for (size_t i = 0; !status && i < c; i++)
-        if ((double)var[i] + eps < 0)
-            return BNORM_BAD_VARIANCE;
-    return status;
-}
-
-void bnorm_invstd(size_t c, const float *var, double eps, float *invstd) {
-    for (size_t i = 0; i < c; i++)
-        invstd[i] = bnorm_round(fold_scale(NULL, var, eps, i));
+    return bnorm_fold_scale(bnorm_parameter(gamma, i, 1), var[i], eps);
 }
 
 static int is_count(size_t c) {
@@ -49,29 +35,27 @@ bnorm_status bnorm_check_statistics(size_t c, const float *mean, const float *va
     return status;
 }
 
-/* The same array, or no byte in common. */
-static int same_or_apart(const void *a, size_t a_bytes, const void *b, size_t b_bytes) {
-    const uintptr_t a0 = (uintptr_t)a, b0 = (uintptr_t)b;
-    return !a || !b || (a0 == b0 && a_bytes == b_bytes) || a0 + a_bytes <= b0 || b0 + b_bytes <= a0;
+static void reads_parameters(bnorm_uses *uses, const float *const *arrays, size_t count, size_t c) {
+    for (size_t i = 0; i < count; i++)
+        bnorm_reads(uses, arrays[i], c * sizeof(float), BNORM_KIND_PARAMETER);
 }
 
 bnorm_status bnorm_fold(size_t c, const float *gamma, const float *beta, const float *mean,
                         const float *var, double eps, float *scale, float *shift) {
+    const float *const inputs[] = {gamma, beta, mean, var};
+    bnorm_uses uses;
     if (!is_count(c))
         return BNORM_BAD_SHAPE;
     if (!scale || (shift && !mean))
         return BNORM_NULL_POINTER;
-    const bnorm_status status = bnorm_check_variance(c, var, eps);
+    bnorm_begin_uses(&uses, NULL, NULL);
+    uses.status = bnorm_check_variance(c, var, eps);
+    bnorm_writes(&uses, scale, c * sizeof *scale, BNORM_KIND_PARAMETER);
+    bnorm_writes(&uses, shift, c * sizeof *shift, BNORM_KIND_PARAMETER);
+    reads_parameters(&uses, inputs, 4, c);
+    const bnorm_status status = bnorm_check_uses(&uses);
     if (status)
         return status;
-    const size_t bytes = c * sizeof(float);
-    const float *const inputs[] = {gamma, beta, mean, var};
-    for (size_t k = 0; k < sizeof inputs / sizeof inputs[0]; k++)
-        if (!same_or_apart(scale, bytes, inputs[k], bytes) ||
-            !same_or_apart(shift, bytes, inputs[k], bytes))
-            return BNORM_BAD_OVERLAP;
-    if (scale == shift || !same_or_apart(scale, bytes, shift, bytes))
-        return BNORM_BAD_OVERLAP;
 
     for (size_t i = 0; i < c; i++) {
         /* With the rounded scale, x = mean gives beta as exactly as a float can. The product of two
@@ -116,6 +100,15 @@ static int conv_overflows(const bnorm_conv *conv) {
            conv->kernel > most / (conv->in_channels * conv->out_channels);
 }
 
+/* What bnorm_fold_conv reads and writes; its weights are `count` floats. */
+static bnorm_status check_conv_uses(bnorm_uses *uses, size_t count, const float *weights,
+                                    float *out_weights, size_t c, float *out_bias) {
+    bnorm_writes(uses, out_weights, count * sizeof(float), BNORM_KIND_WEIGHTS);
+    bnorm_writes(uses, out_bias, c * sizeof(float), BNORM_KIND_PARAMETER);
+    bnorm_reads(uses, weights, count * sizeof(float), BNORM_KIND_WEIGHTS);
+    return bnorm_check_uses(uses);
+}
+
 bnorm_status bnorm_fold_conv(const bnorm_conv *conv, const float *gamma, const float *beta,
                              const float *mean, const float *var, double eps, const float *weights,
                              const float *bias, float *out_weights, float *out_bias) {
@@ -131,23 +124,16 @@ bnorm_status bnorm_fold_conv(const bnorm_conv *conv, const float *gamma, const f
         return BNORM_UNSUPPORTED;
     if (!mean)
         return BNORM_NULL_POINTER;
-    const bnorm_status status = bnorm_check_variance(c, var, eps);
+    const struct weights_view view = view_of(conv, groups);
+    const float *const inputs[] = {gamma, beta, mean, var, bias};
+    bnorm_uses uses;
+    bnorm_begin_uses(&uses, NULL, NULL);
+    uses.status = bnorm_check_variance(c, var, eps);
+    reads_parameters(&uses, inputs, 5, c);
+    const bnorm_status status = check_conv_uses(&uses, view.outer * view.channels * view.inner,
+                                                weights, out_weights, c, out_bias);
     if (status)
         return status;
-
-    const struct weights_view view = view_of(conv, groups);
-    const size_t count = view.outer * view.channels * view.inner;
-    const size_t bytes = c * sizeof(float), weight_bytes = count * sizeof(float);
-    const float *const inputs[] = {gamma, beta, mean, var, bias};
-    for (size_t k = 0; k < sizeof inputs / sizeof inputs[0]; k++)
-        if (!same_or_apart(out_bias, bytes, inputs[k], bytes) ||
-            (inputs[k] && (inputs[k] == out_weights ||
-                           !same_or_apart(out_weights, weight_bytes, inputs[k], bytes))))
-            return BNORM_BAD_OVERLAP;
-    if (!same_or_apart(out_weights, weight_bytes, weights, weight_bytes) || out_bias == weights ||
-        !same_or_apart(out_bias, bytes, weights, weight_bytes) || out_bias == out_weights ||
-        !same_or_apart(out_bias, bytes, out_weights, weight_bytes))
-        return BNORM_BAD_OVERLAP;
 
     for (size_t outer = 0; outer < view.outer; outer++) {
         const size_t first = view.group_outer ? outer / view.group_outer * view.channels : 0;

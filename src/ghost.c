@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: MIT
  *
- * Ghost batches: a call per group, one after the other, and what they have in common. */
+ * Ghost batches: one plan for the whole batch, of which each group is a part, and a pass per group,
+ * one after the other. */
 #include "base.h"
 
 #include "backward.h"
 #include "channel.h"
-#include "train.h"
+#include "forward.h"
+#include "run.h"
 
 static bnorm_status check_ghost(const bnorm_shape *shape, const bnorm_ghost *ghost) {
     if (!shape || !ghost)
@@ -21,82 +23,67 @@ static int has_mask(const void *mask, const bnorm_act *act) {
     return mask && act->kind != BNORM_ACT_IDENTITY;
 }
 
-static bnorm_shape group_shape(const bnorm_shape *shape, const bnorm_ghost *ghost) {
-    bnorm_shape group = *shape;
-    group.n /= ghost->groups;
-    return group;
-}
-
-/* The images of a group, in a dy that has been checked. */
-static bnorm_in group_dy(const bnorm_shape *shape, bnorm_in dy, unsigned broadcast,
-                         const bnorm_ghost *ghost, size_t group) {
+/* The images of one group, in the tensors of all of them. */
+static bnorm_view take_group(const bnorm_shape *shape, const bnorm_ghost *ghost, size_t k,
+                             const bnorm_view *whole, bnorm_map_args *args) {
     const int interleaved = ghost->order == BNORM_GHOST_INTERLEAVED;
-    const size_t first = interleaved ? group : group * (shape->n / ghost->groups);
-    bnorm_tensor tensor;
-    bnorm_check_dy(shape, dy, broadcast, &tensor);
-    if (!tensor.data)
-        return dy;
-    dy.data = tensor.data + first * tensor.image_stride * bnorm_size_of(tensor.type);
-    dy.run_stride = tensor.run_stride;
-    dy.image_stride = tensor.image_stride * (interleaved ? ghost->groups : 1);
-    return dy;
+    const size_t n = shape->n / ghost->groups, first = interleaved ? k : k * n,
+                 step = interleaved ? ghost->groups : 1;
+    bnorm_tensor *const tensors[] = {&args->x, &args->dy, &args->argument, &args->out,
+                                     &args->dresidual};
+    bnorm_view view = *whole;
+    for (size_t i = 0; i < sizeof tensors / sizeof tensors[0]; i++)
+        bnorm_take_samples(whole, tensors[i], first, step);
+    if (view.leaves)
+        view.rows = view.positions = n;
+    else
+        view.images = n;
+    return view;
 }
 
-/* The same of a tensor that is written out. */
-static bnorm_in group_in(const bnorm_shape *shape, bnorm_in in, const bnorm_ghost *ghost,
-                         size_t group) {
-    return group_dy(shape, in, 0, ghost, group);
+static float *skip(float *array, size_t count) {
+    return array ? array + count : NULL;
 }
 
-static bnorm_out group_out(const bnorm_shape *shape, bnorm_out out, const bnorm_ghost *ghost,
-                           size_t group) {
-    const bnorm_in whole = {out.data, out.run_stride, out.image_stride};
-    const bnorm_in part = group_in(shape, whole, ghost, group);
-    return (bnorm_out){(void *)(uintptr_t)part.data, part.run_stride, part.image_stride};
+static const float *skip_input(const float *array, size_t count) {
+    return array ? array + count : NULL;
 }
-
-/* Two sums per channel over the groups, in double. */
-struct sums {
-    size_t group, c;
-    double *a, *b;
-};
 
 /* ---------------------------------------------------------------------------------------------- */
 /* Forward */
 
+/* Two sums per channel over the groups, in double: tasks, so that they run in exec's mode. */
 struct averaging {
-    struct sums sums;
-    const bnorm_statistics *s;
+    const bnorm_forward *f;
     const bnorm_running *running;
-    const bnorm_isa *isa;
+    size_t group;
 };
 
-/* Tasks, so that they run in exec's mode. The first group is not added to 0, so that one group has
- * the bits of a plain call. */
+/* The first group is not added to 0, so that one group has the bits of a plain call. */
 static void add_statistics(void *arg, size_t task) {
     const struct averaging *job = arg;
-    const struct sums *sums = &job->sums;
+    const bnorm_forward *f = job->f;
     (void)task;
-    for (size_t i = 0; i < sums->c; i++) {
-        const double mean = job->s->mean[i], var = job->s->m2[i] / job->s->derived.divisor;
-        sums->a[i] = sums->group ? sums->a[i] + mean : mean;
-        sums->b[i] = sums->group ? sums->b[i] + var : var;
+    for (size_t i = 0; i < f->map.view.c; i++) {
+        const double mean = f->mean[i], var = f->m2[i] / f->derived.divisor;
+        f->totals[0][i] = job->group ? f->totals[0][i] + mean : mean;
+        f->totals[1][i] = job->group ? f->totals[1][i] + var : var;
     }
 }
 
 static void update_running(void *arg, size_t task) {
     const struct averaging *job = arg;
-    const struct sums *sums = &job->sums;
+    const bnorm_forward *f = job->f;
     const bnorm_running *running = job->running;
-    const double groups = (double)(sums->group + 1);
+    const double groups = (double)(job->group + 1);
     (void)task;
-    for (size_t i = 0; i < sums->c; i++) {
-        sums->a[i] /= groups;
-        sums->b[i] /= groups;
+    for (size_t i = 0; i < f->map.view.c; i++) {
+        f->totals[0][i] /= groups;
+        f->totals[1][i] /= groups;
     }
     const bnorm_coefficient_args args = {
-        .mean = sums->a,
-        .m2 = sums->b,
+        .mean = f->totals[0],
+        .m2 = f->totals[1],
         .n = 1,
         .running_mean = running->mean,
         .running_var = running->var,
@@ -105,51 +92,42 @@ static void update_running(void *arg, size_t task) {
         .rate = running->rate,
         .divisor = 1,
     };
-    job->isa->coefficients(&args, 0, sums->c);
+    f->sums.isa->coefficients(&args, 0, f->map.view.c);
 }
 
-/* bnorm_plan_train has been told of the first group's share of the saved statistics only. */
-static bnorm_status check_saved(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
-                                const bnorm_train *train, size_t groups, const void *ws,
-                                size_t need) {
-    const size_t c = shape->c;
-    size_t saved;
-    bnorm_tensor tx, ty, tr;
-    if (__builtin_mul_overflow(groups, c, &saved) || saved > (size_t)PTRDIFF_MAX / sizeof(float))
-        return BNORM_BAD_SHAPE;
-    bnorm_check_in(shape, x, &tx);
-    bnorm_check_out(shape, y, &ty);
-    bnorm_check_in(shape, train->residual, &tr);
-    const bnorm_running *const running = &train->running;
-    const bnorm_buffer buffers[] = {
-        bnorm_array_buffer(train->save_mean, saved),
-        bnorm_array_buffer(train->save_invstd, saved),
-        bnorm_array_buffer(train->save_var, saved),
-        bnorm_array_buffer(train->save_mean_lo, saved),
-        bnorm_tensor_buffer(&ty),
-        bnorm_memory_buffer(ws, need),
-        bnorm_array_buffer(running->mean, c),
-        bnorm_array_buffer(running->var, c),
-        bnorm_array_buffer(running->new_mean, c),
-        bnorm_array_buffer(running->new_var, c),
-        bnorm_tensor_buffer(&tx),
-        bnorm_tensor_buffer(&tr),
-        bnorm_array_buffer(train->gamma, c),
-        bnorm_array_buffer(train->beta, c),
-    };
-    return bnorm_check_overlap(shape, buffers, sizeof buffers / sizeof buffers[0], 4);
-}
-
-static float *skip(float *array, size_t count) {
-    return array ? array + count : NULL;
+/* Group k of a planned call, all of whose images share the workspace. */
+static bnorm_forward forward_group(const bnorm_forward *all, const bnorm_shape *shape,
+                                   const bnorm_ghost *ghost, size_t k, const bnorm_exec *exec) {
+    const size_t at = k * shape->c;
+    const bnorm_running *const running = &all->running;
+    bnorm_forward group = *all;
+    bnorm_coefficient_args *const derived = &group.derived;
+    derived->save_mean = skip(derived->save_mean, at);
+    derived->save_mean_lo = skip(derived->save_mean_lo, at);
+    derived->save_invstd = skip(derived->save_invstd, at);
+    derived->save_var = skip(derived->save_var, at);
+    if (ghost->running == BNORM_GHOST_AVERAGE) {
+        derived->new_mean = derived->new_var = NULL;
+    } else if (k > 0) {
+        derived->running_mean = bnorm_updated(running->mean, running->new_mean);
+        derived->running_var = bnorm_updated(running->var, running->new_var);
+    }
+    const bnorm_view view = take_group(shape, ghost, k, &all->sums.view, &group.map.args);
+    bnorm_lay_out_forward(&group, &view, 0, exec);
+    return group;
 }
 
 bnorm_status bnorm_forward_train_ghost(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
                                        const bnorm_train *train, const bnorm_ghost *ghost, void *ws,
                                        size_t ws_size, const bnorm_exec *exec) {
+    const bnorm_job job = {
+        .shape = shape, .x = x, .out = y, .train = train, .ws = ws, .ws_size = ws_size};
+    bnorm_forward all;
     bnorm_status status = check_ghost(shape, ghost);
-    if (!status)
-        status = bnorm_plan_train(shape, x, y, train, ws, ws_size, exec, NULL);
+    if (!status) {
+        const bnorm_batch batch = {.stage = BNORM_STAGE_ALL, .ghosts = ghost->groups};
+        status = bnorm_plan_forward(&job, &batch, exec, &all);
+    }
     if (status)
         return status;
     if (has_mask(train->mask, &train->act) || train->weights.values || train->renorm)
@@ -158,42 +136,17 @@ bnorm_status bnorm_forward_train_ghost(const bnorm_shape *shape, bnorm_in x, bno
         bnorm_keep_running(&train->running, shape->c);
         return BNORM_OK;
     }
-    const size_t need = bnorm_workspace(BNORM_OP_FORWARD_TRAIN, shape);
-    if ((status = check_saved(shape, x, y, train, ghost->groups, ws, need)))
-        return status;
-
-    const bnorm_shape part = group_shape(shape, ghost);
     const int tracked = train->running.mean || train->running.var;
     const int averaged = ghost->running == BNORM_GHOST_AVERAGE && tracked;
-    const bnorm_running none = {.mean = NULL};
-    struct averaging job = {.running = &train->running, .isa = bnorm_exec_isa(exec)};
     for (size_t k = 0; k < ghost->groups; k++) {
-        bnorm_statistics s;
-        bnorm_train group = *train;
-        group.save_mean = skip(train->save_mean, k * shape->c);
-        group.save_invstd = skip(train->save_invstd, k * shape->c);
-        group.save_var = skip(train->save_var, k * shape->c);
-        group.save_mean_lo = skip(train->save_mean_lo, k * shape->c);
-        group.residual = group_in(shape, train->residual, ghost, k);
-        if (averaged) {
-            group.running = none;
-            group.running.variance = train->running.variance; /* for the divisor */
-        } else if (k > 0) {
-            group.running.mean = bnorm_updated(train->running.mean, train->running.new_mean);
-            group.running.var = bnorm_updated(train->running.var, train->running.new_var);
-        }
-        status = bnorm_plan_train(&part, group_in(shape, x, ghost, k),
-                                  group_out(shape, y, ghost, k), &group, ws, ws_size, exec, &s);
-        if (status)
-            return status;
-        bnorm_statistics_run(&s, exec);
-        job.sums = (struct sums){k, shape->c, s.totals[0], s.totals[1]};
-        job.s = &s;
+        bnorm_forward group = forward_group(&all, shape, ghost, k, exec);
+        struct averaging averaging = {&group, &train->running, k};
+        bnorm_run_forward(&group, exec);
         if (averaged)
-            bnorm_run(exec, add_statistics, &job, 1);
+            bnorm_run(exec, add_statistics, &averaging, 1);
+        if (averaged && k + 1 == ghost->groups)
+            bnorm_run(exec, update_running, &averaging, 1);
     }
-    if (averaged)
-        bnorm_run(exec, update_running, &job, 1);
     return BNORM_OK;
 }
 
@@ -201,89 +154,65 @@ bnorm_status bnorm_forward_train_ghost(const bnorm_shape *shape, bnorm_in x, bno
 /* Backward */
 
 struct gradient_sums {
-    struct sums sums;
-    const bnorm_gradients *s;
+    const bnorm_backward_plan *b;
+    size_t group;
 };
 
 /* dgamma and dbeta. */
 static void add_gradients(void *arg, size_t task) {
     const struct gradient_sums *job = arg;
-    const struct sums *sums = &job->sums;
-    const bnorm_grad_coefficient_args *derived = &job->s->derived;
+    const bnorm_grad_coefficient_args *derived = &job->b->derived;
+    double *const gx = job->b->totals[0], *const g = job->b->totals[1];
     (void)task;
-    for (size_t i = 0; i < sums->c; i++) {
+    for (size_t i = 0; i < job->b->map.view.c; i++) {
         const double centred = bnorm_centred_sum(derived, i), invstd = (double)derived->invstd[i];
-        sums->a[i] = sums->group ? bnorm_fma(centred, invstd, sums->a[i]) : centred * invstd;
-        sums->b[i] = sums->group ? sums->b[i] + derived->sum_g[i] : derived->sum_g[i];
+        gx[i] = job->group ? bnorm_fma(centred, invstd, gx[i]) : centred * invstd;
+        g[i] = job->group ? g[i] + derived->sum_g[i] : derived->sum_g[i];
         if (derived->dgamma)
-            derived->dgamma[i] = bnorm_round(sums->a[i]);
+            derived->dgamma[i] = bnorm_round(gx[i]);
         if (derived->dbeta)
-            derived->dbeta[i] = bnorm_round(sums->b[i]);
+            derived->dbeta[i] = bnorm_round(g[i]);
     }
 }
 
-static bnorm_status check_given(const bnorm_shape *shape, bnorm_out dx, const bnorm_grad *grad,
-                                size_t groups, const void *ws, size_t need) {
-    const size_t c = shape->c;
-    size_t saved;
-    bnorm_tensor tdx, tdresidual;
-    if (__builtin_mul_overflow(groups, c, &saved) || saved > (size_t)PTRDIFF_MAX / sizeof(float))
-        return BNORM_BAD_SHAPE;
-    if (!grad->save_invstd && bnorm_check_variance(saved, grad->save_var, grad->eps))
-        return BNORM_BAD_VARIANCE;
-    bnorm_check_out(shape, dx, &tdx);
-    bnorm_check_out(shape, grad->dresidual, &tdresidual);
-    const bnorm_buffer buffers[] = {
-        bnorm_memory_buffer(ws, need),
-        bnorm_tensor_buffer(&tdx),
-        bnorm_tensor_buffer(&tdresidual),
-        bnorm_array_buffer(grad->dgamma, c),
-        bnorm_array_buffer(grad->dbeta, c),
-        bnorm_array_buffer(grad->save_mean, saved),
-        bnorm_array_buffer(grad->save_invstd, saved),
-        bnorm_array_buffer(grad->save_invstd ? NULL : grad->save_var, saved),
-        bnorm_array_buffer(grad->save_mean_lo, saved),
-    };
-    return bnorm_check_overlap(shape, buffers, sizeof buffers / sizeof buffers[0], 5);
+static bnorm_backward_plan backward_group(const bnorm_backward_plan *all, const bnorm_shape *shape,
+                                          const bnorm_ghost *ghost, size_t k,
+                                          const bnorm_exec *exec) {
+    const size_t at = k * shape->c;
+    bnorm_backward_plan group = *all;
+    group.map.args.center = skip_input(group.map.args.center, at);
+    group.save_var = skip_input(group.save_var, at);
+    group.prepared.invstd = skip_input(group.prepared.invstd, at);
+    group.prepared.mean_lo = group.derived.mean_lo = skip_input(group.derived.mean_lo, at);
+    const bnorm_view view = take_group(shape, ghost, k, &all->sums.view, &group.map.args);
+    bnorm_lay_out_backward(&group, &view, 0, exec);
+    return group;
 }
 
 bnorm_status bnorm_backward_ghost(const bnorm_shape *shape, bnorm_in x, bnorm_in dy, bnorm_out dx,
                                   const bnorm_grad *grad, const bnorm_ghost *ghost, void *ws,
                                   size_t ws_size, const bnorm_exec *exec) {
+    const bnorm_job job = {
+        .shape = shape, .x = x, .dy = dy, .out = dx, .grad = grad, .ws = ws, .ws_size = ws_size};
+    bnorm_backward_plan all;
     bnorm_status status = check_ghost(shape, ghost);
-    if (!status)
-        status = bnorm_plan_backward(shape, x, dy, dx, grad, NULL, ws, ws_size, exec, NULL);
+    if (!status) {
+        const bnorm_batch batch = {.stage = BNORM_STAGE_ALL, .ghosts = ghost->groups};
+        status = bnorm_plan_backward(&job, &batch, exec, &all);
+    }
     if (status)
         return status;
     if (has_mask(grad->mask, &grad->act) || (grad->weights.values && !grad->frozen) ||
         grad->renorm_r)
         return BNORM_UNSUPPORTED;
     if (bnorm_is_empty(shape)) /* clears dgamma and dbeta */
-        return bnorm_backward(shape, x, dy, dx, grad, ws, ws_size, exec);
-    const size_t need = bnorm_workspace(BNORM_OP_BACKWARD, shape);
-    if ((status = check_given(shape, dx, grad, ghost->groups, ws, need)))
-        return status;
-
-    const bnorm_shape part = group_shape(shape, ghost);
+        return bnorm_call_backward(&job, exec);
     for (size_t k = 0; k < ghost->groups; k++) {
-        bnorm_gradients s;
-        bnorm_grad group = *grad;
-        group.save_mean += k * shape->c;
-        group.save_invstd = grad->save_invstd ? grad->save_invstd + k * shape->c : NULL;
-        group.save_var = grad->save_var ? grad->save_var + k * shape->c : NULL;
-        group.save_mean_lo = grad->save_mean_lo ? grad->save_mean_lo + k * shape->c : NULL;
-        group.residual = group_in(shape, grad->residual, ghost, k);
-        group.y = group_in(shape, grad->y, ghost, k);
-        group.dresidual = group_out(shape, grad->dresidual, ghost, k);
-        status = bnorm_plan_backward(
-            &part, group_in(shape, x, ghost, k), group_dy(shape, dy, grad->dy_broadcast, ghost, k),
-            group_out(shape, dx, ghost, k), &group, NULL, ws, ws_size, exec, &s);
-        if (status)
-            return status;
-        bnorm_gradients_run(&s, exec);
-        struct gradient_sums job = {{k, shape->c, s.totals[0], s.totals[1]}, &s};
-        if (grad->dgamma || grad->dbeta)
-            bnorm_run(exec, add_gradients, &job, 1);
+        bnorm_backward_plan group = backward_group(&all, shape, ghost, k, exec);
+        struct gradient_sums sums = {&group, k};
+        bnorm_run_backward(&group, exec);
+        if (group.derived.dgamma || group.derived.dbeta)
+            bnorm_run(exec, add_gradients, &sums, 1);
     }
     return BNORM_OK;
 }

@@ -3,43 +3,31 @@
  * Many small batch norms in one call. */
 #include "base.h"
 
-#include "backward.h"
-#include "train.h"
+#include "call.h"
+#include "check.h"
+#include "run.h"
 
 /* What a job's own function would say, without running it. */
 static bnorm_status check_job(const bnorm_job *job, const bnorm_exec *exec) {
     switch (job->op) {
     case BNORM_OP_APPLY:
-        return bnorm_plan_apply(job->shape, job->x, job->out, job->affine, exec, NULL);
+        return bnorm_check_apply(job, exec);
     case BNORM_OP_MOMENTS:
-        return bnorm_plan_moments(job->shape, job->x, NULL, job->mean, job->var, NULL, job->ws,
-                                  job->ws_size, exec, NULL);
     case BNORM_OP_FORWARD_TRAIN:
-        return bnorm_plan_train(job->shape, job->x, job->out, job->train, job->ws, job->ws_size,
-                                exec, NULL);
+        return bnorm_check_forward(job, exec);
     case BNORM_OP_BACKWARD:
-        return bnorm_plan_backward(job->shape, job->x, job->dy, job->out, job->grad, NULL, job->ws,
-                                   job->ws_size, exec, NULL);
+        return bnorm_check_backward(job, exec);
     }
     return BNORM_BAD_ENUM;
 }
 
 static void run_job(const bnorm_job *job, const bnorm_exec *exec) {
-    switch (job->op) {
-    case BNORM_OP_APPLY:
-        bnorm_apply(job->shape, job->x, job->out, job->affine, exec);
-        break;
-    case BNORM_OP_MOMENTS:
-        bnorm_moments(job->shape, job->x, job->mean, job->var, job->ws, job->ws_size, exec);
-        break;
-    case BNORM_OP_FORWARD_TRAIN:
-        bnorm_forward_train(job->shape, job->x, job->out, job->train, job->ws, job->ws_size, exec);
-        break;
-    case BNORM_OP_BACKWARD:
-        bnorm_backward(job->shape, job->x, job->dy, job->out, job->grad, job->ws, job->ws_size,
-                       exec);
-        break;
-    }
+    if (job->op == BNORM_OP_APPLY)
+        bnorm_call_apply(job, exec);
+    else if (job->op == BNORM_OP_BACKWARD)
+        bnorm_call_backward(job, exec);
+    else
+        bnorm_call_forward(job, exec);
 }
 
 /* What a job weighs when jobs are shared out: its elements, and something for the call. */

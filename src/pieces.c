@@ -4,19 +4,16 @@
 #include "base.h"
 
 #include "backward.h"
-#include "train.h"
+#include "channel.h"
+#include "check.h"
+#include "forward.h"
+#include "run.h"
+#include "uses.h"
 
 #include <string.h>
 
 /* Channels whose totals lie on the stack. */
 #define CHANNELS ((size_t)128)
-
-size_t bnorm_partial_size(size_t c, size_t n) {
-    size_t nodes = 0, bytes;
-    for (; n; n /= 2)
-        nodes += 2;
-    return __builtin_mul_overflow(c, nodes * 2 * sizeof(double), &bytes) ? 0 : bytes;
-}
 
 static size_t nodes_of(const bnorm_partial *piece) {
     return bnorm_subtrees(piece->first, piece->n, BNORM_TREE);
@@ -160,14 +157,17 @@ static void append_task(void *arg, size_t i) {
 
 bnorm_status bnorm_partial_collect(const bnorm_shape *shape, bnorm_in x, bnorm_partial *piece,
                                    void *ws, size_t ws_size, const bnorm_exec *exec) {
-    bnorm_statistics s;
+    const bnorm_train none = {.gamma = NULL};
+    const bnorm_job job = {.shape = shape, .x = x, .train = &none, .ws = ws, .ws_size = ws_size};
+    const bnorm_batch batch = {.stage = BNORM_STAGE_SUMS, .ghosts = 1, .piece = piece};
+    bnorm_forward f;
     bnorm_status status = check_target(shape, piece, BNORM_OP_MOMENTS);
     if (!status)
-        status = bnorm_plan_moments(shape, x, NULL, NULL, NULL, piece, ws, ws_size, exec, &s);
-    if (status || !s.x.data)
+        status = bnorm_plan_forward(&job, &batch, exec, &f);
+    if (status || !f.map.args.x.data)
         return status;
-    bnorm_statistics_run(&s, exec);
-    struct appending a = {piece, shape->hw, &s.partials};
+    bnorm_run_forward(&f, exec);
+    struct appending a = {piece, shape->hw, &f.sums.partials};
     bnorm_run(exec, append_task, &a, 1);
     return BNORM_OK;
 }
@@ -175,16 +175,17 @@ bnorm_status bnorm_partial_collect(const bnorm_shape *shape, bnorm_in x, bnorm_p
 bnorm_status bnorm_partial_collect_grad(const bnorm_shape *shape, bnorm_in x, bnorm_in dy,
                                         const bnorm_grad *grad, bnorm_partial *piece, void *ws,
                                         size_t ws_size, const bnorm_exec *exec) {
-    bnorm_gradients s;
-    const bnorm_out none = {0};
-    const bnorm_grad_phase phase = {piece, NULL};
+    const bnorm_job job = {
+        .shape = shape, .x = x, .dy = dy, .grad = grad, .ws = ws, .ws_size = ws_size};
+    const bnorm_batch batch = {.stage = BNORM_STAGE_SUMS, .ghosts = 1, .piece = piece};
+    bnorm_backward_plan b;
     bnorm_status status = check_target(shape, piece, BNORM_OP_BACKWARD);
     if (!status)
-        status = bnorm_plan_backward(shape, x, dy, none, grad, &phase, ws, ws_size, exec, &s);
-    if (status || !s.x.data)
+        status = bnorm_plan_backward(&job, &batch, exec, &b);
+    if (status || !b.map.args.x.data)
         return status;
-    bnorm_gradients_run(&s, exec);
-    struct appending a = {piece, shape->hw, &s.partials};
+    bnorm_run_backward(&b, exec);
+    struct appending a = {piece, shape->hw, &b.sums.partials};
     bnorm_run(exec, append_task, &a, 1);
     return BNORM_OK;
 }
@@ -192,20 +193,18 @@ bnorm_status bnorm_partial_collect_grad(const bnorm_shape *shape, bnorm_in x, bn
 bnorm_status bnorm_partial_apply_grad(const bnorm_shape *shape, bnorm_in x, bnorm_in dy,
                                       bnorm_out dx, const bnorm_grad *grad,
                                       const float *coefficients, const bnorm_exec *exec) {
-    bnorm_gradients s;
-    const bnorm_grad_phase phase = {NULL, coefficients};
-    bnorm_status status = bnorm_check_float_shape(shape);
-    if (!status && !bnorm_is_empty(shape) && !coefficients)
-        status = BNORM_NULL_POINTER;
-    if (!status)
-        status = bnorm_plan_backward(shape, x, dy, dx, grad, &phase, NULL, 0, exec, &s);
-    if (!status && s.x.data)
-        bnorm_gradients_run(&s, exec);
+    const bnorm_job job = {.shape = shape, .x = x, .dy = dy, .out = dx, .grad = grad};
+    const bnorm_batch batch = {.stage = BNORM_STAGE_MAP, .ghosts = 1, .coefficients = coefficients};
+    bnorm_backward_plan b;
+    const bnorm_status status = bnorm_plan_backward(&job, &batch, exec, &b);
+    if (!status && b.map.args.x.data)
+        bnorm_run_backward(&b, exec);
     return status;
 }
 
-static int overlap(bnorm_buffer a, bnorm_buffer b) {
-    return a.begin < b.end && b.begin < a.end;
+/* What a piece holds. */
+static void reads_piece(bnorm_uses *uses, const bnorm_partial *piece) {
+    bnorm_reads(uses, piece->nodes, bnorm_partial_used(piece), BNORM_KIND_NONE);
 }
 
 bnorm_status bnorm_partial_merge(bnorm_partial *left, const bnorm_partial *right) {
@@ -225,9 +224,12 @@ bnorm_status bnorm_partial_merge(bnorm_partial *left, const bnorm_partial *right
         return BNORM_OK;
     if ((status = check_room(left, right->n, right->hw)))
         return status;
-    const bnorm_buffer from = bnorm_memory_buffer(right->nodes, bnorm_partial_used(right));
-    if (overlap(bnorm_piece_buffer(left, right->n), from))
-        return BNORM_BAD_OVERLAP;
+    bnorm_uses uses;
+    bnorm_begin_uses(&uses, NULL, NULL);
+    bnorm_writes(&uses, left->nodes, bnorm_piece_bytes(left, right->n), BNORM_KIND_NONE);
+    reads_piece(&uses, right);
+    if ((status = bnorm_check_uses(&uses)))
+        return status;
     const size_t end = right->first + right->n;
     left->hw = right->hw;
     for (size_t k = 0, i = right->first, images; i < end; i += images, k++) {
@@ -282,20 +284,17 @@ bnorm_status bnorm_partial_total(const bnorm_partial *piece, double *count, doub
         return BNORM_NULL_POINTER;
     if (piece->op != BNORM_OP_MOMENTS && piece->op != BNORM_OP_BACKWARD)
         return BNORM_BAD_ENUM;
-    const bnorm_status status = check_piece(piece, piece->op);
+    bnorm_uses uses;
+    bnorm_begin_uses(&uses, NULL, NULL);
+    uses.status = check_piece(piece, piece->op);
+    bnorm_writes(&uses, count, sizeof *count, BNORM_KIND_NONE);
+    bnorm_writes(&uses, mean, piece->c * sizeof *mean, BNORM_KIND_NONE);
+    bnorm_writes(&uses, m2, piece->c * sizeof *m2, BNORM_KIND_NONE);
+    if (!uses.status)
+        reads_piece(&uses, piece);
+    const bnorm_status status = bnorm_check_uses(&uses);
     if (status)
         return status;
-    const size_t bytes = piece->c * sizeof(double);
-    const bnorm_buffer buffers[] = {
-        bnorm_memory_buffer(count, sizeof *count),
-        bnorm_memory_buffer(mean, bytes),
-        bnorm_memory_buffer(m2, bytes),
-        bnorm_memory_buffer(piece->n ? piece->nodes : NULL, bnorm_partial_used(piece)),
-    };
-    for (size_t i = 0; i < 3; i++)
-        for (size_t j = i + 1; j < 4; j++)
-            if (overlap(buffers[i], buffers[j]))
-                return BNORM_BAD_OVERLAP;
     if (count)
         *count = piece->n ? values_of(piece, piece->n) : 0;
     for (size_t i = 0, n; i < piece->c; i += n) {
@@ -320,13 +319,24 @@ static float *to(float *array, size_t i) {
     return array ? array + i : NULL;
 }
 
-static void zero(float *array, size_t c) {
+static void clear(float *array, size_t c) {
     if (array)
         memset(array, 0, c * sizeof *array);
 }
 
-bnorm_status bnorm_partial_finish(const bnorm_partial *piece, const bnorm_train *train,
-                                  float *coefficients) {
+static void uses_parameters(bnorm_uses *uses, const bnorm_train *train, size_t c) {
+    bnorm_uses_running(uses, &train->running, c);
+    bnorm_writes_floats(uses, train->save_mean, c);
+    bnorm_writes_floats(uses, train->save_invstd, c);
+    bnorm_writes_floats(uses, train->save_var, c);
+    bnorm_writes_floats(uses, train->save_mean_lo, c);
+    bnorm_reads_floats(uses, train->gamma, c);
+    bnorm_reads_floats(uses, train->beta, c);
+}
+
+static bnorm_status check_finish(const bnorm_partial *piece, const bnorm_train *train,
+                                 const float *coefficients) {
+    bnorm_uses uses;
     bnorm_status status = check_piece(piece, BNORM_OP_MOMENTS);
     if (status)
         return status;
@@ -336,81 +346,76 @@ bnorm_status bnorm_partial_finish(const bnorm_partial *piece, const bnorm_train 
         return status;
     if (train->weights.values || train->renorm)
         return BNORM_UNSUPPORTED;
-    const size_t c = piece->c;
+    bnorm_begin_uses(&uses, NULL, NULL);
+    bnorm_writes_floats(&uses, coefficients, 3 * piece->c);
+    uses_parameters(&uses, train, piece->c);
+    reads_piece(&uses, piece);
+    return bnorm_check_uses(&uses);
+}
+
+/* The coefficients of channels [i, i + n), n <= CHANNELS. */
+static void finish_channels(const bnorm_partial *piece, const bnorm_train *train, size_t i,
+                            size_t n, float *coefficients) {
     const bnorm_running *const running = &train->running;
-    float *const new_mean = bnorm_updated(running->mean, running->new_mean);
-    float *const new_var = bnorm_updated(running->var, running->new_var);
-    const bnorm_buffer buffers[] = {
-        /* outputs */
-        bnorm_array_buffer(coefficients, 3 * c),
-        bnorm_array_buffer(new_mean, c),
-        bnorm_array_buffer(new_var, c),
-        bnorm_array_buffer(train->save_mean, c),
-        bnorm_array_buffer(train->save_invstd, c),
-        bnorm_array_buffer(train->save_var, c),
-        bnorm_array_buffer(train->save_mean_lo, c),
-        /* inputs */
-        bnorm_array_buffer(bnorm_only_read(running->mean, running->new_mean), c),
-        bnorm_array_buffer(bnorm_only_read(running->var, running->new_var), c),
-        bnorm_array_buffer(train->gamma, c),
-        bnorm_array_buffer(train->beta, c),
-        bnorm_memory_buffer(piece->n ? piece->nodes : NULL, bnorm_partial_used(piece)),
+    const size_t c = piece->c;
+    const double count = values_of(piece, piece->n);
+    double mean[CHANNELS], m2[CHANNELS];
+    total_of(piece, i, n, mean, m2);
+    const bnorm_coefficient_args args = {
+        .mean = mean,
+        .m2 = m2,
+        .n = count,
+        .eps = train->eps,
+        .gamma = from(train->gamma, i),
+        .beta = from(train->beta, i),
+        .center = coefficients + i,
+        .scale = coefficients + c + i,
+        .shift = coefficients + 2 * c + i,
+        .save_mean = to(train->save_mean, i),
+        .save_mean_lo = to(train->save_mean_lo, i),
+        .save_invstd = to(train->save_invstd, i),
+        .save_var = to(train->save_var, i),
+        .running_mean = from(running->mean, i),
+        .running_var = from(running->var, i),
+        .new_mean = to(bnorm_updated(running->mean, running->new_mean), i),
+        .new_var = to(bnorm_updated(running->var, running->new_var), i),
+        .rate = running->rate,
+        .divisor = bnorm_running_divisor(running, count),
     };
-    status = bnorm_check_overlap(NULL, buffers, sizeof buffers / sizeof buffers[0], 7);
+    bnorm_isa_best()->coefficients(&args, 0, n);
+}
+
+bnorm_status bnorm_partial_finish(const bnorm_partial *piece, const bnorm_train *train,
+                                  float *coefficients) {
+    const bnorm_status status = check_finish(piece, train, coefficients);
     if (status)
         return status;
+    const size_t c = piece->c;
     if (piece->n == 0) {
-        zero(coefficients, 3 * c);
-        zero(train->save_mean, c);
-        zero(train->save_mean_lo, c);
-        zero(train->save_invstd, c);
-        zero(train->save_var, c);
-        bnorm_keep_running(running, c);
+        clear(coefficients, 3 * c);
+        clear(train->save_mean, c);
+        clear(train->save_mean_lo, c);
+        clear(train->save_invstd, c);
+        clear(train->save_var, c);
+        bnorm_keep_running(&train->running, c);
         return BNORM_OK;
     }
-    const double count = values_of(piece, piece->n);
-    for (size_t i = 0, n; i < c; i += n) {
-        double mean[CHANNELS], m2[CHANNELS];
-        n = bnorm_min(CHANNELS, c - i);
-        total_of(piece, i, n, mean, m2);
-        const bnorm_coefficient_args args = {
-            .mean = mean,
-            .m2 = m2,
-            .n = count,
-            .eps = train->eps,
-            .gamma = from(train->gamma, i),
-            .beta = from(train->beta, i),
-            .center = coefficients + i,
-            .scale = coefficients + c + i,
-            .shift = coefficients + 2 * c + i,
-            .save_mean = to(train->save_mean, i),
-            .save_mean_lo = to(train->save_mean_lo, i),
-            .save_invstd = to(train->save_invstd, i),
-            .save_var = to(train->save_var, i),
-            .running_mean = from(running->mean, i),
-            .running_var = from(running->var, i),
-            .new_mean = to(new_mean, i),
-            .new_var = to(new_var, i),
-            .rate = running->rate,
-            .divisor = bnorm_running_divisor(running, count),
-        };
-        bnorm_isa_best()->coefficients(&args, 0, n);
-    }
+    for (size_t i = 0; i < c; i += CHANNELS)
+        finish_channels(piece, train, i, bnorm_min(CHANNELS, c - i), coefficients);
     return BNORM_OK;
 }
 
 /* dgamma, dbeta and the coefficients of channels [i, i + n), n <= CHANNELS. */
-static void finish_channels(const bnorm_partial *piece, const bnorm_grad *grad, size_t i, size_t n,
-                            float *coefficients) {
+static void finish_grad_channels(const bnorm_partial *piece, const bnorm_grad *grad, size_t i,
+                                 size_t n, float *coefficients) {
     const bnorm_isa *const isa = bnorm_isa_best();
     const size_t c = piece->c;
     double sum_g[CHANNELS], sum_gx[CHANNELS];
     float invstd[CHANNELS];
     total_of(piece, i, n, sum_g, sum_gx);
-    if (grad->save_invstd)
-        memcpy(invstd, grad->save_invstd + i, n * sizeof *invstd);
-    else
-        bnorm_invstd(n, grad->save_var + i, grad->eps, invstd);
+    for (size_t k = 0; k < n; k++)
+        invstd[k] = grad->save_invstd ? grad->save_invstd[i + k]
+                                      : bnorm_invstd(grad->save_var[i + k], grad->eps);
     if (coefficients) {
         const bnorm_scale_args args = {
             .gamma = from(grad->gamma, i),
@@ -452,33 +457,30 @@ bnorm_status bnorm_partial_finish_grad(const bnorm_partial *piece, const bnorm_g
         return status;
     if ((!grad->frozen && grad->weights.values) || grad->renorm_r || grad->renorm_d)
         return BNORM_UNSUPPORTED;
-    const bnorm_buffer buffers[] = {
-        /* outputs */
-        bnorm_array_buffer(coefficients, 5 * c),
-        bnorm_array_buffer(grad->dgamma, c),
-        bnorm_array_buffer(grad->dbeta, c),
-        /* inputs */
-        bnorm_array_buffer(grad->gamma, c),
-        bnorm_array_buffer(grad->beta, c),
-        bnorm_array_buffer(grad->save_invstd, c),
-        bnorm_array_buffer(save_var, c),
-        bnorm_array_buffer(grad->save_mean_lo, c),
-        bnorm_memory_buffer(piece->n ? piece->nodes : NULL, bnorm_partial_used(piece)),
-    };
-    status = bnorm_check_overlap(NULL, buffers, sizeof buffers / sizeof buffers[0], 3);
-    if (status)
+    bnorm_uses uses;
+    bnorm_begin_uses(&uses, NULL, NULL);
+    bnorm_writes_floats(&uses, coefficients, 5 * c);
+    bnorm_writes_floats(&uses, grad->dgamma, c);
+    bnorm_writes_floats(&uses, grad->dbeta, c);
+    bnorm_reads_floats(&uses, grad->gamma, c);
+    bnorm_reads_floats(&uses, grad->beta, c);
+    bnorm_reads_floats(&uses, grad->save_invstd, c);
+    bnorm_reads_floats(&uses, save_var, c);
+    bnorm_reads_floats(&uses, grad->save_mean_lo, c);
+    reads_piece(&uses, piece);
+    if ((status = bnorm_check_uses(&uses)))
         return status;
     if (piece->n == 0) {
-        zero(coefficients, 5 * c);
-        zero(grad->dgamma, c);
-        zero(grad->dbeta, c);
+        clear(coefficients, 5 * c);
+        clear(grad->dgamma, c);
+        clear(grad->dbeta, c);
         return BNORM_OK;
     }
     for (size_t i = 0, n; i < c; i += n) {
         n = bnorm_min(CHANNELS, c - i);
-        finish_channels(piece, grad, i, n, coefficients);
+        finish_grad_channels(piece, grad, i, n, coefficients);
     }
     if (coefficients && grad->frozen)
-        zero(coefficients + 2 * c, 2 * c);
+        clear(coefficients + 2 * c, 2 * c);
     return BNORM_OK;
 }

@@ -1,49 +1,45 @@
 /* SPDX-License-Identifier: MIT
  *
- * Reduce, finish, apply: the course of every operation with per-channel sums.
- *   reduce  fill a table of partial results, one entry per block and channel; any order
- *   finish  merge the entries of a channel in a fixed order and derive its coefficients
- *   apply   an elementwise pass that uses the coefficients
- * The blocks depend on the shape alone; how they are grouped into tasks changes nothing but the
- * time. */
+ * The blocks of a tensor, reduced by the kernels into tables of the workspace. */
 #ifndef BNORM_REDUCE_H
 #define BNORM_REDUCE_H
 
-#include "driver.h"
-
-/* What lies in the workspace: two tables of partial results (blocks x c), two merged results, up to
- * five coefficients and, for variants of the operations, two totals and two parameters per channel
- * and a sum of weights per block. */
-typedef struct bnorm_tables {
-    double *entries[2];
-    double *merged[2];
-    double *totals[2];
-    float *coefficients[5];
-    float *params[2];
-    double *weights;
-} bnorm_tables;
-
-/* Bytes, wherever in the batch the images are; 0 where that overflows. */
-size_t bnorm_reduction_workspace(const bnorm_view *view, const bnorm_blocks *blocks);
-bnorm_tables bnorm_tables_of(const bnorm_view *view, const bnorm_blocks *blocks, void *ws);
-/* The entries as the merging kernels take them. */
-bnorm_partials bnorm_partials_of(const bnorm_view *view, const bnorm_blocks *blocks,
-                                 const bnorm_tables *tables);
+#include "workspace.h"
 
 typedef struct bnorm_reduction {
-    const void *self; /* first argument of the functions */
+    const bnorm_isa *isa;
     bnorm_view view;
     bnorm_blocks blocks;
-    bnorm_view apply_view; /* of the elementwise pass */
-    size_t tensors;        /* that reduce reads: 1 or 2 */
-    /* Table entries of block b for channels [channel, channel + channels); NULL = nothing to
-     * reduce. */
-    void (*reduce)(const void *self, size_t b, size_t channel, size_t channels);
-    void (*finish)(const void *self, size_t channel, size_t channels);
-    /* The elementwise pass, or NULL; apply_near where the piece has just been reduced. */
-    bnorm_piece_function *apply, *apply_near;
+    bnorm_partials partials; /* an entry per block and channel */
 } bnorm_reduction;
 
-void bnorm_reduction_run(const bnorm_reduction *op, const bnorm_exec *exec);
+/* For images [first, first + n) of a batch. */
+static inline bnorm_tables bnorm_plan_reduction(bnorm_reduction *r, const bnorm_view *view,
+                                                size_t first, void *ws, const bnorm_isa *isa) {
+    r->isa = isa;
+    r->view = *view;
+    r->blocks = bnorm_blocks_of(view, first);
+    const bnorm_tables tables = bnorm_tables_of(view, &r->blocks, ws);
+    r->partials = bnorm_partials_of(view, &r->blocks, &tables);
+    return tables;
+}
+
+/* The entry of block b for a channel, in the first and in the second table. */
+static inline double *bnorm_entry(const bnorm_reduction *r, size_t table, size_t b,
+                                  size_t channel) {
+    return r->partials.entries[table] + b * r->partials.stride + channel;
+}
+
+/* Sums and M2 of block b of x, for channels [channel, channel + channels). */
+void bnorm_reduce_moments(const bnorm_reduction *r, const bnorm_tensor *x, size_t b, size_t channel,
+                          size_t channels);
+/* Sums of g and g*(x - center). */
+void bnorm_reduce_sums(const bnorm_reduction *r, const bnorm_map_args *whole, size_t b,
+                       size_t channel, size_t channels);
+
+/* Most elements that a dy with the same lanes is written out to at a time. */
+#define BNORM_COPIES ((size_t)BNORM_BLOCK_SPAN)
+/* n copies of one element. */
+void bnorm_copy_element(const void *element, bnorm_dtype type, size_t n, float *copies);
 
 #endif

@@ -5,16 +5,6 @@
 
 #include "channel.h"
 
-bnorm_status bnorm_check_renorm(const bnorm_renorm *renorm, const bnorm_running *running) {
-    if (!running->mean || !running->var)
-        return BNORM_NULL_POINTER;
-    return __builtin_isgreaterequal(renorm->r_min, 0) &&
-                   __builtin_islessequal(renorm->r_min, renorm->r_max) &&
-                   __builtin_isgreaterequal(renorm->d_max, 0)
-               ? BNORM_OK
-               : BNORM_BAD_RENORM;
-}
-
 /* v between two limits, rounded; NaN stays. */
 static float clip(double v, double least, double most) {
     return bnorm_round(v < least ? least : v > most ? most : v);

@@ -12,8 +12,6 @@ typedef struct bnorm_renorm_args {
     float *new_gamma, *new_beta;
 } bnorm_renorm_args;
 
-bnorm_status bnorm_check_renorm(const bnorm_renorm *renorm, const bnorm_running *running);
-
 /* From the merged statistics and the running ones, which are still those before the update. */
 void bnorm_renorm_forward(const bnorm_renorm *renorm, const bnorm_renorm_args *args,
                           const bnorm_coefficient_args *derived, size_t channel, size_t channels);

@@ -4,7 +4,8 @@
 #include "base.h"
 
 #include "channel.h"
-#include "train.h"
+#include "check.h"
+#include "forward.h"
 
 /* Channels whose statistics lie on the stack in double. */
 #define CHANNELS ((size_t)128)
@@ -59,6 +60,23 @@ void bnorm_keep_running(const bnorm_running *running, size_t c) {
     keep(running->var, running->new_var, c);
 }
 
+double bnorm_running_divisor(const bnorm_running *running, double n) {
+    if (running->variance == BNORM_VARIANCE_POPULATION)
+        return n;
+    return n > 2 ? n - 1 : 1; /* a sum of weights may be no whole number */
+}
+
+static void uses_array(bnorm_uses *uses, const float *running, const float *elsewhere, size_t c) {
+    bnorm_writes_floats(uses, elsewhere ? elsewhere : running, c);
+    if (elsewhere && elsewhere != running)
+        bnorm_reads_floats(uses, running, c);
+}
+
+void bnorm_uses_running(bnorm_uses *uses, const bnorm_running *running, size_t c) {
+    uses_array(uses, running->mean, running->new_mean, c);
+    uses_array(uses, running->var, running->new_var, c);
+}
+
 bnorm_status bnorm_running_update(size_t c, const float *mean, const float *var, double n,
                                   const bnorm_running *running) {
     if (c == 0 || c > (size_t)PTRDIFF_MAX / sizeof(float))
@@ -74,15 +92,12 @@ bnorm_status bnorm_running_update(size_t c, const float *mean, const float *var,
         return BNORM_BAD_PARAMETER;
     float *const new_mean = bnorm_updated(running->mean, running->new_mean);
     float *const new_var = bnorm_updated(running->var, running->new_var);
-    const bnorm_buffer buffers[] = {
-        bnorm_array_buffer(new_mean, c),
-        bnorm_array_buffer(new_var, c),
-        bnorm_array_buffer(bnorm_only_read(running->mean, running->new_mean), c),
-        bnorm_array_buffer(bnorm_only_read(running->var, running->new_var), c),
-        bnorm_array_buffer(mean, c),
-        bnorm_array_buffer(var, c),
-    };
-    if (bnorm_check_overlap(NULL, buffers, sizeof buffers / sizeof buffers[0], 2))
+    bnorm_uses uses;
+    bnorm_begin_uses(&uses, NULL, NULL);
+    bnorm_uses_running(&uses, running, c);
+    bnorm_reads_floats(&uses, mean, c);
+    bnorm_reads_floats(&uses, var, c);
+    if (bnorm_check_uses(&uses))
         return BNORM_BAD_OVERLAP;
     for (size_t first = 0; first < c; first += CHANNELS) {
         double means[CHANNELS], vars[CHANNELS];

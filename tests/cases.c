@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../src/plan.h" /* where blocks end */
+#include "../src/order.h" /* where blocks end */
 
 /* ---------------------------------------------------------------------------------------------- */
 /* Shapes                                                                                         */

@@ -11,7 +11,7 @@
 #include <string.h>
 #include "harness.h"
 #include "../dispatch/isa.h"
-#include "../src/plan.h"
+#include "../src/order.h"
 
 /* ---------------------------------------------------------------------------------------------- */
 /* Operands: every array of a call exists twice, once for the scalar kernel and once, with the same
@@ -279,8 +279,12 @@ static struct mask new_mask(struct trial *r, size_t runs, size_t len) {
     return m;
 }
 
-static bnorm_bits bits_of(const struct mask *m, enum version v) {
-    return (bnorm_bits){m->operand ? m->operand->data[v] : NULL, m->at, m->stride};
+static bnorm_bits bits_of(const struct mask *m, enum version v, size_t runs) {
+    return (bnorm_bits){.bits = m->operand ? m->operand->data[v] : NULL,
+                        .at = m->at,
+                        .image_stride = runs * m->stride,
+                        .group_stride = m->stride,
+                        .row_stride = m->stride};
 }
 
 /* Bits that are of no element are as they were. */
@@ -1013,8 +1017,33 @@ static const char *place_text(enum place place) {
     return place == APART ? "apart" : place == IN_X ? "in x" : "in residual";
 }
 
+/* As many as the runs can be shared among. */
+static size_t some_images(struct trial *r, size_t runs) {
+    return runs % 2 == 0 && one_in(r, 3) ? 2 : 1;
+}
+
+/* All runs, as rows or as planes of so many images that follow one another. */
+static bnorm_map_args map_sizes(int rows, size_t images, size_t runs, size_t len, size_t valid) {
+    return (bnorm_map_args){.images = images,
+                            .groups = rows ? 1 : runs / images,
+                            .rows = rows ? runs / images : 1,
+                            .lanes = len,
+                            .valid = valid};
+}
+
+static bnorm_tensor operand_tensor(const struct operand *o, enum version v, bnorm_dtype type,
+                                   const struct area *a, size_t images) {
+    return (bnorm_tensor){.data = at(o, v),
+                          .image_stride = a->runs / images * a->stride,
+                          .group_stride = a->stride,
+                          .row_stride = a->stride,
+                          .type = type,
+                          .quant = {1, 0}};
+}
+
 static void trial_apply(struct trial *r, int rows, size_t c, size_t round) {
-    const size_t len = run_len(r, c), runs = some_runs(r, rows, len), channels = rows ? c : runs;
+    const size_t len = run_len(r, c), runs = some_runs(r, rows, len), images = some_images(r, runs),
+                 channels = rows ? c : runs / images;
     const struct area x_area = {runs, len, c, len + gap(r)},
                       residual_area = {runs, len, c, len + gap(r)},
                       own_area = {runs, len, c, len + gap(r)};
@@ -1035,10 +1064,11 @@ static void trial_apply(struct trial *r, int rows, size_t c, size_t round) {
         mask = new_mask(r, runs, len);
     test_context(
         r->t,
-        "len = %zu, valid = %zu, runs = %zu, hints %u, act %d (%g, %g), center %d, residual %d, "
+        "len = %zu, valid = %zu, runs = %zu, images = %zu, hints %u, act %d (%g, %g), center %d, "
+        "residual %d, "
         "y %s, strides %zu %zu %zu, types %d %d, x (%g, %d), residual (%g, %d), y (%g, %d), "
         "mask %d at %zu, stride %zu, values %d",
-        len, c, runs, hints, (int)act.kind, (double)act.a, (double)act.b, with_center,
+        len, c, runs, images, hints, (int)act.kind, (double)act.a, (double)act.b, with_center,
         with_residual, place_text(place), x_area.stride, residual_area.stride, y_area.stride,
         (int)x_type, (int)y_type, (double)x_quant.scale, x_quant.zero_point,
         (double)residual_quant.scale, residual_quant.zero_point, (double)y_quant.scale,
@@ -1052,28 +1082,20 @@ static void trial_apply(struct trial *r, int rows, size_t c, size_t round) {
     struct operand *scale = parameters(r, "scale", channels, 1);
     struct operand *shift = parameters(r, "shift", channels, -0.0f);
     for (enum version v = SCALAR; v < VERSIONS; v++) {
-        const bnorm_apply_args args = {
-            .runs = runs,
-            .len = len,
-            .x = at(x, v),
-            .residual = at(residual, v),
-            .y = at(y, v),
-            .x_stride = x_area.stride,
-            .residual_stride = residual_area.stride,
-            .y_stride = y_area.stride,
-            .center = at(center, v),
-            .scale = at(scale, v),
-            .shift = at(shift, v),
-            .act = act,
-            .hints = hints,
-            .x_type = x_type,
-            .y_type = y_type,
-            .x_quant = x_quant,
-            .residual_quant = residual_quant,
-            .y_quant = y_quant,
-            .valid = c,
-            .mask = bits_of(&mask, v),
-        };
+        bnorm_map_args args = map_sizes(rows, images, runs, len, c);
+        args.x = operand_tensor(x, v, x_type, &x_area, images);
+        args.argument = operand_tensor(residual, v, x_type, &residual_area, images);
+        args.out = operand_tensor(y, v, y_type, &y_area, images);
+        args.x.quant = x_quant;
+        args.argument.quant = residual_quant;
+        args.out.quant = y_quant;
+        args.pre = residual ? BNORM_PRE_RESIDUAL : BNORM_PRE_X;
+        args.center = at(center, v);
+        args.scale = at(scale, v);
+        args.shift = at(shift, v);
+        args.act = act;
+        args.hints = hints;
+        args.mask = bits_of(&mask, v, runs / images);
         if (rows)
             r->isa[v]->apply_rows(&args);
         else
@@ -1105,8 +1127,9 @@ static void check_apply_span(struct test *t) {
 
 /* What sums_* and dx_* share. */
 struct grad {
-    bnorm_grad_args sizes; /* with all but pointers */
-    size_t channels;
+    bnorm_map_args sizes; /* with all but operands */
+    bnorm_dtype type;
+    size_t images, channels;
     struct area x_area, dy_area, extra_area;
     struct operand *x, *dy, *extra, *center, *scale, *shift;
     struct mask mask;
@@ -1120,36 +1143,33 @@ static enum bnorm_pre some_pre(struct trial *r, const bnorm_act *act, size_t rou
     return (enum bnorm_pre)(round / ACTS % PRES);
 }
 
-static struct grad new_grad(struct trial *r, int rows, size_t runs, size_t c, size_t round) {
+static struct grad new_grad(struct trial *r, int rows, size_t images, size_t runs, size_t c,
+                            size_t round) {
     const size_t len = run_len(r, c);
     const bnorm_act act = some_act(r, round);
     const bnorm_dtype type = some_type(r, FLOAT_TYPES);
     struct grad g = {
-        .channels = rows ? c : runs,
+        .type = type,
+        .images = images,
+        .channels = rows ? c : runs / images,
         .x_area = {runs, len, c, len + gap(r)},
         .dy_area = {runs, len, c, len + gap(r)},
         .extra_area = {runs, len, c, len + gap(r)},
     };
-    g.sizes = (bnorm_grad_args){
-        .runs = runs,
-        .len = len,
-        .x_stride = g.x_area.stride,
-        .dy_stride = g.dy_area.stride,
-        .extra_stride = g.extra_area.stride,
-        .pre = some_pre(r, &act, round),
-        .act = act,
-        .type = type,
-        .valid = c,
-        .hints = some_hints(r),
-    };
-    const bnorm_grad_args *s = &g.sizes;
+    g.sizes = map_sizes(rows, images, runs, len, c);
+    g.sizes.pre = some_pre(r, &act, round);
+    g.sizes.act = act;
+    g.sizes.hints = some_hints(r);
+    const bnorm_map_args *s = &g.sizes;
     if (s->pre == BNORM_PRE_MASK)
         g.mask = new_mask(r, runs, len);
     test_context(r->t,
-                 "len = %zu, valid = %zu, runs = %zu, type %d, pre %d, act %d (%g, %g), strides "
+                 "len = %zu, valid = %zu, runs = %zu, images = %zu, type %d, pre %d, act %d (%g, "
+                 "%g), strides "
                  "%zu %zu %zu, mask at %zu, stride %zu, values %d",
-                 len, c, runs, (int)type, (int)s->pre, (int)act.kind, (double)act.a, (double)act.b,
-                 s->x_stride, s->dy_stride, s->extra_stride, g.mask.at, g.mask.stride, r->values);
+                 len, c, runs, images, (int)type, (int)s->pre, (int)act.kind, (double)act.a,
+                 (double)act.b, g.x_area.stride, g.dy_area.stride, g.extra_area.stride, g.mask.at,
+                 g.mask.stride, r->values);
     g.x = tensor(r, "x", type, &g.x_area);
     g.dy = tensor(r, "dy", type, &g.dy_area);
     g.extra = s->pre == BNORM_PRE_RESIDUAL || s->pre == BNORM_PRE_Y
@@ -1161,25 +1181,25 @@ static struct grad new_grad(struct trial *r, int rows, size_t runs, size_t c, si
     return g;
 }
 
-static bnorm_grad_args grad_args(const struct grad *g, enum version v) {
-    bnorm_grad_args args = g->sizes;
-    args.x = at(g->x, v);
-    args.dy = at(g->dy, v);
-    args.extra = at(g->extra, v);
+static bnorm_map_args grad_args(const struct grad *g, enum version v) {
+    bnorm_map_args args = g->sizes;
+    args.x = operand_tensor(g->x, v, g->type, &g->x_area, g->images);
+    args.dy = operand_tensor(g->dy, v, g->type, &g->dy_area, g->images);
+    args.argument = operand_tensor(g->extra, v, g->type, &g->extra_area, g->images);
     args.center = at(g->center, v);
     args.scale = at(g->scale, v);
     args.shift = at(g->shift, v);
-    args.mask = bits_of(&g->mask, v);
+    args.mask = bits_of(&g->mask, v, g->x_area.runs / g->images);
     return args;
 }
 
 /* As trial_block_of_rows. */
 static void trial_sums_of_rows(struct trial *r, size_t c, size_t round, size_t rows,
                                size_t chains) {
-    const struct grad g = new_grad(r, 1, rows, c, round);
+    const struct grad g = new_grad(r, 1, 1, rows, c, round);
     struct operand *sum_g = doubles(r, "sum_g", c), *sum_gx = doubles(r, "sum_gx", c);
     for (enum version v = SCALAR; v < VERSIONS; v++) {
-        const bnorm_grad_args args = grad_args(&g, v);
+        const bnorm_map_args args = grad_args(&g, v);
         if (chains)
             r->isa[v]->sums_rows(&args, chains, at(sum_g, v), at(sum_gx, v));
         else
@@ -1209,10 +1229,10 @@ static void trial_sums_span(struct trial *r, size_t len, size_t round) {
     const size_t planes = 1 + rng_below(r->rng, 6);
     if (r->kind != &f32 && len > BNORM_BLOCK_SPAN)
         return;
-    const struct grad g = new_grad(r, 0, planes, len, round);
+    const struct grad g = new_grad(r, 0, 1, planes, len, round);
     struct operand *sum_g = doubles(r, "sum_g", planes), *sum_gx = doubles(r, "sum_gx", planes);
     for (enum version v = SCALAR; v < VERSIONS; v++) {
-        const bnorm_grad_args args = grad_args(&g, v);
+        const bnorm_map_args args = grad_args(&g, v);
         r->isa[v]->sums_span(&args, at(sum_g, v), at(sum_gx, v));
     }
     compare(r);
@@ -1237,11 +1257,12 @@ static struct out_operand some_output(struct trial *r, const char *name, const s
         return *in;
     struct area own = g->x_area;
     own.stride = own.len + gap(r);
-    return (struct out_operand){tensor(r, name, g->sizes.type, &own), own};
+    return (struct out_operand){tensor(r, name, g->type, &own), own};
 }
 
 static void trial_dx(struct trial *r, int rows, size_t c, size_t round) {
-    const struct grad g = new_grad(r, rows, some_runs(r, rows, run_len(r, c)), c, round);
+    const size_t runs = some_runs(r, rows, run_len(r, c));
+    const struct grad g = new_grad(r, rows, some_images(r, runs), runs, c, round);
     const size_t channels = g.channels, wanted = rng_below(r->rng, 4);
     const struct out_operand none = {NULL, {0, 0, 0, 0}};
     const struct out_operand dx = wanted == 0 ? none : some_output(r, "dx", &g, 1, NULL);
@@ -1257,22 +1278,20 @@ static void trial_dx(struct trial *r, int rows, size_t c, size_t round) {
                  frozen, dx.operand ? dx.operand->name : "absent", dx.area.stride,
                  dresidual.operand ? dresidual.operand->name : "absent", dresidual.area.stride);
     for (enum version v = SCALAR; v < VERSIONS; v++) {
-        bnorm_grad_args args = grad_args(&g, v);
+        bnorm_map_args args = grad_args(&g, v);
         args.invstd = at(invstd, v);
         args.slope = at(slope, v);
         args.offset = at(offset, v);
-        args.dx = at(dx.operand, v);
-        args.dx_stride = dx.area.stride;
-        args.dresidual = at(dresidual.operand, v);
-        args.dresidual_stride = dresidual.area.stride;
+        args.out = operand_tensor(dx.operand, v, g.type, &dx.area, g.images);
+        args.dresidual = operand_tensor(dresidual.operand, v, g.type, &dresidual.area, g.images);
         if (rows)
             r->isa[v]->dx_rows(&args);
         else
             r->isa[v]->dx_span(&args);
     }
     compare(r);
-    check_padding(r, dx.operand, g.sizes.type, &dx.area);
-    check_padding(r, dresidual.operand, g.sizes.type, &dresidual.area);
+    check_padding(r, dx.operand, g.type, &dx.area);
+    check_padding(r, dresidual.operand, g.type, &dresidual.area);
 }
 
 static void trial_dx_rows(struct trial *r, size_t len, size_t round) {

@@ -12,7 +12,7 @@
 #include "pieces.h"
 #include "types.h"
 
-#include "../src/plan.h" /* where blocks end */
+#include "../src/order.h" /* where blocks end */
 
 enum order { NHWC, NCHW, BLOCKED };
 static const enum order orders[] = {NHWC, NCHW, BLOCKED};

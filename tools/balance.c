@@ -14,7 +14,7 @@
 #include "bnorm.h"
 #include "../bench/shapes.h"
 #include "../dispatch/isa.h"
-#include "../src/plan.h"
+#include "../src/order.h"
 
 enum { MAX_THREADS = 64, PHASES = 16 };
 /* Smaller tensors are not judged. */
@@ -107,54 +107,57 @@ static void count_grad_coefficients(const bnorm_grad_coefficient_args *a, size_t
     add_work(KERNEL_grad_coefficients, COEFFICIENTS * c);
 }
 
-static void count_apply(enum kernel kernel, const bnorm_apply_args *a) {
-    add_work(kernel, a->runs * a->len * (a->residual ? 3 : 2));
+static size_t elements(const bnorm_map_args *a) {
+    return a->images * a->groups * a->rows * a->lanes;
 }
 
-static void count_apply_rows(const bnorm_apply_args *a) {
+static void count_apply(enum kernel kernel, const bnorm_map_args *a) {
+    add_work(kernel, elements(a) * (a->argument.data ? 3 : 2));
+}
+
+static void count_apply_rows(const bnorm_map_args *a) {
     count_apply(KERNEL_apply_rows, a);
 }
 
-static void count_apply_span(const bnorm_apply_args *a) {
+static void count_apply_span(const bnorm_map_args *a) {
     count_apply(KERNEL_apply_span, a);
 }
 
 /* Tensors that a gradient kernel reads for the activation's argument, beside x and dy. */
-static size_t extra_tensors(const bnorm_grad_args *a) {
+static size_t extra_tensors(const bnorm_map_args *a) {
     return a->pre == BNORM_PRE_RESIDUAL || a->pre == BNORM_PRE_Y;
 }
 
-static void count_sums(enum kernel kernel, const bnorm_grad_args *a) {
-    add_work(kernel, a->runs * a->len * (2 + extra_tensors(a)));
+static void count_sums(enum kernel kernel, const bnorm_map_args *a) {
+    add_work(kernel, elements(a) * (2 + extra_tensors(a)));
 }
 
-static void count_sums_rows(const bnorm_grad_args *a, size_t chains, double *sum_g,
-                            double *sum_gx) {
+static void count_sums_rows(const bnorm_map_args *a, size_t chains, double *sum_g, double *sum_gx) {
     (void)chains, (void)sum_g, (void)sum_gx;
     count_sums(KERNEL_sums_rows, a);
 }
 
-static void count_sums_span(const bnorm_grad_args *a, double *sum_g, double *sum_gx) {
+static void count_sums_span(const bnorm_map_args *a, double *sum_g, double *sum_gx) {
     (void)sum_g, (void)sum_gx;
     count_sums(KERNEL_sums_span, a);
 }
 
-static void count_sums_tree(const bnorm_grad_args *a, double *sum_g, double *sum_gx) {
+static void count_sums_tree(const bnorm_map_args *a, double *sum_g, double *sum_gx) {
     (void)sum_g, (void)sum_gx;
     count_sums(KERNEL_sums_tree, a);
 }
 
-static void count_dx(enum kernel kernel, const bnorm_grad_args *a) {
+static void count_dx(enum kernel kernel, const bnorm_map_args *a) {
     const size_t x = a->slope || a->pre == BNORM_PRE_X || a->pre == BNORM_PRE_RESIDUAL;
-    const size_t outputs = (a->dx != NULL) + (size_t)(a->dresidual != NULL);
-    add_work(kernel, a->runs * a->len * (1 + x + extra_tensors(a) + outputs));
+    const size_t outputs = (a->out.data != NULL) + (size_t)(a->dresidual.data != NULL);
+    add_work(kernel, elements(a) * (1 + x + extra_tensors(a) + outputs));
 }
 
-static void count_dx_rows(const bnorm_grad_args *a) {
+static void count_dx_rows(const bnorm_map_args *a) {
     count_dx(KERNEL_dx_rows, a);
 }
 
-static void count_dx_span(const bnorm_grad_args *a) {
+static void count_dx_span(const bnorm_map_args *a) {
     count_dx(KERNEL_dx_span, a);
 }
 

@@ -14,7 +14,7 @@
 #include <string.h>
 #include "bnorm.h"
 #include "../dispatch/isa.h"
-#include "../src/plan.h"
+#include "../src/order.h"
 #if defined(__x86_64__)
 #include <x86intrin.h>
 #endif
@@ -182,7 +182,9 @@ static const void *x_of(bnorm_dtype type) {
 }
 
 static bnorm_bits mask_of(const struct size *s, const struct variant *v) {
-    return (bnorm_bits){v->pre == BNORM_PRE_MASK ? mask : NULL, 0, s->len};
+    return (bnorm_bits){.bits = v->pre == BNORM_PRE_MASK ? mask : NULL,
+                        .group_stride = s->len,
+                        .row_stride = s->len};
 }
 
 static const struct {
@@ -211,7 +213,7 @@ static void count_moments(int rows) {
                 continue;
             begin();
             if (rows)
-                isa->moments_rows(&args, bnorm_chains(args.len), sums[0], sums[1]);
+                isa->moments_rows(&args, bnorm_chains(args.lanes), sums[0], sums[1]);
             else
                 isa->moments_span(&args, sums[0], sums[1]);
             end(rows ? "moments_rows" : "moments_span", moments_variants[v].name, sizes[i].name);
@@ -353,33 +355,42 @@ static void count_grad_coefficients(void) {
     }
 }
 
-static void count_apply(int rows, void (*kernel)(const bnorm_apply_args *), const char *name) {
+static bnorm_tensor tensor_of(const void *data, const struct size *s, bnorm_dtype type) {
+    return (bnorm_tensor){.data = (void *)(uintptr_t)data,
+                          .image_stride = s->runs * s->len,
+                          .group_stride = s->len,
+                          .row_stride = s->len,
+                          .type = type,
+                          .quant = {1, 0}};
+}
+
+static bnorm_map_args map_sizes(const struct size *s, const struct variant *v) {
+    return (bnorm_map_args){
+        .images = 1,
+        .groups = s->rows ? 1 : s->runs,
+        .rows = s->rows ? s->runs : 1,
+        .lanes = s->len,
+        .valid = s->valid,
+        .x = tensor_of(x_of(v->type), s, v->type),
+        .act = v->act,
+        .center = center,
+        .scale = scale,
+        .shift = shift,
+        .mask = mask_of(s, v),
+    };
+}
+
+static void count_apply(int rows, void (*kernel)(const bnorm_map_args *), const char *name) {
     for (size_t v = 0; v < variant_count(); v++)
         for (size_t i = 0; i < SIZES; i++) {
             const struct size s = sizes[i];
             if (s.rows != rows || variants[v].frozen)
                 continue;
-            const bnorm_apply_args args = {
-                .runs = s.runs,
-                .len = s.len,
-                .x = x_of(variants[v].type),
-                .residual = variants[v].has_residual ? residual : NULL,
-                .y = y,
-                .x_stride = s.len,
-                .residual_stride = s.len,
-                .y_stride = s.len,
-                .center = center,
-                .scale = scale,
-                .shift = shift,
-                .act = variants[v].act,
-                .x_type = variants[v].type,
-                .y_type = variants[v].type,
-                .x_quant = {1, 0},
-                .residual_quant = {1, 0},
-                .y_quant = {1, 0},
-                .valid = s.valid,
-                .mask = mask_of(&s, &variants[v]),
-            };
+            const struct variant *const variant = &variants[v];
+            bnorm_map_args args = map_sizes(&s, variant);
+            args.argument = tensor_of(variant->has_residual ? residual : NULL, &s, variant->type);
+            args.pre = variant->has_residual ? BNORM_PRE_RESIDUAL : BNORM_PRE_X;
+            args.out = tensor_of(y, &s, variant->type);
             begin();
             kernel(&args);
             end(name, variants[v].name, s.name);
@@ -394,35 +405,22 @@ static void count_apply_span(void) {
     count_apply(0, isa->apply_span, "apply_span");
 }
 
-static bnorm_grad_args grad_args(const struct size *s, const struct variant *v) {
-    return (bnorm_grad_args){
-        .runs = s->runs,
-        .len = s->len,
-        .x = x_of(v->type),
-        .dy = v->type == BNORM_BF16 ? (const void *)dy_bf16 : dy,
-        .extra = v->has_residual ? residual : NULL,
-        .x_stride = s->len,
-        .dy_stride = s->len,
-        .extra_stride = s->len,
-        .pre = v->pre,
-        .act = v->act,
-        .center = center,
-        .scale = scale,
-        .shift = shift,
-        .type = v->type,
-        .valid = s->valid,
-        .mask = mask_of(s, v),
-    };
+static bnorm_map_args grad_args(const struct size *s, const struct variant *v) {
+    bnorm_map_args args = map_sizes(s, v);
+    args.dy = tensor_of(v->type == BNORM_BF16 ? (const void *)dy_bf16 : dy, s, v->type);
+    args.argument = tensor_of(v->has_residual ? residual : NULL, s, v->type);
+    args.pre = v->pre;
+    return args;
 }
 
 static void count_sums_rows(void) {
     for (size_t v = 0; v < variant_count(); v++)
         for (size_t i = 0; i < SIZES; i++) {
-            const bnorm_grad_args args = grad_args(&sizes[i], &variants[v]);
+            const bnorm_map_args args = grad_args(&sizes[i], &variants[v]);
             if (!sizes[i].rows || variants[v].frozen)
                 continue;
             begin();
-            isa->sums_rows(&args, bnorm_chains(args.len), sums[0], sums[1]);
+            isa->sums_rows(&args, bnorm_chains(args.lanes), sums[0], sums[1]);
             end("sums_rows", variants[v].name, sizes[i].name);
         }
 }
@@ -430,11 +428,11 @@ static void count_sums_rows(void) {
 static void count_sums_span(void) {
     for (size_t v = 0; v < variant_count(); v++)
         for (size_t i = 0; i < SIZES; i++) {
-            const bnorm_grad_args args = grad_args(&sizes[i], &variants[v]);
-            const int staged = args.type != BNORM_F32 || args.mask.bits;
+            const bnorm_map_args args = grad_args(&sizes[i], &variants[v]);
+            const int staged = args.x.type != BNORM_F32 || args.mask.bits;
             if (sizes[i].rows || variants[v].frozen)
                 continue;
-            if (staged && args.len > BNORM_BLOCK_SPAN) /* no block of a plane is longer */
+            if (staged && args.lanes > BNORM_BLOCK_SPAN) /* no block of a plane is longer */
                 continue;
             begin();
             isa->sums_span(&args, sums[0], sums[1]);
@@ -445,7 +443,7 @@ static void count_sums_span(void) {
 static void count_sums_tree(void) {
     for (size_t v = 0; v < variant_count(); v++)
         for (size_t i = 0; i < LEAVES; i++) {
-            const bnorm_grad_args args = grad_args(&leaves[i], &variants[v]);
+            const bnorm_map_args args = grad_args(&leaves[i], &variants[v]);
             if (variants[v].frozen)
                 continue;
             begin();
@@ -454,15 +452,15 @@ static void count_sums_tree(void) {
         }
 }
 
-static void count_dx(int rows, void (*kernel)(const bnorm_grad_args *), const char *name) {
+static void count_dx(int rows, void (*kernel)(const bnorm_map_args *), const char *name) {
     for (size_t v = 0; v < variant_count(); v++)
         for (size_t i = 0; i < SIZES; i++) {
-            bnorm_grad_args args = grad_args(&sizes[i], &variants[v]);
+            bnorm_map_args args = grad_args(&sizes[i], &variants[v]);
             if (sizes[i].rows != rows)
                 continue;
-            args.dx = y;
-            args.dx_stride = args.dresidual_stride = args.len;
-            args.dresidual = variants[v].has_residual ? dresidual : NULL;
+            args.out = tensor_of(y, &sizes[i], variants[v].type);
+            args.dresidual =
+                tensor_of(variants[v].has_residual ? dresidual : NULL, &sizes[i], variants[v].type);
             if (!variants[v].frozen) {
                 args.invstd = invstd;
                 args.slope = slope;

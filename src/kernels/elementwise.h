@@ -459,24 +459,34 @@ BNORM_FORMS(forward_narrow_span, FORWARD, 1, 1, BNORM_NO_FORMS)
 BNORM_FORMS(backward_narrow_rows, BACKWARD, 0, 1, BNORM_NO_FORMS)
 BNORM_FORMS(backward_narrow_span, BACKWARD, 1, 1, BNORM_NO_FORMS)
 
-/* Member by member, as compilers clear whole structs first. */
-BNORM_INLINE void fill_streams(struct streams *s, const bnorm_grad_args *a) {
+/* Element 0 of a group. */
+BNORM_INLINE void *group_at(const bnorm_tensor *t, size_t image, size_t group) {
+    const size_t i = image * t->image_stride + group * t->group_stride;
+    return t->data ? (char *)t->data + i * size_of(t->type) : NULL;
+}
+
+/* The rows of a group, or with `planes` all planes of an image, of which `group` is the first.
+ * Member by member, as compilers clear whole structs first. */
+BNORM_INLINE void fill_streams(struct streams *s, const bnorm_map_args *a, enum direction direction,
+                               int planes, size_t image, size_t group) {
     const float *const any = a->scale;
-    const int sloped = a->slope != NULL;
-    s->count = a->runs;
-    s->total = s->len = a->len;
+    const int backward = direction == BACKWARD, sloped = backward && a->slope != NULL;
+#define BNORM_STRIDE(name) (planes ? a->name.group_stride : a->name.row_stride)
+    s->count = planes ? a->groups : a->rows;
+    s->total = s->len = a->lanes;
     s->first = 0;
-    s->x = a->x;
-    s->dy = a->dy;
-    s->extra = reads_extra(a->pre) ? a->extra : NULL;
-    s->out = a->dx;
-    s->dresidual = a->dresidual;
-    s->type = s->out_type = a->type;
-    s->x_stride = a->x_stride;
-    s->dy_stride = a->dy_stride;
-    s->extra_stride = a->extra_stride;
-    s->out_stride = a->dx_stride;
-    s->dresidual_stride = a->dresidual_stride;
+    s->x = group_at(&a->x, image, group);
+    s->dy = backward ? group_at(&a->dy, image, group) : NULL;
+    s->extra = reads_extra(a->pre) ? group_at(&a->argument, image, group) : NULL;
+    s->out = group_at(&a->out, image, group);
+    s->dresidual = backward ? group_at(&a->dresidual, image, group) : NULL;
+    s->type = a->x.type;
+    s->out_type = backward ? a->x.type : a->out.type;
+    s->x_stride = BNORM_STRIDE(x);
+    s->dy_stride = BNORM_STRIDE(dy);
+    s->extra_stride = BNORM_STRIDE(argument);
+    s->out_stride = BNORM_STRIDE(out);
+    s->dresidual_stride = BNORM_STRIDE(dresidual);
     s->pre = a->pre;
     s->act.kind = a->pre == BNORM_PRE_NONE ? BNORM_ACT_IDENTITY : a->act.kind;
     s->act.a = a->act.a;
@@ -492,33 +502,15 @@ BNORM_INLINE void fill_streams(struct streams *s, const bnorm_grad_args *a) {
     s->p.offset = sloped ? a->offset : any;
     s->joint.center = s->joint.scale = s->joint.shift = any;
     s->joint.invstd = s->joint.slope = s->joint.offset = any;
-    if (a->x_stride == a->len && (!s->dy || a->dy_stride == a->len) &&
-        (!s->extra || a->extra_stride == a->len) && (!s->out || a->dx_stride == a->len) &&
-        (!s->dresidual || a->dresidual_stride == a->len)) {
-        s->total = a->runs * a->len;
+    if (!planes)
+        skip_parameters(&s->p, group * a->lanes);
+    if (s->x_stride == s->len && (!s->dy || s->dy_stride == s->len) &&
+        (!s->extra || s->extra_stride == s->len) && (!s->out || s->out_stride == s->len) &&
+        (!s->dresidual || s->dresidual_stride == s->len)) {
+        s->total *= s->count;
         s->count = 1;
     }
-}
-
-/* Forward as a case of backward's arguments. */
-BNORM_INLINE bnorm_grad_args forward_args(const bnorm_apply_args *a) {
-    return (bnorm_grad_args){
-        .runs = a->runs,
-        .len = a->len,
-        .x = a->x,
-        .extra = a->residual,
-        .x_stride = a->x_stride,
-        .extra_stride = a->residual_stride,
-        .pre = a->residual ? BNORM_PRE_RESIDUAL : BNORM_PRE_X,
-        .act = a->act,
-        .type = a->x_type,
-        .center = a->center,
-        .scale = a->scale,
-        .shift = a->shift,
-        .dx = a->y,
-        .dx_stride = a->y_stride,
-        .hints = a->hints,
-    };
+#undef BNORM_STRIDE
 }
 
 /* Parameters of rows as a stream takes them. */

@@ -45,11 +45,11 @@ BNORM_INLINE int is_smooth(const bnorm_act *act) {
 }
 
 /* Whether the elementwise loops do, and those of the sums, which are for floats. */
-BNORM_INLINE int is_narrow_grad(const bnorm_grad_args *a) {
+BNORM_INLINE int is_narrow_grad(const bnorm_map_args *a) {
     return a->pre != BNORM_PRE_MASK && (a->pre == BNORM_PRE_NONE || !is_smooth(&a->act));
 }
-BNORM_INLINE int is_plain_grad(const bnorm_grad_args *a) {
-    return a->type == BNORM_F32 && is_narrow_grad(a);
+BNORM_INLINE int is_plain_grad(const bnorm_map_args *a) {
+    return a->x.type == BNORM_F32 && is_narrow_grad(a);
 }
 
 BNORM_INLINE size_t whole_vectors(size_t n) {

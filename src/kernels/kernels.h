@@ -38,7 +38,7 @@
  *   vec_leave                     before a kernel returns to code that is not of this set
  * Wherever a product is added to something, it is written as a fma: a compiler that contracts finds
  * nothing to do. */
-#include "../plan.h"
+#include "../order.h"
 
 /* Vectors in a line of 64 bytes. */
 #define VEC_LINE (16 / VEC_F)

@@ -154,18 +154,19 @@ static void moments_tree(const bnorm_block_args *a, double *sum, double *m2) {
 }
 
 /* g of all but the plainest case goes through L1. */
-static void sums_tree(const bnorm_grad_args *a, double *sum_g, double *sum_gx) {
-    if (a->pre == BNORM_PRE_NONE && a->type == BNORM_F32) {
-        const struct leaf_rows r = {a->x, a->dy, a->center, a->x_stride, a->dy_stride};
-        add_leaves(r, a->runs, a->valid, sum_g, sum_gx);
+static void sums_tree(const bnorm_map_args *a, double *sum_g, double *sum_gx) {
+    if (a->pre == BNORM_PRE_NONE && a->x.type == BNORM_F32) {
+        const struct leaf_rows r = {a->x.data, a->dy.data, a->center, a->x.row_stride,
+                                    a->dy.row_stride};
+        add_leaves(r, a->rows, a->valid, sum_g, sum_gx);
     } else {
         float x[BNORM_LEAF_ROOM], g[BNORM_LEAF_ROOM], v[BNORM_LEAF_ROOM];
         for (size_t i = 0; i < a->valid; i += BNORM_LEAF_LANES) {
             const size_t n = lesser(BNORM_LEAF_LANES, a->valid - i);
-            const struct grad_rows rows = grad_rows_at(a, 0, i, i);
+            const struct grad_rows rows = grad_rows_at(a, i);
             const struct leaf_rows r = {x, g, rows.center, n, n};
-            widen_grads(a, &rows, a->runs, n, 0, x, g, v);
-            add_leaves(r, a->runs, n, sum_g + i, sum_gx + i);
+            widen_grads(a, &rows, a->rows, n, 0, x, g, v);
+            add_leaves(r, a->rows, n, sum_g + i, sum_gx + i);
         }
     }
     vec_leave();

@@ -12,10 +12,16 @@ struct tensor {
     const bnorm_quant *quant;
 };
 
+/* Bits of runs. */
+struct bits {
+    unsigned char *bits;
+    size_t at, stride;
+};
+
 struct staged {
     size_t runs, len, valid;
     struct tensor x, dy, extra, out, dresidual;
-    const bnorm_bits *mask; /* written by forward, read by backward; NULL = none */
+    const struct bits *mask; /* written by forward, read by backward; NULL = none */
     bnorm_act act;
     int apart;      /* whether act is computed here, not by the loops */
     unsigned hints; /* sum of enum bnorm_hint */
@@ -109,7 +115,7 @@ static void scatter(const struct tensor *t, size_t len, struct part part, const 
     }
 }
 
-static void gather_bits(float *to, const bnorm_bits *mask, size_t len, struct part part) {
+static void gather_bits(float *to, const struct bits *mask, size_t len, struct part part) {
     while (part.n) {
         const size_t at = mask->at + part.r * mask->stride + part.i,
                      n = next_piece(&part, len, mask->stride);
@@ -118,8 +124,8 @@ static void gather_bits(float *to, const bnorm_bits *mask, size_t len, struct pa
     }
 }
 
-static void scatter_bits(const bnorm_bits *mask, size_t len, struct part part, const bnorm_act *act,
-                         const float *v) {
+static void scatter_bits(const struct bits *mask, size_t len, struct part part,
+                         const bnorm_act *act, const float *v) {
     while (part.n) {
         const size_t at = mask->at + part.r * mask->stride + part.i,
                      n = next_piece(&part, len, mask->stride);
@@ -318,42 +324,55 @@ static void stage_streams(const struct staged *t, struct streams s, struct writt
 /* The kernels */
 
 /* Whether the loops for floats, and those for 16 bits, do. */
-BNORM_INLINE int is_plain_apply(const bnorm_apply_args *a) {
-    return a->x_type == BNORM_F32 && a->y_type == BNORM_F32 && !a->mask.bits;
+BNORM_INLINE int is_plain_apply(const bnorm_map_args *a) {
+    return a->x.type == BNORM_F32 && a->out.type == BNORM_F32 && !a->mask.bits;
 }
-BNORM_INLINE int is_narrow_apply(const bnorm_apply_args *a) {
-    return a->x_type <= BNORM_F16 && a->y_type <= BNORM_F16 && !a->mask.bits && !is_smooth(&a->act);
+BNORM_INLINE int is_narrow_apply(const bnorm_map_args *a) {
+    return a->x.type <= BNORM_F16 && a->out.type <= BNORM_F16 && !a->mask.bits &&
+           !is_smooth(&a->act);
 }
 
-static void apply_staged(const bnorm_apply_args *a, const struct streams *s,
-                         struct written *written, run_streams *forward) {
+/* The bits of a group, one run after the other. */
+BNORM_INLINE struct bits bits_of_group(const bnorm_map_args *a, int planes, size_t image,
+                                       size_t group) {
+    const bnorm_bits *m = &a->mask;
+    return (struct bits){m->bits, m->at + image * m->image_stride + group * m->group_stride,
+                         planes ? m->group_stride : m->row_stride};
+}
+
+/* `written` NULL = planes. */
+static void apply_staged(const bnorm_map_args *a, size_t image, size_t group,
+                         const struct streams *s, struct written *written, run_streams *forward) {
+    const struct bits bits = bits_of_group(a, !written, image, group);
     const struct staged t = {
-        .runs = a->runs,
-        .len = a->len,
-        .valid = written ? a->valid : a->len,
-        .x = {a->x, a->x_stride, a->x_type, &a->x_quant},
-        .extra = {a->residual, a->residual_stride, a->x_type, &a->residual_quant},
-        .out = {a->y, a->y_stride, a->y_type, &a->y_quant},
-        .mask = a->mask.bits ? &a->mask : NULL,
+        .runs = written ? a->rows : a->groups,
+        .len = a->lanes,
+        .valid = written ? a->valid : a->lanes,
+        .x = {s->x, s->x_stride, a->x.type, &a->x.quant},
+        .extra = {s->extra, s->extra_stride, a->argument.type, &a->argument.quant},
+        .out = {s->out, s->out_stride, a->out.type, &a->out.quant},
+        .mask = bits.bits ? &bits : NULL,
         .act = a->act,
-        .apart = a->mask.bits != NULL,
+        .apart = bits.bits != NULL,
         .hints = a->hints,
     };
     stage_streams(&t, *s, written, forward, NULL);
 }
 
-static void dx_staged(const bnorm_grad_args *a, const struct streams *s, struct written *written,
-                      run_streams *forward, run_streams *backward) {
+static void dx_staged(const bnorm_map_args *a, size_t image, size_t group, const struct streams *s,
+                      struct written *written, run_streams *forward, run_streams *backward) {
+    const struct bits bits = bits_of_group(a, !written, image, group);
+    const bnorm_dtype type = a->x.type;
     const struct staged t = {
-        .runs = a->runs,
-        .len = a->len,
-        .valid = written ? a->valid : a->len,
-        .x = {a->x, a->x_stride, a->type, NULL},
-        .dy = {a->dy, a->dy_stride, a->type, NULL},
-        .extra = {reads_extra(a->pre) ? a->extra : NULL, a->extra_stride, a->type, NULL},
-        .out = {a->dx, a->dx_stride, a->type, NULL},
-        .dresidual = {a->dresidual, a->dresidual_stride, a->type, NULL},
-        .mask = a->pre == BNORM_PRE_MASK ? &a->mask : NULL,
+        .runs = written ? a->rows : a->groups,
+        .len = a->lanes,
+        .valid = written ? a->valid : a->lanes,
+        .x = {s->x, s->x_stride, type, NULL},
+        .dy = {s->dy, s->dy_stride, type, NULL},
+        .extra = {s->extra, s->extra_stride, type, NULL},
+        .out = {s->out, s->out_stride, type, NULL},
+        .dresidual = {s->dresidual, s->dresidual_stride, type, NULL},
+        .mask = a->pre == BNORM_PRE_MASK ? &bits : NULL,
         .act = a->act,
         .apart = a->pre != BNORM_PRE_NONE && is_smooth(&a->act),
         .hints = a->hints,
@@ -364,15 +383,13 @@ static void dx_staged(const bnorm_grad_args *a, const struct streams *s, struct 
     stage_streams(&t, floats, written, forward, backward);
 }
 
-static void apply_rows(const bnorm_apply_args *a) {
-    const bnorm_grad_args args = forward_args(a);
+static void apply_group(const bnorm_map_args *a, size_t image, size_t group) {
     const int plain = is_plain_apply(a);
     struct streams s;
     struct written written;
-    fill_streams(&s, &args);
-    s.out_type = a->y_type;
-    if (a->valid < a->len || !(plain || is_narrow_apply(a))) {
-        apply_staged(a, &s, &written, forward_rows);
+    fill_streams(&s, a, FORWARD, 0, image, group);
+    if (a->valid < a->lanes || !(plain || is_narrow_apply(a))) {
+        apply_staged(a, image, group, &s, &written, forward_rows);
         return;
     }
     join_rows(&s, &written);
@@ -382,41 +399,61 @@ static void apply_rows(const bnorm_apply_args *a) {
         forward_narrow_rows(&s);
 }
 
-static void apply_span(const bnorm_apply_args *a) {
-    const bnorm_grad_args args = forward_args(a);
+static void apply_planes(const bnorm_map_args *a, size_t image) {
     struct streams s;
-    fill_streams(&s, &args);
-    s.out_type = a->y_type;
+    fill_streams(&s, a, FORWARD, 1, image, 0);
     if (is_plain_apply(a))
         forward_span(&s);
     else if (is_narrow_apply(a))
         forward_narrow_span(&s);
     else
-        apply_staged(a, &s, NULL, forward_span);
+        apply_staged(a, image, 0, &s, NULL, forward_span);
 }
 
-static void dx_rows(const bnorm_grad_args *a) {
+static void dx_group(const bnorm_map_args *a, size_t image, size_t group) {
     struct streams s;
     struct written written;
-    fill_streams(&s, a);
-    if (a->valid < a->len || !is_narrow_grad(a)) {
-        dx_staged(a, &s, &written, forward_rows, backward_rows);
+    fill_streams(&s, a, BACKWARD, 0, image, group);
+    if (a->valid < a->lanes || !is_narrow_grad(a)) {
+        dx_staged(a, image, group, &s, &written, forward_rows, backward_rows);
         return;
     }
     join_rows(&s, &written);
-    if (a->type == BNORM_F32)
+    if (a->x.type == BNORM_F32)
         backward_rows(&s);
     else
         backward_narrow_rows(&s);
 }
 
-static void dx_span(const bnorm_grad_args *a) {
+static void dx_planes(const bnorm_map_args *a, size_t image) {
     struct streams s;
-    fill_streams(&s, a);
+    fill_streams(&s, a, BACKWARD, 1, image, 0);
     if (!is_narrow_grad(a))
-        dx_staged(a, &s, NULL, forward_span, backward_span);
-    else if (a->type == BNORM_F32)
+        dx_staged(a, image, 0, &s, NULL, forward_span, backward_span);
+    else if (a->x.type == BNORM_F32)
         backward_span(&s);
     else
         backward_narrow_span(&s);
+}
+
+static void apply_rows(const bnorm_map_args *a) {
+    for (size_t image = 0; image < a->images; image++)
+        for (size_t group = 0; group < a->groups; group++)
+            apply_group(a, image, group);
+}
+
+static void apply_span(const bnorm_map_args *a) {
+    for (size_t image = 0; image < a->images; image++)
+        apply_planes(a, image);
+}
+
+static void dx_rows(const bnorm_map_args *a) {
+    for (size_t image = 0; image < a->images; image++)
+        for (size_t group = 0; group < a->groups; group++)
+            dx_group(a, image, group);
+}
+
+static void dx_span(const bnorm_map_args *a) {
+    for (size_t image = 0; image < a->images; image++)
+        dx_planes(a, image);
 }

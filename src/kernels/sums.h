@@ -12,12 +12,12 @@ struct grad_rows {
 };
 
 /* From element i of row r on, every `step`th row; the parameters stay. */
-BNORM_INLINE struct grad_rows grad_rows_from(const bnorm_grad_args *a, const struct grad_rows *r,
+BNORM_INLINE struct grad_rows grad_rows_from(const bnorm_map_args *a, const struct grad_rows *r,
                                              size_t row, size_t i, size_t step) {
     return (struct grad_rows){
-        .x = element_at(r->x, a->type, row * r->x_stride + i),
-        .dy = element_at(r->dy, a->type, row * r->dy_stride + i),
-        .extra = r->extra ? element_at(r->extra, a->type, row * r->extra_stride + i) : NULL,
+        .x = element_at(r->x, a->x.type, row * r->x_stride + i),
+        .dy = element_at(r->dy, a->x.type, row * r->dy_stride + i),
+        .extra = r->extra ? element_at(r->extra, a->x.type, row * r->extra_stride + i) : NULL,
         .x_stride = r->x_stride * step,
         .dy_stride = r->dy_stride * step,
         .extra_stride = r->extra_stride * step,
@@ -32,14 +32,14 @@ BNORM_INLINE struct grad_rows grad_rows_from(const bnorm_grad_args *a, const str
 
 /* The first `rows` rows of n lanes as rows without gaps: x, and g. Parameters are one per lane, or
  * with spread one per row. All have room for whole vectors; v is scratch. */
-static void widen_grads(const bnorm_grad_args *a, const struct grad_rows *r, size_t rows, size_t n,
+static void widen_grads(const bnorm_map_args *a, const struct grad_rows *r, size_t rows, size_t n,
                         int spread, float *x, float *g, float *v) {
-    widen_rows(x, r->x, a->type, NULL, r->x_stride, rows, n, 0);
-    widen_rows(g, r->dy, a->type, NULL, r->dy_stride, rows, n, 0);
+    widen_rows(x, r->x, a->x.type, NULL, r->x_stride, rows, n, 0);
+    widen_rows(g, r->dy, a->x.type, NULL, r->dy_stride, rows, n, 0);
     if (a->pre == BNORM_PRE_NONE)
         return;
     if (r->extra)
-        widen_rows(v, r->extra, a->type, NULL, r->extra_stride, rows, n, 0);
+        widen_rows(v, r->extra, a->x.type, NULL, r->extra_stride, rows, n, 0);
     for (size_t q = 0; a->pre == BNORM_PRE_MASK && q < rows; q++)
         widen_bits(v + q * n, a->mask.bits, r->mask_at + q * r->mask_stride, n);
     vec_store(v + rows * n, vec_set1(0)); /* gradients come in whole vectors */
@@ -117,7 +117,7 @@ BNORM_INLINE void add_grad_pair(enum bnorm_pre pre, bnorm_act_kind kind, struct 
 
 /* Parameters of lanes [i, i + n), or of all. */
 BNORM_INLINE struct grad_vectors strip_parameters(enum bnorm_pre pre, int spread,
-                                                  const bnorm_grad_args *a,
+                                                  const bnorm_map_args *a,
                                                   const struct grad_strip *s, size_t i, size_t n) {
     struct grad_vectors p = {0};
     p.center = parameter_lanes(s->center, spread, i, n);
@@ -133,7 +133,7 @@ BNORM_INLINE struct grad_vectors strip_parameters(enum bnorm_pre pre, int spread
 /* Adds rows [r, r + rows), n lanes each, and the first `extra` lanes of the row after them: at most
  * 16 rows altogether. */
 BNORM_INLINE void add_grad_group(enum bnorm_pre pre, bnorm_act_kind kind, int spread,
-                                 const bnorm_grad_args *a, const struct grad_strip *s, size_t r,
+                                 const bnorm_map_args *a, const struct grad_strip *s, size_t r,
                                  size_t rows, size_t extra, size_t i, size_t n,
                                  struct group_sums *sums) {
     const struct grad_vectors p = strip_parameters(pre, spread, a, s, i, n);
@@ -154,7 +154,7 @@ BNORM_INLINE void add_grad_group(enum bnorm_pre pre, bnorm_act_kind kind, int sp
 
 /* The same, added to the lanes of sum_g and sum_gx. Whole vectors of both are written. */
 BNORM_INLINE void group_grad(enum bnorm_pre pre, bnorm_act_kind kind, int spread,
-                             const bnorm_grad_args *a, const struct grad_strip *s, size_t r,
+                             const bnorm_map_args *a, const struct grad_strip *s, size_t r,
                              size_t rows, size_t extra, size_t i, size_t n, double *sum_g,
                              double *sum_gx) {
     struct group_sums sums = load_group(BNORM_SUMS, sum_g + i);
@@ -165,8 +165,8 @@ BNORM_INLINE void group_grad(enum bnorm_pre pre, bnorm_act_kind kind, int spread
 /* A whole group of `count` vectors side by side from lane i on: chains that do not wait for each
  * other. */
 BNORM_INLINE void wide_grad(size_t count, enum bnorm_pre pre, bnorm_act_kind kind, int spread,
-                            const bnorm_grad_args *a, const struct grad_strip *s, size_t r,
-                            size_t i, double *sum_g, double *sum_gx) {
+                            const bnorm_map_args *a, const struct grad_strip *s, size_t r, size_t i,
+                            double *sum_g, double *sum_gx) {
     struct group_sums sums[VEC_LINE];
     struct grad_vectors p[VEC_LINE];
     /* The next group is worth prefetching where it does not lie too far, nor a plane ends soon. */
@@ -208,7 +208,7 @@ BNORM_INLINE void wide_grad(size_t count, enum bnorm_pre pre, bnorm_act_kind kin
 
 /* Lanes [i, i + n) of less than a whole vector: one copy for all combinations, but for the most
  * frequent one. */
-static void narrow_grad(int spread, const bnorm_grad_args *a, const struct grad_strip *s, size_t r,
+static void narrow_grad(int spread, const bnorm_map_args *a, const struct grad_strip *s, size_t r,
                         size_t rows, size_t extra, size_t i, size_t n, double *sum_g,
                         double *sum_gx) {
     if (a->pre == BNORM_PRE_NONE)
@@ -219,7 +219,7 @@ static void narrow_grad(int spread, const bnorm_grad_args *a, const struct grad_
 }
 
 BNORM_INLINE void strip_grad(enum bnorm_pre pre, bnorm_act_kind kind, int spread,
-                             const bnorm_grad_args *a, const struct grad_strip *s, double *sum_g,
+                             const bnorm_map_args *a, const struct grad_strip *s, double *sum_g,
                              double *sum_gx) {
     const size_t len = spread ? BNORM_SPAN_LANES : s->len, whole = len / VEC_F * VEC_F;
     size_t r = 0;
@@ -244,7 +244,7 @@ BNORM_INLINE void strip_grad(enum bnorm_pre pre, bnorm_act_kind kind, int spread
     }
 }
 
-static void strip_grad_rows(const bnorm_grad_args *a, const struct grad_strip *s, double *sum_g,
+static void strip_grad_rows(const bnorm_map_args *a, const struct grad_strip *s, double *sum_g,
                             double *sum_gx){
 #define BNORM_CALL(pre, kind) strip_grad(pre, kind, 0, a, s, sum_g, sum_gx)
     BNORM_GRAD_CASES(BNORM_CALL)
@@ -252,7 +252,7 @@ static void strip_grad_rows(const bnorm_grad_args *a, const struct grad_strip *s
 }
 
 /* One plane; the lanes are folded to one vector. */
-BNORM_INLINE void plane_grad(enum bnorm_pre pre, bnorm_act_kind kind, const bnorm_grad_args *a,
+BNORM_INLINE void plane_grad(enum bnorm_pre pre, bnorm_act_kind kind, const bnorm_map_args *a,
                              const struct grad_strip *s, vec_d *sum_g, vec_d *sum_gx) {
     if (s->rows < BNORM_GROUP) {
         /* One group: no need to keep the lanes in memory. */
@@ -278,7 +278,7 @@ BNORM_INLINE void plane_grad(enum bnorm_pre pre, bnorm_act_kind kind, const bnor
     *sum_gx = fold_plane(&gx);
 }
 
-static void plane_grads(const bnorm_grad_args *a, const struct grad_strip *s, vec_d *sum_g,
+static void plane_grads(const bnorm_map_args *a, const struct grad_strip *s, vec_d *sum_g,
                         vec_d *sum_gx) {
 #define BNORM_CALL(pre, kind) plane_grad(pre, kind, a, s, sum_g, sum_gx)
     BNORM_GRAD_CASES(BNORM_CALL)
@@ -287,7 +287,7 @@ static void plane_grads(const bnorm_grad_args *a, const struct grad_strip *s, ve
 
 /* A strip of r->count rows of `len` lanes and a tail of another one, as typed_strip in moments.h.
  * */
-static void typed_grad_strip(const bnorm_grad_args *a, const struct grad_rows *r, size_t len,
+static void typed_grad_strip(const bnorm_map_args *a, const struct grad_rows *r, size_t len,
                              size_t tail, double *sum_g, double *sum_gx) {
     if (is_plain_grad(a)) {
         const struct grad_strip s = {r->x,         r->dy,           r->extra, r->x_stride,
@@ -297,7 +297,7 @@ static void typed_grad_strip(const bnorm_grad_args *a, const struct grad_rows *r
         return;
     }
     float x[BNORM_WIDE], g[BNORM_WIDE], v[BNORM_WIDE];
-    bnorm_grad_args plain = *a;
+    bnorm_map_args plain = *a;
     plain.pre = BNORM_PRE_NONE;
     for (size_t i = 0; i < len; i += BNORM_WIDE_LANES) {
         const size_t lanes = lesser(BNORM_WIDE_LANES, len - i), step = wide_rows(lanes);
@@ -333,7 +333,7 @@ static void typed_grad_strip(const bnorm_grad_args *a, const struct grad_rows *r
 
 /* Adds the chains of c channels of a block of rows, as add_chains in moments.h; the parameters are
  * those of c*chains lanes. */
-static void add_grad_chains(const bnorm_grad_args *a, const struct grad_rows *r, size_t c,
+static void add_grad_chains(const bnorm_map_args *a, const struct grad_rows *r, size_t c,
                             size_t chains, double *sum_g, double *sum_gx) {
     if (chains == 1 ||
         (r->x_stride == c && r->dy_stride == c && (!r->extra || r->extra_stride == c) &&
@@ -352,7 +352,7 @@ static void add_grad_chains(const bnorm_grad_args *a, const struct grad_rows *r,
 
 /* Sums of g*(x - center) of n <= BNORM_SLICE channels of rows, in double; writes up to a vector
  * more. */
-static void double_products(const bnorm_grad_args *a, const struct grad_rows *r, size_t chains,
+static void double_products(const bnorm_map_args *a, const struct grad_rows *r, size_t chains,
                             size_t n, double *products) {
     enum { ROOM = BNORM_GROUP * BNORM_SLICE + VEC_F };
     float x[ROOM], g[ROOM], v[ROOM];
@@ -363,7 +363,7 @@ static void double_products(const bnorm_grad_args *a, const struct grad_rows *r,
             const struct grad_rows group = grad_rows_from(a, &chain, row, 0, 1);
             const size_t count = lesser(BNORM_GROUP, group.count);
             struct pair_rows these = {x, g, n, n};
-            if (a->type == BNORM_F32 && a->pre == BNORM_PRE_NONE)
+            if (a->x.type == BNORM_F32 && a->pre == BNORM_PRE_NONE)
                 these = (struct pair_rows){group.x, group.dy, group.x_stride, group.dy_stride};
             else
                 widen_grads(a, &group, count, n, 0, x, g, v);
@@ -374,7 +374,7 @@ static void double_products(const bnorm_grad_args *a, const struct grad_rows *r,
 }
 
 /* ... and of a plane, whose elements are the rows. */
-BNORM_RARE double double_plane_products(const bnorm_grad_args *a, const struct grad_rows *plane) {
+BNORM_RARE double double_plane_products(const bnorm_map_args *a, const struct grad_rows *plane) {
     double lanes[BNORM_SPAN_LANES];
     enum { ROOM = BNORM_GROUP_SPAN + VEC_F };
     float x[ROOM], g[ROOM], v[ROOM];
@@ -402,36 +402,55 @@ BNORM_INLINE unsigned inaccurate_products(vec_d g, vec_d gx, size_t n) {
     return bits;
 }
 
-/* The block from element i of run r on; a row is a run. */
-BNORM_INLINE struct grad_rows grad_rows_at(const bnorm_grad_args *a, size_t r, size_t i,
-                                           size_t channel) {
+/* The rows from element i of one on. */
+BNORM_INLINE struct grad_rows grad_rows_at(const bnorm_map_args *a, size_t i) {
+    const int extra = reads_extra(a->pre);
     return (struct grad_rows){
-        .x = element_at(a->x, a->type, r * a->x_stride + i),
-        .dy = element_at(a->dy, a->type, r * a->dy_stride + i),
+        .x = element_at(a->x.data, a->x.type, i),
+        .dy = element_at(a->dy.data, a->x.type, i),
+        .extra = extra ? element_at(a->argument.data, a->x.type, i) : NULL,
+        .x_stride = a->x.row_stride,
+        .dy_stride = a->dy.row_stride,
+        .extra_stride = a->argument.row_stride,
+        .mask_at = a->mask.at + i,
+        .mask_stride = a->mask.row_stride,
+        .count = a->rows,
+        .center = a->center + i,
+        .scale = a->scale + i,
+        .shift = a->shift + i,
+    };
+}
+
+/* The planes from number r on, as rows. */
+BNORM_INLINE struct grad_rows grad_planes_at(const bnorm_map_args *a, size_t r) {
+    const int extra = reads_extra(a->pre);
+    return (struct grad_rows){
+        .x = element_at(a->x.data, a->x.type, r * a->x.group_stride),
+        .dy = element_at(a->dy.data, a->x.type, r * a->dy.group_stride),
         .extra =
-            reads_extra(a->pre) ? element_at(a->extra, a->type, r * a->extra_stride + i) : NULL,
-        .x_stride = a->x_stride,
-        .dy_stride = a->dy_stride,
-        .extra_stride = a->extra_stride,
-        .mask_at = a->mask.at + r * a->mask.stride + i,
-        .mask_stride = a->mask.stride,
-        .count = a->runs,
-        .center = a->center + channel,
-        .scale = a->scale + channel,
-        .shift = a->shift + channel,
+            extra ? element_at(a->argument.data, a->x.type, r * a->argument.group_stride) : NULL,
+        .x_stride = a->x.group_stride,
+        .dy_stride = a->dy.group_stride,
+        .extra_stride = a->argument.group_stride,
+        .mask_at = a->mask.at + r * a->mask.group_stride,
+        .mask_stride = a->mask.group_stride,
+        .count = a->groups,
+        .center = a->center + r,
+        .scale = a->scale + r,
+        .shift = a->shift + r,
     };
 }
 
 /* Replaces the products of c channels, from channel `at` on, that are not accurate enough: channels
  * side by side together. */
-BNORM_RARE void products_again(const bnorm_grad_args *a, size_t at, size_t chains, size_t c,
+BNORM_RARE void products_again(const bnorm_map_args *a, size_t at, size_t chains, size_t c,
                                const double *g, double *gx) {
     for (size_t i = 0, n; i < c; i += n ? n : VEC_D) {
         for (n = 0; n < BNORM_SLICE && i + n < c; n += VEC_D)
             if (!inaccurate_products(vec_load_d(g + i + n), vec_load_d(gx + i + n), c - i - n))
                 break;
         if (n) {
-            const struct grad_rows channels = grad_rows_at(a, 0, at + i, at + i);
+            const struct grad_rows channels = grad_rows_at(a, at + i);
             double again[BNORM_SLICE_ROOM];
             double_products(a, &channels, chains, lesser(n, c - i), again);
             for (size_t j = i; j < i + n; j += VEC_D)
@@ -467,12 +486,12 @@ BNORM_INLINE unsigned store_sums(const double *g, const double *gx, size_t c, do
 }
 
 /* Channels [at, at + c) of a block of rows, of which the first `valid` are wanted. */
-BNORM_INLINE void sums_tile(const bnorm_grad_args *a, size_t at, size_t c, size_t valid,
+BNORM_INLINE void sums_tile(const bnorm_map_args *a, size_t at, size_t c, size_t valid,
                             size_t chains, double *sum_g, double *sum_gx) {
     const size_t lanes = c * chains;
     double g[BNORM_TILE + BNORM_PAD], gx[BNORM_TILE + BNORM_PAD];
     float center[BNORM_MAX_LANES], scale[BNORM_MAX_LANES], shift[BNORM_MAX_LANES];
-    struct grad_rows block = grad_rows_at(a, 0, at, at);
+    struct grad_rows block = grad_rows_at(a, at);
 
     if (chains > 1 || valid < c) {
         block.center = repeat(center, block.center, c, valid, chains);
@@ -493,10 +512,10 @@ BNORM_INLINE void sums_tile(const bnorm_grad_args *a, size_t at, size_t c, size_
 }
 
 /* Padding of rows without gaps is added up too, for nothing. */
-static void sums_rows(const bnorm_grad_args *a, size_t chains, double *sum_g, double *sum_gx) {
-    const int gaps = a->x_stride != a->len || a->dy_stride != a->len ||
-                     (reads_extra(a->pre) && a->extra_stride != a->len);
-    const size_t c = gaps ? a->valid : a->len;
+static void sums_rows(const bnorm_map_args *a, size_t chains, double *sum_g, double *sum_gx) {
+    const int gaps = a->x.row_stride != a->lanes || a->dy.row_stride != a->lanes ||
+                     (reads_extra(a->pre) && a->argument.row_stride != a->lanes);
+    const size_t c = gaps ? a->valid : a->lanes;
     for (size_t at = 0; at < a->valid; at += BNORM_TILE)
         sums_tile(a, at, lesser(BNORM_TILE, c - at), lesser(BNORM_TILE, a->valid - at), chains,
                   sum_g + at, sum_gx + at);
@@ -504,23 +523,23 @@ static void sums_rows(const bnorm_grad_args *a, size_t chains, double *sum_g, do
 }
 
 /* Planes of floats: each is a strip of BNORM_SPAN_LANES lanes of one channel. */
-static void sums_planes(const bnorm_grad_args *a, double *sum_g, double *sum_gx) {
+static void sums_planes(const bnorm_map_args *a, double *sum_g, double *sum_gx) {
     vec_d v_g[VEC_D], v_gx[VEC_D];
     for (size_t i = 0; i < VEC_D; i++)
         v_g[i] = v_gx[i] = vec_set1_d(0);
-    for (size_t first = 0; first < a->runs; first += VEC_D) {
-        const size_t count = lesser(VEC_D, a->runs - first);
+    for (size_t first = 0; first < a->groups; first += VEC_D) {
+        const size_t count = lesser(VEC_D, a->groups - first);
         for (size_t i = 0; i < count; i++) {
-            const struct grad_rows r = grad_rows_at(a, first + i, 0, first + i);
+            const struct grad_rows r = grad_planes_at(a, first + i);
             const struct grad_strip s = {.x = r.x,
                                          .dy = r.dy,
                                          .extra = r.extra,
                                          .x_stride = BNORM_SPAN_LANES,
                                          .dy_stride = BNORM_SPAN_LANES,
                                          .extra_stride = BNORM_SPAN_LANES,
-                                         .rows = a->len / BNORM_SPAN_LANES,
+                                         .rows = a->lanes / BNORM_SPAN_LANES,
                                          .len = BNORM_SPAN_LANES,
-                                         .tail = a->len % BNORM_SPAN_LANES,
+                                         .tail = a->lanes % BNORM_SPAN_LANES,
                                          .center = r.center,
                                          .scale = r.scale,
                                          .shift = r.shift};
@@ -534,9 +553,9 @@ static void sums_planes(const bnorm_grad_args *a, double *sum_g, double *sum_gx)
             vec_store_d(t, gx);
             for (size_t i = 0; bits; i++, bits >>= 1)
                 if (bits & 1) {
-                    struct grad_rows plane = grad_rows_at(a, first + i, 0, first + i);
+                    struct grad_rows plane = grad_planes_at(a, first + i);
                     plane.x_stride = plane.dy_stride = plane.extra_stride = 1;
-                    plane.count = a->len;
+                    plane.count = a->lanes;
                     t[i] = double_plane_products(a, &plane);
                 }
             gx = vec_load_d(t);
@@ -546,24 +565,24 @@ static void sums_planes(const bnorm_grad_args *a, double *sum_g, double *sum_gx)
     }
 }
 
-static void sums_span(const bnorm_grad_args *a, double *sum_g, double *sum_gx) {
+static void sums_span(const bnorm_map_args *a, double *sum_g, double *sum_gx) {
     if (is_plain_grad(a)) {
         sums_planes(a, sum_g, sum_gx);
     } else {
         enum { ROOM = BNORM_BLOCK_SPAN + VEC_F };
         float x[ROOM], g[ROOM], v[ROOM];
-        const size_t fit = BNORM_BLOCK_SPAN / a->len;
-        bnorm_grad_args plain = *a;
-        plain.type = BNORM_F32;
+        const size_t fit = BNORM_BLOCK_SPAN / a->lanes;
+        bnorm_map_args plain = *a;
+        plain.x.type = plain.dy.type = BNORM_F32;
         plain.pre = BNORM_PRE_NONE;
-        plain.x = x;
-        plain.dy = g;
-        plain.x_stride = plain.dy_stride = a->len;
-        for (size_t r = 0; r < a->runs; r += fit) {
-            const struct grad_rows planes = grad_rows_at(a, r, 0, r);
-            plain.runs = lesser(fit, a->runs - r);
+        plain.x.data = x;
+        plain.dy.data = g;
+        plain.x.group_stride = plain.dy.group_stride = a->lanes;
+        for (size_t r = 0; r < a->groups; r += fit) {
+            const struct grad_rows planes = grad_planes_at(a, r);
+            plain.groups = lesser(fit, a->groups - r);
             plain.center = a->center + r;
-            widen_grads(a, &planes, plain.runs, a->len, 1, x, g, v);
+            widen_grads(a, &planes, plain.groups, a->lanes, 1, x, g, v);
             sums_planes(&plain, sum_g + r, sum_gx + r);
         }
     }

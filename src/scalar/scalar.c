@@ -7,7 +7,7 @@
 
 #include "../../dispatch/isa.h"
 #include "../fma.h"
-#include "../plan.h"
+#include "../order.h"
 
 #include <float.h>
 #include <math.h>
@@ -166,14 +166,24 @@ static inline void store(void *data, bnorm_dtype type, const bnorm_quant *quant,
         store_converted(data, type, quant, i, v);
 }
 
-static float load_bit(const bnorm_bits *mask, size_t r, size_t i) {
-    const size_t n = mask->at + r * mask->stride + i;
+/* Where in a view an element is, and the channel that its parameters are those of. */
+struct place {
+    size_t image, group, row, lane, channel;
+};
+
+static size_t bit_of(const bnorm_bits *mask, const struct place *at) {
+    return mask->at + at->image * mask->image_stride + at->group * mask->group_stride +
+           at->row * mask->row_stride + at->lane;
+}
+
+static float load_bit(const bnorm_bits *mask, const struct place *at) {
+    const size_t n = bit_of(mask, at);
     return (float)(mask->bits[n / 8] >> n % 8 & 1);
 }
 
 /* Other threads may write the other bits of the byte. */
-static void store_bit(const bnorm_bits *mask, size_t r, size_t i, int bit) {
-    const size_t n = mask->at + r * mask->stride + i;
+static void store_bit(const bnorm_bits *mask, const struct place *at, int bit) {
+    const size_t n = bit_of(mask, at);
     unsigned char *const byte = mask->bits + n / 8;
 #if __GCC_ATOMIC_CHAR_LOCK_FREE == 2
     const unsigned char own = (unsigned char)(1u << n % 8);
@@ -500,84 +510,109 @@ static int passes(const bnorm_act *act, float v) {
     return act->kind == BNORM_ACT_CLAMP ? v > act->a && v < act->b : v > 0;
 }
 
-/* Element i of run r; parameters of channel ch. */
-static void apply_element(const bnorm_apply_args *a, size_t r, size_t i, size_t ch) {
-    float v = load(a->x, a->x_type, &a->x_quant, r * a->x_stride + i);
+static size_t index_of(const bnorm_tensor *t, const struct place *at) {
+    return at->image * t->image_stride + at->group * t->group_stride + at->row * t->row_stride +
+           at->lane;
+}
+
+static float load_at(const bnorm_tensor *t, const struct place *at) {
+    return load(t->data, t->type, &t->quant, index_of(t, at));
+}
+
+static void store_at(const bnorm_tensor *t, const struct place *at, float v) {
+    if (t->data)
+        store(t->data, t->type, &t->quant, index_of(t, at), v);
+}
+
+/* Calls `element` for every place, and `padding` for those whose channels are none. */
+static void visit(const bnorm_map_args *a, int planes,
+                  void (*element)(const bnorm_map_args *a, const struct place *at),
+                  void (*padding)(const bnorm_map_args *a, const struct place *at)) {
+    struct place at;
+    for (at.image = 0; at.image < a->images; at.image++)
+        for (at.group = 0; at.group < a->groups; at.group++)
+            for (at.row = 0; at.row < a->rows; at.row++)
+                for (at.lane = 0; at.lane < a->lanes; at.lane++) {
+                    at.channel = planes ? at.group : at.group * a->lanes + at.lane;
+                    (planes || at.lane < a->valid ? element : padding)(a, &at);
+                }
+}
+
+static void apply_element(const bnorm_map_args *a, const struct place *at) {
+    const size_t ch = at->channel;
+    float v = load_at(&a->x, at);
     if (a->center)
         v = v - a->center[ch];
     v = bnorm_fmaf(v, a->scale[ch], a->shift[ch]);
-    if (a->residual)
-        v = v + load(a->residual, a->x_type, &a->residual_quant, r * a->residual_stride + i);
+    if (a->argument.data)
+        v = v + load_at(&a->argument, at);
     if (a->mask.bits)
-        store_bit(&a->mask, r, i, passes(&a->act, v));
-    store(a->y, a->y_type, &a->y_quant, r * a->y_stride + i, activate(&a->act, v));
+        store_bit(&a->mask, at, passes(&a->act, v));
+    store_at(&a->out, at, activate(&a->act, v));
 }
 
-/* Padding; its bits in a mask are 0. */
-static void apply_padding(const bnorm_apply_args *a, size_t r, size_t i) {
+/* Its bits in a mask are 0. */
+static void apply_padding(const bnorm_map_args *a, const struct place *at) {
     if (a->mask.bits)
-        store_bit(&a->mask, r, i, 0);
-    store(a->y, a->y_type, &a->y_quant, r * a->y_stride + i, 0);
+        store_bit(&a->mask, at, 0);
+    store_at(&a->out, at, 0);
 }
 
-static void apply_rows(const bnorm_apply_args *a) {
-    for (size_t r = 0; r < a->runs; r++) {
-        for (size_t i = 0; i < a->valid; i++)
-            apply_element(a, r, i, i);
-        for (size_t i = a->valid; i < a->len; i++)
-            apply_padding(a, r, i);
-    }
+static void apply_rows(const bnorm_map_args *a) {
+    visit(a, 0, apply_element, apply_padding);
 }
 
-static void apply_span(const bnorm_apply_args *a) {
-    for (size_t r = 0; r < a->runs; r++)
-        for (size_t i = 0; i < a->len; i++)
-            apply_element(a, r, i, r);
+static void apply_span(const bnorm_map_args *a) {
+    visit(a, 1, apply_element, apply_padding);
 }
 
-static float x_minus_center(const bnorm_grad_args *a, size_t r, size_t i, size_t ch) {
-    return load(a->x, a->type, &no_quant, r * a->x_stride + i) - a->center[ch];
+static float x_minus_center(const bnorm_map_args *a, const struct place *at) {
+    return load_at(&a->x, at) - a->center[at->channel];
 }
 
-static float grad_element(const bnorm_grad_args *a, size_t r, size_t i, size_t ch) {
-    const float dy = load(a->dy, a->type, &no_quant, r * a->dy_stride + i);
+static float grad_element(const bnorm_map_args *a, const struct place *at) {
+    const float dy = load_at(&a->dy, at);
+    const size_t ch = at->channel;
     float v = 0;
     switch (a->pre) {
     case BNORM_PRE_NONE:
         return dy;
     case BNORM_PRE_X:
-        v = bnorm_fmaf(x_minus_center(a, r, i, ch), a->scale[ch], a->shift[ch]);
+        v = bnorm_fmaf(x_minus_center(a, at), a->scale[ch], a->shift[ch]);
         break;
     case BNORM_PRE_RESIDUAL:
-        v = bnorm_fmaf(x_minus_center(a, r, i, ch), a->scale[ch], a->shift[ch]);
-        v = v + load(a->extra, a->type, &no_quant, r * a->extra_stride + i);
+        v = bnorm_fmaf(x_minus_center(a, at), a->scale[ch], a->shift[ch]);
+        v = v + load_at(&a->argument, at);
         break;
     case BNORM_PRE_Y:
-        v = load(a->extra, a->type, &no_quant, r * a->extra_stride + i);
+        v = load_at(&a->argument, at);
         break;
     case BNORM_PRE_MASK:
-        v = load_bit(&a->mask, r, i);
+        v = load_bit(&a->mask, at);
         break;
     }
     return gradient(&a->act, v, dy);
 }
 
-/* Sums of one channel whose element q is (run0 + q*run_step, i0 + q*i_step): by rows or along a
- * plane. g by pairs in double; g*(x - center) in groups of 16, in float like the squares above, or
- * in double. */
-static void sums_channel(const bnorm_grad_args *a, size_t ch, size_t count, size_t chains,
-                         int along_run, int wide, double *sum_g, double *sum_gx) {
+/* Element q of a channel: by rows or along a plane. */
+static struct place place_of_channel(size_t ch, size_t q, int along_plane) {
+    return along_plane ? (struct place){.group = ch, .lane = q, .channel = ch}
+                       : (struct place){.row = q, .lane = ch, .channel = ch};
+}
+
+/* Sums of one channel of `count` elements. g by pairs in double; g*(x - center) in groups of 16, in
+ * float like the squares above, or in double. */
+static void sums_channel(const bnorm_map_args *a, size_t ch, size_t count, size_t chains,
+                         int along_plane, int wide, double *sum_g, double *sum_gx) {
     double partial_g[BNORM_SPAN_LANES] = {0}, partial_gx[BNORM_SPAN_LANES] = {0};
     for (size_t j = 0; j < chains; j++) {
         for (size_t q = j; q < count; q += BNORM_GROUP * chains) {
             double g[BNORM_GROUP] = {0}, wide_products[2] = {0, 0};
             float products[4] = {0, 0, 0, 0};
             for (size_t k = 0; k < BNORM_GROUP && q + k * chains < count; k++) {
-                const size_t r = along_run ? ch : q + k * chains,
-                             i = along_run ? q + k * chains : ch;
-                const float x = load(a->x, a->type, &no_quant, r * a->x_stride + i),
-                            center = a->center[ch];
-                const float g_float = grad_element(a, r, i, ch), d = x - center;
+                const struct place at = place_of_channel(ch, q + k * chains, along_plane);
+                const float x = load_at(&a->x, &at), center = a->center[ch];
+                const float g_float = grad_element(a, &at), d = x - center;
                 g[k] = (double)g_float;
                 if (wide)
                     wide_products[k % 2] =
@@ -596,31 +631,32 @@ static void sums_channel(const bnorm_grad_args *a, size_t ch, size_t count, size
 }
 
 /* Products in float, or in double where their sum is out of range; 0 is right where all g are 0. */
-static void accurate_sums(const bnorm_grad_args *a, size_t ch, size_t count, size_t chains,
-                          int along_run, double *sum_g, double *sum_gx) {
-    sums_channel(a, ch, count, chains, along_run, 0, sum_g, sum_gx);
+static void accurate_sums(const bnorm_map_args *a, size_t ch, size_t count, size_t chains,
+                          int along_plane, double *sum_g, double *sum_gx) {
+    sums_channel(a, ch, count, chains, along_plane, 0, sum_g, sum_gx);
     const double size = fabs(*sum_gx);
     if (!(size >= 0x1p-90 && size <= DBL_MAX) && !(*sum_g == 0 && *sum_gx == 0))
-        sums_channel(a, ch, count, chains, along_run, 1, sum_g, sum_gx);
+        sums_channel(a, ch, count, chains, along_plane, 1, sum_g, sum_gx);
 }
 
-static void sums_rows(const bnorm_grad_args *a, size_t chains, double *sum_g, double *sum_gx) {
+static void sums_rows(const bnorm_map_args *a, size_t chains, double *sum_g, double *sum_gx) {
     for (size_t ch = 0; ch < a->valid; ch++)
-        accurate_sums(a, ch, a->runs, chains, 0, &sum_g[ch], &sum_gx[ch]);
+        accurate_sums(a, ch, a->rows, chains, 0, &sum_g[ch], &sum_gx[ch]);
 }
 
-static void sums_span(const bnorm_grad_args *a, double *sum_g, double *sum_gx) {
-    for (size_t ch = 0; ch < a->runs; ch++)
-        accurate_sums(a, ch, a->len, BNORM_SPAN_LANES, 1, &sum_g[ch], &sum_gx[ch]);
+static void sums_span(const bnorm_map_args *a, double *sum_g, double *sum_gx) {
+    for (size_t ch = 0; ch < a->groups; ch++)
+        accurate_sums(a, ch, a->lanes, BNORM_SPAN_LANES, 1, &sum_g[ch], &sum_gx[ch]);
 }
 
 /* Rows [r, r + rows) of one channel, two halves; products in double. */
-static void tree_products(const bnorm_grad_args *a, size_t i, size_t r, size_t rows, double *sum_g,
+static void tree_products(const bnorm_map_args *a, size_t i, size_t r, size_t rows, double *sum_g,
                           double *sum_gx) {
     double next_g, next_gx;
     if (rows == 1) {
-        const float x = load(a->x, a->type, &no_quant, r * a->x_stride + i);
-        *sum_g = (double)grad_element(a, r, i, i);
+        const struct place at = place_of_channel(i, r, 0);
+        const float x = load_at(&a->x, &at);
+        *sum_g = (double)grad_element(a, &at);
         /* + 0 is what a compiler may contract the product with, instead of the sum of two. */
         *sum_gx = *sum_g * ((double)x - (double)a->center[i]) + 0;
         return;
@@ -631,48 +667,39 @@ static void tree_products(const bnorm_grad_args *a, size_t i, size_t r, size_t r
     *sum_gx += next_gx;
 }
 
-static void sums_tree(const bnorm_grad_args *a, double *sum_g, double *sum_gx) {
+static void sums_tree(const bnorm_map_args *a, double *sum_g, double *sum_gx) {
     for (size_t i = 0; i < a->valid; i++) {
         double g, gx;
-        tree_products(a, i, 0, a->runs, &g, &gx);
+        tree_products(a, i, 0, a->rows, &g, &gx);
         sum_g[i] = canonical_double(g);
         sum_gx[i] = canonical_double(gx);
     }
 }
 
-static void dx_element(const bnorm_grad_args *a, size_t r, size_t i, size_t ch) {
-    const float g = grad_element(a, r, i, ch);
-    if (a->dx && a->slope) {
-        const float xh = x_minus_center(a, r, i, ch) * a->invstd[ch];
+static void dx_element(const bnorm_map_args *a, const struct place *at) {
+    const size_t ch = at->channel;
+    const float g = grad_element(a, at);
+    if (a->out.data && a->slope) {
+        const float xh = x_minus_center(a, at) * a->invstd[ch];
         const float dx = bnorm_fmaf(xh, a->slope[ch], bnorm_fmaf(g, a->scale[ch], a->offset[ch]));
-        store(a->dx, a->type, &no_quant, r * a->dx_stride + i, dx);
-    } else if (a->dx) {
-        store(a->dx, a->type, &no_quant, r * a->dx_stride + i, g * a->scale[ch]);
+        store_at(&a->out, at, dx);
+    } else if (a->out.data) {
+        store_at(&a->out, at, g * a->scale[ch]);
     }
-    if (a->dresidual)
-        store(a->dresidual, a->type, &no_quant, r * a->dresidual_stride + i, g);
+    store_at(&a->dresidual, at, g);
 }
 
-static void dx_padding(const bnorm_grad_args *a, size_t r, size_t i) {
-    if (a->dx)
-        store(a->dx, a->type, &no_quant, r * a->dx_stride + i, 0);
-    if (a->dresidual)
-        store(a->dresidual, a->type, &no_quant, r * a->dresidual_stride + i, 0);
+static void dx_padding(const bnorm_map_args *a, const struct place *at) {
+    store_at(&a->out, at, 0);
+    store_at(&a->dresidual, at, 0);
 }
 
-static void dx_rows(const bnorm_grad_args *a) {
-    for (size_t r = 0; r < a->runs; r++) {
-        for (size_t i = 0; i < a->valid; i++)
-            dx_element(a, r, i, i);
-        for (size_t i = a->valid; i < a->len; i++)
-            dx_padding(a, r, i);
-    }
+static void dx_rows(const bnorm_map_args *a) {
+    visit(a, 0, dx_element, dx_padding);
 }
 
-static void dx_span(const bnorm_grad_args *a) {
-    for (size_t r = 0; r < a->runs; r++)
-        for (size_t i = 0; i < a->len; i++)
-            dx_element(a, r, i, r);
+static void dx_span(const bnorm_map_args *a) {
+    visit(a, 1, dx_element, dx_padding);
 }
 
 /* ---------------------------------------------------------------------------------------------- */

@@ -3,10 +3,10 @@
  * How a tensor is cut for the reductions. Everything here depends on the shape alone, so that the
  * result has the same bits for every kernel set, schedule, stride and alignment. docs/numerics.md
  * explains the order. */
-#ifndef BNORM_PLAN_H
-#define BNORM_PLAN_H
+#ifndef BNORM_ORDER_H
+#define BNORM_ORDER_H
 
-#include <stddef.h>
+#include "tensor.h"
 
 /* Partial sums per channel in the rows family. Where c is no whole number of vectors several rows
  * share the lanes: the smallest power of two that makes c*chains at least 32 and leaves at most an
@@ -80,5 +80,69 @@ static inline size_t bnorm_subtrees(size_t first, size_t n, size_t most) {
 
 /* Images of one position, as those of (N, C) data, are reduced in leaves of up to so many. */
 #define BNORM_LEAF ((size_t)64)
+
+/* Blocks of the reductions per image and altogether; with leaves, those. */
+typedef struct bnorm_blocks {
+    size_t size; /* positions of a channel per block; the last one of an image may have fewer */
+    size_t per_image;
+    size_t count;
+    size_t chains;
+    size_t first; /* number of the first image in the whole batch */
+} bnorm_blocks;
+
+/* For images [first, first + n) of a batch. */
+static inline bnorm_blocks bnorm_blocks_of(const bnorm_view *view, size_t first) {
+    bnorm_blocks blocks = {BNORM_BLOCK_SPAN, 1, 0, BNORM_SPAN_LANES, first};
+    if (view->leaves) {
+        blocks.size = BNORM_LEAF;
+        blocks.chains = 1;
+        blocks.count = bnorm_subtrees(first, view->positions, BNORM_LEAF);
+        return blocks;
+    }
+    if (!view->planes) {
+        blocks.size = bnorm_block_rows(view->lanes, view->positions);
+        blocks.chains = bnorm_chains(view->lanes);
+    }
+    blocks.per_image = bnorm_ceil_div(view->positions, blocks.size);
+    blocks.count = blocks.per_image * view->images;
+    return blocks;
+}
+
+/* Positions [from, from + len) of one image. */
+typedef struct bnorm_block {
+    size_t image, from, len;
+} bnorm_block;
+
+/* Block b, counted through all images. */
+static inline bnorm_block bnorm_block_at(const bnorm_view *view, const bnorm_blocks *blocks,
+                                         size_t b) {
+    bnorm_block block = {b, 0, view->positions};
+    if (view->leaves) {
+        const size_t first = blocks->first, end = first + view->positions;
+        size_t at = first, before = 0;
+        block.image = 0;
+        if (first % BNORM_LEAF == 0) { /* leaves of full size come first */
+            before = bnorm_min(b, view->positions / BNORM_LEAF);
+            at += before * BNORM_LEAF;
+        }
+        for (; before < b; before++) {
+            at += bnorm_subtree(at, end, BNORM_LEAF);
+            if (at % BNORM_LEAF == 0) {
+                const size_t whole = bnorm_min(b - before - 1, (end - at) / BNORM_LEAF);
+                before += whole;
+                at += whole * BNORM_LEAF;
+            }
+        }
+        block.from = at - first;
+        block.len = bnorm_subtree(at, end, BNORM_LEAF);
+        return block;
+    }
+    if (blocks->per_image > 1) {
+        block.image = b / blocks->per_image;
+        block.from = b % blocks->per_image * blocks->size;
+        block.len = bnorm_min(blocks->size, view->positions - block.from);
+    }
+    return block;
+}
 
 #endif

@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Batch statistics and the training forward pass. The course of a call: bnorm_plan_forward checks
+ * it and says in a bnorm_forward what there is to do; nothing has been written so far. Then
+ * bnorm_run_forward runs the pass: blocks are reduced to sums and M2, these are merged along the
+ * tree, coefficients follow from them, y from those. */
+#ifndef BNORM_FORWARD_H
+#define BNORM_FORWARD_H
+
+#include "call.h"
+#include "map.h"
+#include "reduce.h"
+#include "renorm.h"
+#include "uses.h"
+#include "weights.h"
+
+typedef struct bnorm_forward {
+    enum bnorm_stage stage;
+    bnorm_reduction sums;
+    bnorm_map map;     /* x and, for BNORM_STAGE_ALL, the others; x absent = nothing to do */
+    double *mean, *m2; /* c each: merged */
+    double *totals[2]; /* c each: room of ghost batches */
+    bnorm_coefficient_args derived;
+    bnorm_running running;
+    bnorm_weighing weights;
+    const bnorm_renorm *renorm; /* NULL = none */
+    bnorm_renorm_args renormed;
+    void *ws;
+} bnorm_forward;
+
+/* A job with `train`, of which the running statistics of bnorm_moments are a case: mean and var
+ * that take the values of the batch. Changes nothing but *f. */
+bnorm_status bnorm_plan_forward(const bnorm_job *job, const bnorm_batch *batch,
+                                const bnorm_exec *exec, bnorm_forward *f);
+/* What follows from the view, the tensors, the parameters and the number of the first image. */
+void bnorm_lay_out_forward(bnorm_forward *f, const bnorm_view *view, size_t first,
+                           const bnorm_exec *exec);
+void bnorm_run_forward(bnorm_forward *f, const bnorm_exec *exec);
+
+/* Of M2, in the running variance. */
+double bnorm_running_divisor(const bnorm_running *running, double n);
+/* What an empty batch leaves of running statistics that go elsewhere. */
+void bnorm_keep_running(const bnorm_running *running, size_t c);
+/* Where an array of running statistics is updated. */
+static inline float *bnorm_updated(float *running, float *elsewhere) {
+    return elsewhere ? elsewhere : running;
+}
+/* What running statistics read and write. */
+void bnorm_uses_running(bnorm_uses *uses, const bnorm_running *running, size_t c);
+
+#endif

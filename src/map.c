@@ -1,0 +1,142 @@
+/* SPDX-License-Identifier: MIT */
+#include "base.h"
+
+#include "map.h"
+
+#include "run.h"
+
+/* Images without gaps are one: long parts, in which there is time to look ahead. */
+static int is_dense(const bnorm_view *view, const bnorm_tensor *tensor) {
+    return !tensor->data || tensor->image_stride == view->rows * tensor->row_stride;
+}
+
+/* Tensors of more bytes altogether than this do not stay in the caches near a core. */
+#define CACHED_BYTES ((size_t)2 << 20)
+/* Outputs of more bytes than this each do not stay in any cache. */
+#define STREAMED_BYTES ((size_t)24 << 20)
+
+/* What the kernels do about the caches, as exec->memory says. */
+static unsigned hints_of(const bnorm_map *map, const bnorm_exec *exec) {
+    const unsigned fetch = BNORM_FETCH_IN | BNORM_FETCH_OUT;
+    const bnorm_map_args *args = &map->args;
+    const bnorm_tensor *const tensors[] = {&args->x, &args->dy, &args->argument, &args->out,
+                                           &args->dresidual};
+    const bnorm_view *view = &map->view;
+    size_t count = 0, element_bytes = 0; /* of different tensors */
+    int in_place = 0;
+    for (size_t i = 0; i < sizeof tensors / sizeof tensors[0]; i++) {
+        int again = 0;
+        if (!tensors[i]->data)
+            continue;
+        for (size_t k = 0; k < i; k++)
+            again |= tensors[i]->data == tensors[k]->data;
+        in_place |= again;
+        if (again)
+            continue;
+        count++;
+        element_bytes += bnorm_size_of(tensors[i]->type);
+    }
+    switch (exec ? exec->memory : BNORM_MEMORY_AUTO) {
+    case BNORM_MEMORY_AUTO:
+        break;
+    case BNORM_MEMORY_CACHED:
+        return 0;
+    case BNORM_MEMORY_PREFETCH:
+        return fetch;
+    case BNORM_MEMORY_STREAM:
+        return in_place ? fetch : BNORM_FETCH_IN | BNORM_BYPASS;
+    }
+    const size_t bytes = view->images * view->groups * view->rows * view->lanes * element_bytes;
+    if (!in_place && bytes >= STREAMED_BYTES * count)
+        return BNORM_FETCH_IN | BNORM_BYPASS;
+    return bytes > CACHED_BYTES ? fetch : 0;
+}
+
+void bnorm_plan_map(bnorm_map *map, const bnorm_view *view, int backward, const bnorm_exec *exec) {
+    bnorm_map_args *args = &map->args;
+    const bnorm_isa *const isa = bnorm_exec_isa(exec);
+    map->view = *view;
+    map->isa = isa;
+    if (view->planes)
+        map->kernel = backward ? isa->dx_span : isa->apply_span;
+    else
+        map->kernel = backward ? isa->dx_rows : isa->apply_rows;
+    if (view->groups == 1 && !view->planes && view->images > 1 && is_dense(view, &args->x) &&
+        is_dense(view, &args->dy) && is_dense(view, &args->argument) &&
+        is_dense(view, &args->out) && is_dense(view, &args->dresidual)) {
+        map->view.rows *= view->images;
+        map->view.images = 1;
+    }
+    args->images = map->view.images;
+    args->groups = map->view.groups;
+    args->rows = map->view.rows;
+    args->lanes = args->valid = map->view.lanes;
+    args->hints = hints_of(map, exec);
+}
+
+/* Stand-ins for absent parameters. */
+#define EIGHT(v) v, v, v, v, v, v, v, v
+static const float ones[BNORM_DEFAULTS] = {EIGHT(1), EIGHT(1), EIGHT(1), EIGHT(1),
+                                           EIGHT(1), EIGHT(1), EIGHT(1), EIGHT(1)};
+static const float zeros[BNORM_DEFAULTS] = {0};
+
+static const float *from(const float *array, size_t channel, const float *otherwise) {
+    return array ? array + channel : otherwise;
+}
+
+void bnorm_take_part(const bnorm_map *map, const bnorm_part *part, int near, bnorm_map_args *args) {
+    const bnorm_view *view = &map->view;
+    const size_t channel = bnorm_channel_of(view, part);
+    *args = map->args;
+    args->images = part->images;
+    args->groups = part->groups;
+    args->rows = part->rows;
+    args->lanes = args->valid = part->lanes;
+    if (!view->planes && part->groups == 1)
+        args->valid = bnorm_min(part->lanes, view->c - channel);
+    bnorm_move_to(&args->x, part);
+    bnorm_move_to(&args->dy, part);
+    bnorm_move_to(&args->argument, part);
+    bnorm_move_to(&args->out, part);
+    bnorm_move_to(&args->dresidual, part);
+    args->mask.at = part->image * args->mask.image_stride + part->group * args->mask.group_stride +
+                    part->row * args->mask.row_stride + part->lane;
+    args->center = from(args->center, channel, NULL);
+    args->scale = from(args->scale, channel, ones);
+    args->shift = from(args->shift, channel, zeros);
+    args->invstd = from(args->invstd, channel, NULL);
+    args->slope = from(args->slope, channel, NULL);
+    args->offset = from(args->offset, channel, NULL);
+    if (near)
+        args->hints &= ~(unsigned)BNORM_FETCH_IN;
+}
+
+void bnorm_run_map(const bnorm_map *map, const bnorm_map_args *args) {
+    BNORM_HELD(map->kernel(args), args->valid < args->lanes);
+}
+
+static void map_rectangle(const bnorm_map *map, const bnorm_part *part, int near) {
+    bnorm_map_args args;
+    bnorm_take_part(map, part, near, &args);
+    bnorm_run_map(map, &args);
+}
+
+void bnorm_map_part(const bnorm_map *map, const bnorm_part *part, int near) {
+    const bnorm_view *view = &map->view;
+    const int padded = !view->planes && (part->group + part->groups) * view->lanes > view->c;
+    if (padded && part->groups > 1) { /* the block that has padding on its own */
+        bnorm_part whole = *part, last = *part;
+        whole.groups--;
+        last.group += whole.groups;
+        last.groups = 1;
+        map_rectangle(map, &whole, near);
+        map_rectangle(map, &last, near);
+    } else {
+        map_rectangle(map, part, near);
+    }
+}
+
+void bnorm_end_mask(const bnorm_shape *shape, const bnorm_bits *mask) {
+    if (mask->bits)
+        mask->bits[bnorm_mask_size(shape) - 1] = 0;
+}

@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: MIT */
+#include "base.h"
+
+#include "tensor.h"
+
+/* No object is larger than this, whatever its type; pointer differences inside it are
+ * representable. */
+#define MAX_ELEMENTS ((size_t)PTRDIFF_MAX / sizeof(float))
+
+/* *product = a*b; false where that exceeds MAX_ELEMENTS. */
+static int multiply(size_t a, size_t b, size_t *product) {
+    return !__builtin_mul_overflow(a, b, product) && *product <= MAX_ELEMENTS;
+}
+
+/* Channels per block; 1 where there are none. */
+static size_t block_of(const bnorm_shape *shape) {
+    return shape->c_block ? shape->c_block : 1;
+}
+
+/* Blocks of channels; c where there are none. */
+static size_t blocks_of(const bnorm_shape *shape) {
+    const size_t b = block_of(shape);
+    return b == 1 ? shape->c : (shape->c - 1) / b + 1;
+}
+
+static int is_nhwc(const bnorm_shape *shape) {
+    return shape->layout == BNORM_NHWC;
+}
+
+bnorm_view bnorm_view_of(const bnorm_shape *shape) {
+    const size_t n = shape->n, c = shape->c, hw = shape->hw, b = block_of(shape);
+    bnorm_view view = {.images = n, .groups = 1, .rows = hw, .lanes = c, .c = c, .positions = hw};
+    if (b > 1) {
+        view.groups = blocks_of(shape);
+        view.lanes = b;
+    } else if (hw > 1 && !is_nhwc(shape)) {
+        view.planes = 1;
+        view.groups = c;
+        view.rows = 1;
+        view.lanes = hw;
+    }
+    if (hw == 1) {
+        view.leaves = 1;
+        view.images = 1;
+        view.rows = view.positions = n;
+    }
+    return view;
+}
+
+void bnorm_take_samples(const bnorm_view *view, bnorm_tensor *tensor, size_t first, size_t step) {
+    size_t *const stride = view->leaves ? &tensor->row_stride : &tensor->image_stride;
+    if (!tensor->data)
+        return;
+    tensor->data = (char *)tensor->data + first * *stride * bnorm_size_of(tensor->type);
+    *stride *= step;
+}
+
+bnorm_status bnorm_check_shape(const bnorm_shape *shape) {
+    size_t elements, c;
+    if (!shape)
+        return BNORM_NULL_POINTER;
+    if ((unsigned)shape->layout > BNORM_NCHW || (unsigned)shape->dtype > BNORM_U8)
+        return BNORM_BAD_ENUM;
+    const size_t b = block_of(shape);
+    if (b > 1 && (is_nhwc(shape) || (b != 4 && b != 8 && b != 16 && b != 32)))
+        return BNORM_UNSUPPORTED;
+    if (shape->c == 0 || !multiply(blocks_of(shape), b, &c) || !multiply(shape->n, c, &elements) ||
+        !multiply(elements, shape->hw, &elements) || !multiply(c, shape->hw, &elements))
+        return BNORM_BAD_SHAPE;
+    return BNORM_OK;
+}
+
+bnorm_status bnorm_check_float_shape(const bnorm_shape *shape) {
+    const bnorm_status status = bnorm_check_shape(shape);
+    return !status && shape->dtype > BNORM_F16 ? BNORM_UNSUPPORTED : status;
+}
+
+size_t bnorm_mask_size(const bnorm_shape *shape) {
+    if (bnorm_check_shape(shape) || bnorm_is_empty(shape))
+        return 0;
+    return (shape->n * blocks_of(shape) * block_of(shape) * shape->hw - 1) / 8 + 1;
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Strides */
+
+/* Elements of a run, padding included, and runs of an image. */
+static size_t run_length(const bnorm_shape *shape) {
+    return is_nhwc(shape) ? shape->c : shape->hw * block_of(shape);
+}
+static size_t runs_of(const bnorm_shape *shape) {
+    return is_nhwc(shape) ? shape->hw : blocks_of(shape);
+}
+
+/* Elements from the first to one past the last of `count` pieces of `extent` elements each,
+ * `stride` apart. */
+static int span(size_t count, size_t stride, size_t extent, size_t *total) {
+    size_t before;
+    if (!multiply(count - 1, stride, &before) || before > MAX_ELEMENTS - extent)
+        return 0;
+    *total = before + extent;
+    return 1;
+}
+
+/* The strides of a tensor with the defaults filled in; 0 where none is used. */
+static bnorm_status resolve(const bnorm_shape *shape, bnorm_in *in, size_t *extent) {
+    const size_t run = run_length(shape), runs = runs_of(shape);
+    const size_t run_stride = in->run_stride, image_stride = in->image_stride;
+    size_t image, batch;
+    in->run_stride = runs > 1 ? (run_stride ? run_stride : run) : 0;
+    in->image_stride = *extent = 0;
+    if (!run_stride && !image_stride) { /* dense: bnorm_check_shape has seen to the sizes */
+        in->image_stride = shape->n > 1 ? runs * run : 0;
+        *extent = shape->n * runs * run;
+        return BNORM_OK;
+    }
+    if (!span(runs, in->run_stride, run, &image))
+        return BNORM_BAD_STRIDE;
+    if (shape->n > 1 && !(in->image_stride = image_stride)) {
+        /* Dense images: a run's padding belongs to the image. */
+        if (!multiply(runs, run_stride ? run_stride : run, &in->image_stride))
+            return BNORM_BAD_STRIDE;
+    }
+    if (!span(shape->n, in->image_stride, run, &batch) ||
+        !span(runs, in->run_stride, batch, extent))
+        return BNORM_BAD_STRIDE;
+    /* Distinct addresses: runs inside images that follow one another, or images inside runs, as
+     * in (C, N, HW) order. */
+    const int images_outside =
+        (runs == 1 || in->run_stride >= run) && (shape->n == 1 || in->image_stride >= image);
+    const int runs_outside =
+        (shape->n == 1 || in->image_stride >= run) && (runs == 1 || in->run_stride >= batch);
+    return images_outside || runs_outside ? BNORM_OK : BNORM_BAD_STRIDE;
+}
+
+/* Strides of runs and images as those of the view's axes. That of a single run is 1, as that of the
+ * channels of dense (N, C) data. */
+static void place_strides(const bnorm_shape *shape, size_t run_stride, size_t image_stride,
+                          bnorm_tensor *tensor) {
+    const size_t b = block_of(shape);
+    tensor->image_stride = image_stride;
+    tensor->group_stride = is_nhwc(shape) || runs_of(shape) == 1 ? 1 : run_stride;
+    tensor->row_stride = is_nhwc(shape) ? run_stride : b;
+    if (shape->hw == 1) {
+        tensor->image_stride = 0;
+        tensor->row_stride = image_stride;
+    }
+}
+
+bnorm_status bnorm_check_tensor(const bnorm_shape *shape, bnorm_in in, unsigned broadcast,
+                                bnorm_tensor *tensor, size_t *extent) {
+    tensor->data = (void *)(uintptr_t)in.data;
+    tensor->type = shape->dtype;
+    tensor->quant = (bnorm_quant){1, 0};
+    tensor->same_lanes = run_length(shape) > 1 &&
+                         (broadcast & (is_nhwc(shape) ? BNORM_BROADCAST_C : BNORM_BROADCAST_HW));
+    if (!in.data) {
+        place_strides(shape, 0, 0, tensor);
+        *extent = 0;
+        return BNORM_OK;
+    }
+    bnorm_shape narrow = *shape;
+    if (broadcast & BNORM_BROADCAST_N)
+        narrow.n = 1;
+    if (broadcast & BNORM_BROADCAST_C)
+        narrow.c = 1;
+    if (broadcast & BNORM_BROADCAST_HW)
+        narrow.hw = 1;
+    const bnorm_status status = resolve(&narrow, &in, extent);
+    place_strides(shape, in.run_stride, in.image_stride, tensor);
+    return status;
+}
+
+bnorm_bits bnorm_bits_of(const bnorm_shape *shape, unsigned char *mask) {
+    bnorm_tensor dense;
+    const size_t run = run_length(shape);
+    place_strides(shape, run, runs_of(shape) * run, &dense);
+    return (bnorm_bits){mask, 0, dense.image_stride, dense.group_stride, dense.row_stride};
+}

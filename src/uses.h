@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * What a call reads and writes. A function names its buffers one after the other, as their data
+ * are required, checked and known; then one check says what is wrong with them. */
+#ifndef BNORM_USES_H
+#define BNORM_USES_H
+
+#include "tensor.h"
+
+enum { BNORM_MOST_WRITES = 12, BNORM_MOST_READS = 16 };
+
+/* Outputs that may be the same as an input of their kind; those of no kind overlap nothing. */
+enum bnorm_kind { BNORM_KIND_NONE, BNORM_KIND_TENSOR, BNORM_KIND_PARAMETER, BNORM_KIND_WEIGHTS };
+
+/* Memory [begin, end). */
+typedef struct bnorm_use {
+    uintptr_t begin, end;
+    const bnorm_tensor *tensor; /* of BNORM_KIND_TENSOR */
+    enum bnorm_kind kind;
+} bnorm_use;
+
+typedef struct bnorm_uses {
+    const bnorm_shape *shape; /* of the tensors; NULL = only arrays */
+    bnorm_view *view;         /* is changed so that it suits all tensors */
+    bnorm_status status;      /* the first fault */
+    size_t writes, reads;
+    bnorm_use written[BNORM_MOST_WRITES], read[BNORM_MOST_READS];
+} bnorm_uses;
+
+static inline void bnorm_begin_uses(bnorm_uses *uses, const bnorm_shape *shape, bnorm_view *view) {
+    uses->shape = shape;
+    uses->view = view;
+    uses->status = BNORM_OK;
+    uses->writes = uses->reads = 0;
+}
+
+/* Absent arrays, NULL, meet nothing. */
+static inline void bnorm_writes(bnorm_uses *uses, const void *array, size_t bytes,
+                                enum bnorm_kind kind) {
+    const uintptr_t begin = (uintptr_t)array;
+    if (array && bytes)
+        uses->written[uses->writes++] = (bnorm_use){begin, begin + bytes, NULL, kind};
+}
+static inline void bnorm_reads(bnorm_uses *uses, const void *array, size_t bytes,
+                               enum bnorm_kind kind) {
+    const uintptr_t begin = (uintptr_t)array;
+    if (array && bytes)
+        uses->read[uses->reads++] = (bnorm_use){begin, begin + bytes, NULL, kind};
+}
+static inline void bnorm_writes_floats(bnorm_uses *uses, const float *array, size_t count) {
+    bnorm_writes(uses, array, count * sizeof *array, BNORM_KIND_NONE);
+}
+static inline void bnorm_reads_floats(bnorm_uses *uses, const float *array, size_t count) {
+    bnorm_reads(uses, array, count * sizeof *array, BNORM_KIND_NONE);
+}
+
+static inline void bnorm_requires(bnorm_uses *uses, const void *pointer) {
+    if (!pointer && !uses->status)
+        uses->status = BNORM_NULL_POINTER;
+}
+
+/* The workspace, of ws_size bytes of which `need` are used; need 0 = more than there can be. */
+void bnorm_uses_workspace(bnorm_uses *uses, const void *ws, size_t ws_size, size_t need);
+
+/* These fill *tensor, which has to stay where it is until the check. */
+void bnorm_reads_tensor(bnorm_uses *uses, bnorm_in in, bnorm_tensor *tensor);
+void bnorm_writes_tensor(bnorm_uses *uses, bnorm_out out, bnorm_dtype type, bnorm_tensor *tensor);
+/* One that has one value along some axes: it is the same tensor as no output. */
+void bnorm_reads_broadcast(bnorm_uses *uses, bnorm_in in, unsigned broadcast, bnorm_tensor *tensor);
+
+/* The first fault; BNORM_BAD_OVERLAP where an output meets another buffer. An output tensor may be
+ * the same tensor as an input ("in place"), two outputs may not be the same. */
+bnorm_status bnorm_check_uses(const bnorm_uses *uses);
+
+/* Says to the compiler that errors are rare. By its own guesses what comes after many checks is
+ * hardly ever reached, and is compiled for size. */
+static inline int bnorm_failed(bnorm_status status) {
+    return __builtin_expect(status != BNORM_OK, 0) != 0;
+}
+
+#endif
