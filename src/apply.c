@@ -21,30 +21,39 @@ static bnorm_status complete_quant(bnorm_dtype type, bnorm_quant *quant) {
                : BNORM_BAD_QUANTIZATION;
 }
 
-/* What is asked of any batch: options, and of quantized tensors what their elements mean. */
+/* What is asked of any batch, with defaults filled in. */
+struct options {
+    bnorm_quant x_quant, residual_quant, y_quant;
+    unsigned char *mask;
+    bnorm_dtype y_type;
+};
+
 static bnorm_status check_options(const bnorm_shape *shape, const bnorm_exec *exec,
-                                  bnorm_affine *affine, bnorm_dtype *y_type) {
+                                  const bnorm_affine *affine, struct options *options) {
     bnorm_status status = bnorm_check_shape(shape);
     if (!status)
         status = bnorm_check_exec(exec);
     if (!status)
-        status = bnorm_check_act(&affine->act, bnorm_exec_isa(exec));
+        status = bnorm_check_act(&affine->act, exec);
     if (bnorm_failed(status))
         return status;
     if ((unsigned)affine->y_dtype > BNORM_Y_U8)
         return BNORM_BAD_ENUM;
-    *y_type = affine->y_dtype == BNORM_Y_SAME ? shape->dtype
-                                              : (bnorm_dtype)(affine->y_dtype - BNORM_Y_F32);
+    options->y_type = affine->y_dtype == BNORM_Y_SAME
+                          ? shape->dtype
+                          : (bnorm_dtype)(affine->y_dtype - BNORM_Y_F32);
+    options->x_quant = affine->x_quant;
+    options->residual_quant = affine->residual_quant;
+    options->y_quant = affine->y_quant;
     if (shape->dtype > BNORM_F16)
-        status = complete_quant(shape->dtype, &affine->x_quant);
+        status = complete_quant(shape->dtype, &options->x_quant);
     if (!status && shape->dtype > BNORM_F16 && affine->residual.data)
-        status = complete_quant(shape->dtype, &affine->residual_quant);
-    if (!status && *y_type > BNORM_F16)
-        status = complete_quant(*y_type, &affine->y_quant);
-    unsigned char *mask = affine->mask;
-    if (!status && mask)
-        status = bnorm_check_mask(&affine->act, &mask);
-    affine->mask = mask;
+        status = complete_quant(shape->dtype, &options->residual_quant);
+    if (!status && options->y_type > BNORM_F16)
+        status = complete_quant(options->y_type, &options->y_quant);
+    options->mask = affine->mask;
+    if (!status && options->mask)
+        status = bnorm_check_mask(&affine->act, &options->mask);
     return status;
 }
 
@@ -52,44 +61,48 @@ static bnorm_status check_options(const bnorm_shape *shape, const bnorm_exec *ex
 static bnorm_status plan(const bnorm_job *job, const bnorm_exec *exec, bnorm_map *map) {
     static const bnorm_affine copy = {0};
     const bnorm_shape *shape = job->shape;
-    bnorm_affine affine = job->affine ? *job->affine : copy;
+    const bnorm_affine *affine = job->affine ? job->affine : &copy;
     bnorm_map_args *const args = &map->args;
-    bnorm_view view;
+    struct options options;
     bnorm_uses uses;
-    bnorm_dtype y_type;
+    bnorm_status status = check_options(shape, exec, affine, &options);
     args->x.data = NULL;
-    const bnorm_status status = check_options(shape, exec, &affine, &y_type);
     if (bnorm_failed(status) || bnorm_is_empty(shape))
         return status;
     const size_t c = shape->c;
-    view = bnorm_view_of(shape);
+    bnorm_view view = bnorm_view_of(shape);
     bnorm_begin_uses(&uses, shape, &view);
     bnorm_requires(&uses, job->x.data);
     bnorm_requires(&uses, job->out.data);
     bnorm_reads_tensor(&uses, job->x, &args->x);
-    bnorm_writes_tensor(&uses, job->out, y_type, &args->out);
-    bnorm_reads_tensor(&uses, affine.residual, &args->argument);
-    bnorm_writes(&uses, affine.mask, bnorm_mask_size(shape), BNORM_KIND_NONE);
-    bnorm_reads_floats(&uses, affine.center, c);
-    bnorm_reads_floats(&uses, affine.scale, c);
-    bnorm_reads_floats(&uses, affine.shift, c);
-    if (bnorm_failed(bnorm_check_uses(&uses))) {
+    bnorm_writes_tensor(&uses, job->out, options.y_type, &args->out);
+    bnorm_reads_tensor(&uses, affine->residual, &args->argument);
+    bnorm_writes_mask(&uses, options.mask);
+    bnorm_reads_floats(&uses, affine->center, c);
+    bnorm_reads_floats(&uses, affine->scale, c);
+    bnorm_reads_floats(&uses, affine->shift, c);
+    status = bnorm_check_uses(&uses);
+    if (bnorm_failed(status)) {
         args->x.data = NULL;
-        return bnorm_check_uses(&uses);
+        return status;
     }
-    args->x.quant = affine.x_quant;
-    args->argument.quant = affine.residual_quant;
-    args->out.quant = affine.y_quant;
+    args->x.quant = options.x_quant;
+    args->argument.quant = options.residual_quant;
+    args->out.quant = options.y_quant;
     args->dy = args->dresidual = bnorm_absent();
-    args->mask = bnorm_bits_of(shape, affine.mask);
-    args->pre = affine.residual.data ? BNORM_PRE_RESIDUAL : BNORM_PRE_X;
-    args->act = affine.act;
-    args->center = affine.center;
-    args->scale = affine.scale;
-    args->shift = affine.shift;
+    args->mask = bnorm_bits_of(shape, options.mask);
+    args->pre = affine->residual.data ? BNORM_PRE_RESIDUAL : BNORM_PRE_X;
+    args->act = affine->act;
+    args->center = affine->center;
+    args->scale = affine->scale;
+    args->shift = affine->shift;
     args->invstd = args->slope = args->offset = NULL;
     bnorm_plan_map(map, &view, 0, exec);
     return BNORM_OK;
+}
+
+static void map_whole(const void *self) {
+    bnorm_map_whole(self);
 }
 
 static void map_part(const void *self, const bnorm_part *part, int near) {
@@ -133,6 +146,7 @@ bnorm_status bnorm_call_apply(const bnorm_job *job, const bnorm_exec *exec) {
         .map_view = &map.view,
         .tensors = 1,
         .map = complete ? map_part : map_with_defaults,
+        .map_whole = complete ? map_whole : NULL,
     };
     bnorm_end_mask(job->shape, &map.args.mask);
     bnorm_run_pass(&pass, exec);

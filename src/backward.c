@@ -43,7 +43,7 @@ static bnorm_status check_options(const bnorm_job *job, const bnorm_batch *batch
         return status;
     if (!grad)
         return BNORM_NULL_POINTER;
-    if ((status = bnorm_check_act(&grad->act, bnorm_exec_isa(exec))))
+    if ((status = bnorm_check_act(&grad->act, exec)))
         return status;
     if ((grad->renorm_r || grad->renorm_d) && grad->frozen)
         return BNORM_BAD_PARAMETER;
@@ -155,7 +155,8 @@ static bnorm_status check_uses(const bnorm_job *job, const bnorm_batch *batch, b
     if (batch->piece)
         bnorm_writes(&uses, batch->piece->nodes, bnorm_piece_bytes(batch->piece, shape->n),
                      BNORM_KIND_NONE);
-    bnorm_reads(&uses, args->mask.bits, bnorm_mask_size(shape), BNORM_KIND_NONE);
+    if (args->mask.bits)
+        bnorm_reads(&uses, args->mask.bits, bnorm_mask_size(shape), BNORM_KIND_NONE);
     bnorm_reads_floats(&uses, batch->coefficients, 5 * shape->c);
     bnorm_reads_floats(&uses, b->weights.values, shape->n * shape->hw);
     uses_parameters(&uses, grad, b->stage, shape->c, saved);
@@ -330,6 +331,11 @@ static void map(const void *self, const bnorm_part *part, int near) {
         bnorm_map_part(&b->map, part, near);
 }
 
+static void map_whole(const void *self) {
+    const bnorm_backward_plan *b = self;
+    bnorm_map_whole(&b->map);
+}
+
 void bnorm_run_backward(bnorm_backward_plan *b, const bnorm_exec *exec) {
     const bnorm_map_args *args = &b->map.args;
     const int has_sums =
@@ -344,6 +350,7 @@ void bnorm_run_backward(bnorm_backward_plan *b, const bnorm_exec *exec) {
         .reduce = has_sums ? reduce : NULL,
         .finish = finish,
         .map = args->out.data || args->dresidual.data ? map : NULL,
+        .map_whole = args->dy.same_lanes || b->weights.values ? NULL : map_whole,
     };
     if (b->weights.values)
         bnorm_weigh(&b->weights, &b->sums, exec);

@@ -13,7 +13,7 @@ bnorm_status bnorm_check_exec(const bnorm_exec *exec) {
     return good ? BNORM_OK : BNORM_BAD_ENUM;
 }
 
-bnorm_status bnorm_check_act(const bnorm_act *act, const bnorm_isa *isa) {
+bnorm_status bnorm_check_act(const bnorm_act *act, const bnorm_exec *exec) {
     const bnorm_act_kind kind = act->kind;
     if ((unsigned)kind > BNORM_ACT_MISH)
         return BNORM_BAD_ENUM;
@@ -21,7 +21,7 @@ bnorm_status bnorm_check_act(const bnorm_act *act, const bnorm_isa *isa) {
         return BNORM_BAD_ACTIVATION;
     if ((kind == BNORM_ACT_LEAKY_RELU || kind == BNORM_ACT_ELU) && !__builtin_isfinite(act->a))
         return BNORM_BAD_ACTIVATION;
-    if (kind > BNORM_ACT_HARD_SWISH && !bnorm_isa_has_sleef(isa))
+    if (kind > BNORM_ACT_HARD_SWISH && !bnorm_isa_has_sleef(bnorm_exec_isa(exec)))
         return BNORM_UNSUPPORTED;
     return BNORM_OK;
 }
@@ -77,7 +77,7 @@ bnorm_status bnorm_check_weight_values(const bnorm_shape *shape, const bnorm_wei
 
 bnorm_status bnorm_check_train(const bnorm_train *train, const bnorm_exec *exec) {
     const bnorm_running *running = &train->running;
-    bnorm_status status = bnorm_check_act(&train->act, bnorm_exec_isa(exec));
+    bnorm_status status = bnorm_check_act(&train->act, exec);
     if (!status)
         status = bnorm_check_eps(train->eps);
     if (!status)

@@ -7,7 +7,7 @@
 #include "tensor.h"
 
 bnorm_status bnorm_check_exec(const bnorm_exec *exec);
-bnorm_status bnorm_check_act(const bnorm_act *act, const bnorm_isa *isa);
+bnorm_status bnorm_check_act(const bnorm_act *act, const bnorm_exec *exec);
 /* A mask goes with these kinds only; where none is needed, *mask becomes NULL. */
 bnorm_status bnorm_check_mask(const bnorm_act *act, unsigned char **mask);
 bnorm_status bnorm_check_eps(double eps);

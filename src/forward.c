@@ -92,7 +92,7 @@ static bnorm_status check_uses(const bnorm_job *job, const bnorm_batch *batch, b
     if (batch->piece)
         bnorm_writes(&uses, batch->piece->nodes, bnorm_piece_bytes(batch->piece, shape->n),
                      BNORM_KIND_NONE);
-    bnorm_writes(&uses, args->mask.bits, bnorm_mask_size(shape), BNORM_KIND_NONE);
+    bnorm_writes_mask(&uses, args->mask.bits);
     bnorm_reads_floats(&uses, train->weights.values, n);
     uses_parameters(&uses, train, shape->c, saved);
     bnorm_status status = bnorm_check_uses(&uses);
@@ -193,6 +193,11 @@ static void map(const void *self, const bnorm_part *part, int near) {
     bnorm_map_part(&f->map, part, near);
 }
 
+static void map_whole(const void *self) {
+    const bnorm_forward *f = self;
+    bnorm_map_whole(&f->map);
+}
+
 void bnorm_run_forward(bnorm_forward *f, const bnorm_exec *exec) {
     const bnorm_pass pass = {
         .self = f,
@@ -203,6 +208,7 @@ void bnorm_run_forward(bnorm_forward *f, const bnorm_exec *exec) {
         .reduce = reduce,
         .finish = finish,
         .map = f->stage == BNORM_STAGE_ALL ? map : NULL,
+        .map_whole = map_whole,
     };
     if (f->weights.values) {
         bnorm_weigh(&f->weights, &f->sums, exec);

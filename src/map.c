@@ -10,6 +10,7 @@ static int is_dense(const bnorm_view *view, const bnorm_tensor *tensor) {
     return !tensor->data || tensor->image_stride == view->rows * tensor->row_stride;
 }
 
+#define MOST_TENSORS ((size_t)5)
 /* Tensors of more bytes altogether than this do not stay in the caches near a core. */
 #define CACHED_BYTES ((size_t)2 << 20)
 /* Outputs of more bytes than this each do not stay in any cache. */
@@ -19,12 +20,16 @@ static int is_dense(const bnorm_view *view, const bnorm_tensor *tensor) {
 static unsigned hints_of(const bnorm_map *map, const bnorm_exec *exec) {
     const unsigned fetch = BNORM_FETCH_IN | BNORM_FETCH_OUT;
     const bnorm_map_args *args = &map->args;
-    const bnorm_tensor *const tensors[] = {&args->x, &args->dy, &args->argument, &args->out,
-                                           &args->dresidual};
+    const bnorm_tensor *const tensors[MOST_TENSORS] = {&args->x, &args->dy, &args->argument,
+                                                       &args->out, &args->dresidual};
     const bnorm_view *view = &map->view;
+    const size_t elements = view->images * view->groups * view->rows * view->lanes;
+    const bnorm_memory memory = exec ? exec->memory : BNORM_MEMORY_AUTO;
     size_t count = 0, element_bytes = 0; /* of different tensors */
     int in_place = 0;
-    for (size_t i = 0; i < sizeof tensors / sizeof tensors[0]; i++) {
+    if (memory == BNORM_MEMORY_AUTO && elements <= CACHED_BYTES / (MOST_TENSORS * sizeof(float)))
+        return 0;
+    for (size_t i = 0; i < MOST_TENSORS; i++) {
         int again = 0;
         if (!tensors[i]->data)
             continue;
@@ -36,7 +41,7 @@ static unsigned hints_of(const bnorm_map *map, const bnorm_exec *exec) {
         count++;
         element_bytes += bnorm_size_of(tensors[i]->type);
     }
-    switch (exec ? exec->memory : BNORM_MEMORY_AUTO) {
+    switch (memory) {
     case BNORM_MEMORY_AUTO:
         break;
     case BNORM_MEMORY_CACHED:
@@ -46,7 +51,7 @@ static unsigned hints_of(const bnorm_map *map, const bnorm_exec *exec) {
     case BNORM_MEMORY_STREAM:
         return in_place ? fetch : BNORM_FETCH_IN | BNORM_BYPASS;
     }
-    const size_t bytes = view->images * view->groups * view->rows * view->lanes * element_bytes;
+    const size_t bytes = elements * element_bytes;
     if (!in_place && bytes >= STREAMED_BYTES * count)
         return BNORM_FETCH_IN | BNORM_BYPASS;
     return bytes > CACHED_BYTES ? fetch : 0;
@@ -119,6 +124,15 @@ static void map_rectangle(const bnorm_map *map, const bnorm_part *part, int near
     bnorm_map_args args;
     bnorm_take_part(map, part, near, &args);
     bnorm_run_map(map, &args);
+}
+
+void bnorm_map_whole(const bnorm_map *map) {
+    const bnorm_view *view = &map->view;
+    const bnorm_part part = {0, view->images, 0, view->groups, 0, view->rows, 0, view->lanes};
+    if (view->planes || view->groups * view->lanes == view->c)
+        map->kernel(&map->args);
+    else
+        bnorm_map_part(map, &part, 0);
 }
 
 void bnorm_map_part(const bnorm_map *map, const bnorm_part *part, int near) {

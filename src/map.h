@@ -23,6 +23,8 @@ void bnorm_plan_map(bnorm_map *map, const bnorm_view *view, int backward, const 
 /* The arguments for a part; near: it is in cache. */
 void bnorm_take_part(const bnorm_map *map, const bnorm_part *part, int near, bnorm_map_args *args);
 void bnorm_run_map(const bnorm_map *map, const bnorm_map_args *args);
+/* Without absent parameters. */
+void bnorm_map_whole(const bnorm_map *map);
 void bnorm_map_part(const bnorm_map *map, const bnorm_part *part, int near);
 
 /* Sets the bits of a mask behind the last element, before the others are written. */

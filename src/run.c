@@ -195,7 +195,10 @@ static void map_whole(void *arg, size_t i) {
     const bnorm_view *view = job->pass->map_view;
     const bnorm_part part = {0, view->images, 0, view->groups, 0, view->rows, 0, view->lanes};
     (void)i;
-    job->pass->map(job->pass->self, &part, 0);
+    if (job->pass->map_whole)
+        job->pass->map_whole(job->pass->self);
+    else
+        job->pass->map(job->pass->self, &part, 0);
 }
 
 /* Waves stay in cache between the phases; with threads, as many as give each thread the same
@@ -256,9 +259,17 @@ static void run_map(struct job *job, size_t threads, const bnorm_exec *exec) {
     const size_t unit = view->planes ? 1 : view->lanes, group = job->first / unit;
     const size_t elements =
         map_view->images * map_view->rows * map_view->lanes * (map_view->groups - group);
-    size_t parts = threads ? bnorm_parts(exec, elements) : elements / WAVE_ELEMENTS;
+    size_t parts = 1;
+    if (threads)
+        parts = bnorm_parts(exec, elements);
+    else if (job->pass->reduce)
+        parts = elements / WAVE_ELEMENTS;
     if (parts < threads) /* what is left of a large tensor */
         parts = bnorm_min(threads, elements / LEAST_ELEMENTS);
+    if (parts <= 1 && job->first == 0) {
+        bnorm_run(exec, map_whole, job, 1);
+        return;
+    }
     parts = parts ? parts : 1;
     job->cut = cut_view(map_view, group, parts);
     job->turn = parts;
@@ -276,10 +287,6 @@ void bnorm_run_pass(const bnorm_pass *pass, const bnorm_exec *exec) {
     struct job job;
     job.pass = pass;
     job.first = job.waves = job.unit_parts = 0;
-    if (pass->map && !pass->reduce && !shared) {
-        bnorm_run(exec, map_whole, &job, 1);
-        return;
-    }
     if (pass->reduce) {
         if (bnorm_counts_groups(pass->view))
             cut_waves(&job, threads, known > 0);

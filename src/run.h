@@ -49,6 +49,8 @@ typedef struct bnorm_pass {
     void (*finish)(const void *self, size_t channel, size_t channels);
     /* NULL = nothing. near: the part has just been reduced. */
     void (*map)(const void *self, const bnorm_part *part, int near);
+    /* The same for everything, where that is simpler; NULL = as a part. */
+    void (*map_whole)(const void *self);
 } bnorm_pass;
 
 void bnorm_run_pass(const bnorm_pass *pass, const bnorm_exec *exec);

@@ -152,13 +152,14 @@ bnorm_status bnorm_check_tensor(const bnorm_shape *shape, bnorm_in in, unsigned 
     tensor->data = (void *)(uintptr_t)in.data;
     tensor->type = shape->dtype;
     tensor->quant = (bnorm_quant){1, 0};
+    tensor->same_lanes = 0;
+    if (!broadcast) {
+        const bnorm_status status = resolve(shape, &in, extent);
+        place_strides(shape, in.run_stride, in.image_stride, tensor);
+        return status;
+    }
     tensor->same_lanes = run_length(shape) > 1 &&
                          (broadcast & (is_nhwc(shape) ? BNORM_BROADCAST_C : BNORM_BROADCAST_HW));
-    if (!in.data) {
-        place_strides(shape, 0, 0, tensor);
-        *extent = 0;
-        return BNORM_OK;
-    }
     bnorm_shape narrow = *shape;
     if (broadcast & BNORM_BROADCAST_N)
         narrow.n = 1;

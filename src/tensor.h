@@ -113,8 +113,8 @@ bnorm_status bnorm_check_shape(const bnorm_shape *shape);
 bnorm_status bnorm_check_float_shape(const bnorm_shape *shape);
 
 /* Fills *tensor, with the type of the shape, and *extent, the elements from the first to one past
- * the last; data NULL is an absent tensor. The shape has been checked and is not empty. `broadcast`
- * are the axes along which there is one value only. */
+ * the last. The shape has been checked and is not empty. `broadcast` are the axes along which there
+ * is one value only. */
 bnorm_status bnorm_check_tensor(const bnorm_shape *shape, bnorm_in in, unsigned broadcast,
                                 bnorm_tensor *tensor, size_t *extent);
 

@@ -13,40 +13,50 @@ void bnorm_uses_workspace(bnorm_uses *uses, const void *ws, size_t ws_size, size
     bnorm_writes(uses, ws, need, BNORM_KIND_NONE);
 }
 
-static bnorm_use tensor_use(bnorm_uses *uses, bnorm_in in, unsigned broadcast,
-                            bnorm_tensor *tensor) {
+/* NULL where the tensor is absent. */
+static bnorm_use *add_tensor(bnorm_uses *uses, bnorm_in in, unsigned broadcast, bnorm_use *use,
+                             bnorm_tensor *tensor) {
     size_t extent;
+    if (!in.data) {
+        *tensor = bnorm_absent();
+        return NULL;
+    }
     const bnorm_status status = bnorm_check_tensor(uses->shape, in, broadcast, tensor, &extent);
-    const uintptr_t begin = (uintptr_t)in.data;
-    if (!uses->status)
+    if (bnorm_failed(status) && !uses->status)
         uses->status = status;
     bnorm_fit_view(uses->view, tensor);
-    return (bnorm_use){begin, begin + extent * bnorm_size_of(tensor->type), tensor,
-                       BNORM_KIND_TENSOR};
+    use->begin = (uintptr_t)in.data;
+    use->end = use->begin + extent * bnorm_size_of(tensor->type);
+    use->tensor = tensor;
+    use->kind = broadcast ? BNORM_KIND_NONE : BNORM_KIND_TENSOR;
+    return use;
 }
 
 void bnorm_reads_tensor(bnorm_uses *uses, bnorm_in in, bnorm_tensor *tensor) {
-    const bnorm_use use = tensor_use(uses, in, 0, tensor);
-    if (in.data)
-        uses->read[uses->reads++] = use;
+    uses->reads += add_tensor(uses, in, 0, &uses->read[uses->reads], tensor) != NULL;
 }
 
 void bnorm_reads_broadcast(bnorm_uses *uses, bnorm_in in, unsigned broadcast,
                            bnorm_tensor *tensor) {
-    bnorm_use use = tensor_use(uses, in, broadcast, tensor);
-    if (broadcast)
-        use.kind = BNORM_KIND_NONE;
-    if (in.data)
-        uses->read[uses->reads++] = use;
+    uses->reads += add_tensor(uses, in, broadcast, &uses->read[uses->reads], tensor) != NULL;
 }
 
 void bnorm_writes_tensor(bnorm_uses *uses, bnorm_out out, bnorm_dtype type, bnorm_tensor *tensor) {
     const bnorm_in in = {out.data, out.run_stride, out.image_stride};
-    bnorm_use use = tensor_use(uses, in, 0, tensor);
-    use.end = use.begin + (use.end - use.begin) / bnorm_size_of(tensor->type) * bnorm_size_of(type);
-    tensor->type = type;
-    if (out.data)
-        uses->written[uses->writes++] = use;
+    bnorm_use *const use = add_tensor(uses, in, 0, &uses->written[uses->writes], tensor);
+    if (!use)
+        return;
+    if (type != tensor->type) {
+        const size_t elements = (use->end - use->begin) / bnorm_size_of(tensor->type);
+        use->end = use->begin + elements * bnorm_size_of(type);
+        tensor->type = type;
+    }
+    uses->writes++;
+}
+
+void bnorm_writes_mask(bnorm_uses *uses, const unsigned char *mask) {
+    if (mask)
+        bnorm_writes(uses, mask, bnorm_mask_size(uses->shape), BNORM_KIND_NONE);
 }
 
 static int same_strides(const bnorm_tensor *a, const bnorm_tensor *b) {
@@ -113,19 +123,24 @@ static int clash(const bnorm_uses *uses, const bnorm_use *one, const bnorm_use *
     return distance % size || elements_meet(uses->view, a, distance / size);
 }
 
+/* Whether an output meets one of the other buffers in a way that is not allowed. */
+static int clashes(const bnorm_uses *uses, const bnorm_use *output, const bnorm_use *other,
+                   const bnorm_use *end, int is_input) {
+    const uintptr_t begin = output->begin, output_end = output->end;
+    for (; other < end; other++)
+        if (other->begin < output_end && begin < other->end && clash(uses, output, other, is_input))
+            return 1;
+    return 0;
+}
+
 bnorm_status bnorm_check_uses(const bnorm_uses *uses) {
+    const bnorm_use *const writes_end = uses->written + uses->writes, *const reads_end =
+                                                                          uses->read + uses->reads;
     if (uses->status)
         return uses->status;
-    for (size_t i = 0; i < uses->writes; i++) {
-        const bnorm_use *const output = &uses->written[i];
-        for (size_t k = i + 1; k < uses->writes + uses->reads; k++) {
-            const int is_input = k >= uses->writes;
-            const bnorm_use *const other =
-                is_input ? &uses->read[k - uses->writes] : &uses->written[k];
-            if (output->begin < other->end && other->begin < output->end &&
-                clash(uses, output, other, is_input))
-                return BNORM_BAD_OVERLAP;
-        }
-    }
+    for (const bnorm_use *output = uses->written; output < writes_end; output++)
+        if (clashes(uses, output, output + 1, writes_end, 0) ||
+            clashes(uses, output, uses->read, reads_end, 1))
+            return BNORM_BAD_OVERLAP;
     return BNORM_OK;
 }

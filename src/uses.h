@@ -54,6 +54,8 @@ static inline void bnorm_reads_floats(bnorm_uses *uses, const float *array, size
     bnorm_reads(uses, array, count * sizeof *array, BNORM_KIND_NONE);
 }
 
+void bnorm_writes_mask(bnorm_uses *uses, const unsigned char *mask);
+
 static inline void bnorm_requires(bnorm_uses *uses, const void *pointer) {
     if (!pointer && !uses->status)
         uses->status = BNORM_NULL_POINTER;

@@ -213,7 +213,7 @@ static void count_moments(int rows) {
                 continue;
             begin();
             if (rows)
-                isa->moments_rows(&args, bnorm_chains(args.lanes), sums[0], sums[1]);
+                isa->moments_rows(&args, bnorm_chains(args.len), sums[0], sums[1]);
             else
                 isa->moments_span(&args, sums[0], sums[1]);
             end(rows ? "moments_rows" : "moments_span", moments_variants[v].name, sizes[i].name);

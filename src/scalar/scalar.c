@@ -28,6 +28,9 @@ static float smooth_slope(const bnorm_act *act, float v) {
 }
 #endif
 
+/* Small functions called from many loops: compilers leave some of them out of line by their size. */
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+
 /* Every NaN that bnorm writes is this one, so that the bits do not depend on how a CPU propagates
  * payloads. */
 static float canonical(float v) {
@@ -125,7 +128,7 @@ static float load_converted(const void *data, bnorm_dtype type, const bnorm_quan
 }
 
 /* Element i; quant is that of S8 and U8. Inline for floats, which are most. */
-static inline float load(const void *data, bnorm_dtype type, const bnorm_quant *quant, size_t i) {
+ALWAYS_INLINE float load(const void *data, bnorm_dtype type, const bnorm_quant *quant, size_t i) {
     return type == BNORM_F32 ? ((const float *)data)[i] : load_converted(data, type, quant, i);
 }
 
@@ -158,7 +161,7 @@ static void store_converted(void *data, bnorm_dtype type, const bnorm_quant *qua
     }
 }
 
-static inline void store(void *data, bnorm_dtype type, const bnorm_quant *quant, size_t i,
+ALWAYS_INLINE void store(void *data, bnorm_dtype type, const bnorm_quant *quant, size_t i,
                          float v) {
     if (type == BNORM_F32)
         ((float *)data)[i] = canonical(v);
@@ -510,24 +513,24 @@ static int passes(const bnorm_act *act, float v) {
     return act->kind == BNORM_ACT_CLAMP ? v > act->a && v < act->b : v > 0;
 }
 
-static size_t index_of(const bnorm_tensor *t, const struct place *at) {
+ALWAYS_INLINE size_t index_of(const bnorm_tensor *t, const struct place *at) {
     return at->image * t->image_stride + at->group * t->group_stride + at->row * t->row_stride +
            at->lane;
 }
 
-static float load_at(const bnorm_tensor *t, const struct place *at) {
+ALWAYS_INLINE float load_at(const bnorm_tensor *t, const struct place *at) {
     return load(t->data, t->type, &t->quant, index_of(t, at));
 }
 
-static void store_at(const bnorm_tensor *t, const struct place *at, float v) {
+ALWAYS_INLINE void store_at(const bnorm_tensor *t, const struct place *at, float v) {
     if (t->data)
         store(t->data, t->type, &t->quant, index_of(t, at), v);
 }
 
 /* Calls `element` for every place, and `padding` for those whose channels are none. */
-static void visit(const bnorm_map_args *a, int planes,
-                  void (*element)(const bnorm_map_args *a, const struct place *at),
-                  void (*padding)(const bnorm_map_args *a, const struct place *at)) {
+ALWAYS_INLINE void visit(const bnorm_map_args *a, int planes,
+                         void (*element)(const bnorm_map_args *a, const struct place *at),
+                         void (*padding)(const bnorm_map_args *a, const struct place *at)) {
     struct place at;
     for (at.image = 0; at.image < a->images; at.image++)
         for (at.group = 0; at.group < a->groups; at.group++)
@@ -538,7 +541,7 @@ static void visit(const bnorm_map_args *a, int planes,
                 }
 }
 
-static void apply_element(const bnorm_map_args *a, const struct place *at) {
+ALWAYS_INLINE void apply_element(const bnorm_map_args *a, const struct place *at) {
     const size_t ch = at->channel;
     float v = load_at(&a->x, at);
     if (a->center)
@@ -566,11 +569,11 @@ static void apply_span(const bnorm_map_args *a) {
     visit(a, 1, apply_element, apply_padding);
 }
 
-static float x_minus_center(const bnorm_map_args *a, const struct place *at) {
+ALWAYS_INLINE float x_minus_center(const bnorm_map_args *a, const struct place *at) {
     return load_at(&a->x, at) - a->center[at->channel];
 }
 
-static float grad_element(const bnorm_map_args *a, const struct place *at) {
+ALWAYS_INLINE float grad_element(const bnorm_map_args *a, const struct place *at) {
     const float dy = load_at(&a->dy, at);
     const size_t ch = at->channel;
     float v = 0;
@@ -595,7 +598,7 @@ static float grad_element(const bnorm_map_args *a, const struct place *at) {
 }
 
 /* Element q of a channel: by rows or along a plane. */
-static struct place place_of_channel(size_t ch, size_t q, int along_plane) {
+ALWAYS_INLINE struct place place_of_channel(size_t ch, size_t q, int along_plane) {
     return along_plane ? (struct place){.group = ch, .lane = q, .channel = ch}
                        : (struct place){.row = q, .lane = ch, .channel = ch};
 }
@@ -676,7 +679,7 @@ static void sums_tree(const bnorm_map_args *a, double *sum_g, double *sum_gx) {
     }
 }
 
-static void dx_element(const bnorm_map_args *a, const struct place *at) {
+ALWAYS_INLINE void dx_element(const bnorm_map_args *a, const struct place *at) {
     const size_t ch = at->channel;
     const float g = grad_element(a, at);
     if (a->out.data && a->slope) {
