@@ -1,128 +1,86 @@
 /* SPDX-License-Identifier: MIT
  *
- * bnorm: batch normalization on CPUs, the same bits on every instruction set and for any number of
- * threads.
+ * bnorm: batch normalization on CPUs, the same bits on any instruction set and number of threads.
  *
- * Conventions that hold for every function below
+ * Conventions that hold for every function ("Conventions in full", near the end, has the details)
  *
- *   Tensors      A tensor has N samples ("images"), C channels and HW positions: HW is H*W, D*H*W,
- *                L, or 1 for (N, C) data. It is described by one bnorm_shape, which all tensors of
- *                a call share, and, per buffer, by two strides. All sizes and strides are counts of
- *                elements, never bytes. Buffers need no alignment beyond that of their element
- *                type.
+ *   Tensors      N samples ("images"), C channels and HW positions: H*W, D*H*W, L, or 1 for (N, C)
+ *                data. One bnorm_shape describes all tensors of a call, two strides each buffer.
+ *                Sizes and strides count elements, never bytes. Any alignment that suits the type.
  *   Parameters   gamma, beta, mean, var, ... are arrays of C floats.
- *   Zero         Every struct may be zero-initialised ("= {0}" in C, "= {}" in C++); a zero or NULL
- *                member means the documented default. Always initialise whole structs: later
- *                versions may add members, whose zero means today's behaviour.
- *   Aliasing     Inputs may overlap each other. An output tensor and any other tensor of the call
- *                either are the same tensor (same address and strides: "in place", where the
- *                function allows it) or share no element. Channel slices of one wider buffer share
- *                no element. Where the address ranges of the two (first to last element, gaps
- *                included) intersect, their strides must be equal. Output arrays and the workspace
- *                must not overlap any other buffer, nor lie in the gaps of a tensor, unless said
- *                otherwise.
- *   Errors       Every call checks its arguments first. On any status but BNORM_OK no output has
- *                been written. Pointers are required unless their NULL is documented.
- *   Threads      Every function may be called from any number of threads at once, on different
- *                outputs and workspaces; inputs may be shared. bnorm never creates a thread,
- *                allocates, prints, aborts or keeps state between calls (but for what CPU this is
- *                and the choice of bnorm_isa_best(), both found out once).
- *   Empty batch  N = 0 or HW = 0 is BNORM_OK: no tensor is touched, statistics and running
- *                statistics stay as they are; only dgamma and dbeta are set to 0, and running
- *                statistics that go elsewhere are copied there. Tensors, workspace and saved
- *                statistics may then be NULL.
- *   NaN          A NaN or infinity in x makes the statistics of its own channel NaN, and with them
- *                the channel's y and, unless statistics are frozen, dx; no other channel. In
- *                bnorm_apply it reaches only its own element. Every NaN that bnorm writes has all
- *                bits set (0xffffffff or 0xffff, a quiet NaN).
- *   FP mode      Computed in the caller's floating-point mode, but for BNORM_DENORMALS_FLUSH below;
- *                the promise of equal bits is for the default mode (round to nearest, no flush to
- *                zero; on Arm also FPCR.DN = 0). No function raises INVALID, DIVBYZERO or OVERFLOW,
- *                or sets errno, unless the mathematics of a real element does, one of a tensor or
- *                of a channel's parameters: a NaN or an infinity among them, a division by 0 in a
- *                formula below, a squared deviation or a gradient times a deviation beyond a
- *                float's range, the sum of 16 values of more than 2e37, a result too large for its
- *                type. INEXACT, UNDERFLOW and DENORMAL may always be raised. Exceptions may be
- *                unmasked; those of a block of channels that has padding are not seen.
+ *   Zero         Initialise whole structs, "= {0}" in C, "= {}" in C++. A zero or NULL member means
+ *                the documented default; a member that a later version adds, today's behaviour.
+ *   Aliasing     Inputs may overlap. An output tensor either is another tensor of the call ("in
+ *                place", where the function allows it) or shares no element with it. Output arrays
+ *                and the workspace overlap nothing.
+ *   Errors       Arguments are checked first. On any status but BNORM_OK no output has been
+ *                written. Pointers are required unless their NULL is documented.
+ *   Threads      Call from any number of threads at once, on different outputs and workspaces.
+ *                bnorm creates no thread, allocates nothing, and keeps nothing from call to call.
+ *   Empty batch  N = 0 or HW = 0 is BNORM_OK: statistics stay, dgamma and dbeta become 0.
+ *   NaN          A NaN or infinity in x reaches its channel only, in bnorm_apply its element only.
+ *   FP mode      The caller's. Equal bits are promised for the default mode.
+ *
+ * Start here: batch norm with stored statistics, then ReLU, in place (examples/hello.c)
+ *
+ *    float x[] = {5, 10, -1, 3, 20, 5};
+ *    const float gamma[] = {1, 2, 1}, beta[] = {0, 1, 0}, mean[] = {4, 15, 2}, var[] = {4, 25, 9};
+ *    float scale[3], shift[3];
+ *    bnorm_fold(3, gamma, beta, mean, var, 1e-5, scale, shift);
+ *    const bnorm_shape shape = {.layout = BNORM_NHWC, .n = 1, .c = 3, .hw = 2};
+ *    const bnorm_affine affine = {.scale = scale, .shift = shift, .act = {.kind = BNORM_ACT_RELU}};
+ *    const bnorm_in in = {.data = x};
+ *    const bnorm_out out = {.data = x};
+ *    const bnorm_status status = bnorm_apply(&shape, in, out, &affine, NULL);
+ *
+ * Which function serves which need, in the order of this file
+ *
+ *   inference with stored statistics      bnorm_fold once, then bnorm_apply
+ *   no batch norm left at inference       bnorm_fold_conv, into the convolution before it
+ *   can stored statistics be used?        bnorm_check_statistics
+ *   threads, denormals, kernel set        bnorm_exec, the last argument; NULL will do
+ *   scratch memory; memory for a mask     bnorm_workspace; bnorm_mask_size
+ *   mean and variance alone               bnorm_moments
+ *   training                              bnorm_forward_train, bnorm_backward
+ *   what a framework means by momentum    bnorm_running_keras, bnorm_running_pytorch, ...
+ *   fine-tuning with frozen statistics    bnorm_apply, bnorm_backward with bnorm_grad.frozen
+ *   running statistics alone              bnorm_running_update
+ *   masked data, batch renormalization    .weights and .renorm of bnorm_train
+ *   ghost (virtual) batches               bnorm_forward_train_ghost, bnorm_backward_ghost
+ *   instance, group and layer norm        a few lines around these: docs/frameworks.md
+ *   a batch larger than memory            bnorm_partial_collect, bnorm_partial_finish, ...
+ *   a batch on several machines           the same with bnorm_partial_merge, or mpi/bnorm_mpi.h
+ *   many small tensors                    bnorm_run_jobs
+ *   tensors of NumPy, PyTorch or DLPack   bnorm_describe
  */
-#ifndef BNORM_H
+#if !defined(BNORM_H)
 #define BNORM_H
 
 #include <stddef.h>
 #include <stdint.h>
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
-/* BNORM_SHARED is for the build of the library itself; programs need not define it. */
+/* BNORM_SHARED is for the build of the library itself; programs need not define it. Enums are as
+ * large as an int, whatever -fshort-enums says, so that no struct depends on it. */
 #if defined(BNORM_SHARED) && defined(__GNUC__)
 #define BNORM_API __attribute__((visibility("default")))
 #else
 #define BNORM_API
 #endif
-
-/* Enums are as large as an int, whatever -fshort-enums says, so that no struct depends on it. */
 #if defined(__GNUC__)
 #define BNORM_INT __attribute__((mode(SI)))
 #else
 #define BNORM_INT
 #endif
 
-/* For several copies of bnorm in one program or process: with -DBNORM_PREFIX=acme_ for the sources
- * of bnorm and for what calls them, every symbol begins with acme_bnorm_ instead of bnorm_. Code
- * keeps the names below. */
 #if defined(BNORM_PREFIX)
-#define BNORM_JOIN(prefix, name)         prefix##name
-#define BNORM_EXPAND_JOIN(prefix, name)  BNORM_JOIN(prefix, name)
-#define BNORM_NAME(name)                 BNORM_EXPAND_JOIN(BNORM_PREFIX, name)
-#define bnorm_version                    BNORM_NAME(bnorm_version)
-#define bnorm_strerror                   BNORM_NAME(bnorm_strerror)
-#define bnorm_describe                   BNORM_NAME(bnorm_describe)
-#define bnorm_isa_best                   BNORM_NAME(bnorm_isa_best)
-#define bnorm_isa_at                     BNORM_NAME(bnorm_isa_at)
-#define bnorm_isa_find                   BNORM_NAME(bnorm_isa_find)
-#define bnorm_isa_name                   BNORM_NAME(bnorm_isa_name)
-#define bnorm_fold                       BNORM_NAME(bnorm_fold)
-#define bnorm_check_statistics           BNORM_NAME(bnorm_check_statistics)
-#define bnorm_fold_conv                  BNORM_NAME(bnorm_fold_conv)
-#define bnorm_apply                      BNORM_NAME(bnorm_apply)
-#define bnorm_mask_size                  BNORM_NAME(bnorm_mask_size)
-#define bnorm_workspace                  BNORM_NAME(bnorm_workspace)
-#define bnorm_moments                    BNORM_NAME(bnorm_moments)
-#define bnorm_weighted_moments           BNORM_NAME(bnorm_weighted_moments)
-#define bnorm_running_update             BNORM_NAME(bnorm_running_update)
-#define bnorm_running_keras              BNORM_NAME(bnorm_running_keras)
-#define bnorm_running_tensorflow         BNORM_NAME(bnorm_running_tensorflow)
-#define bnorm_running_pytorch            BNORM_NAME(bnorm_running_pytorch)
-#define bnorm_running_pytorch_cumulative BNORM_NAME(bnorm_running_pytorch_cumulative)
-#define bnorm_running_onnx               BNORM_NAME(bnorm_running_onnx)
-#define bnorm_running_caffe              BNORM_NAME(bnorm_running_caffe)
-#define bnorm_forward_train              BNORM_NAME(bnorm_forward_train)
-#define bnorm_backward                   BNORM_NAME(bnorm_backward)
-#define bnorm_forward_train_ghost        BNORM_NAME(bnorm_forward_train_ghost)
-#define bnorm_backward_ghost             BNORM_NAME(bnorm_backward_ghost)
-#define bnorm_partial_size               BNORM_NAME(bnorm_partial_size)
-#define bnorm_partial_used               BNORM_NAME(bnorm_partial_used)
-#define bnorm_partial_collect            BNORM_NAME(bnorm_partial_collect)
-#define bnorm_partial_collect_grad       BNORM_NAME(bnorm_partial_collect_grad)
-#define bnorm_partial_merge              BNORM_NAME(bnorm_partial_merge)
-#define bnorm_partial_total              BNORM_NAME(bnorm_partial_total)
-#define bnorm_partial_finish             BNORM_NAME(bnorm_partial_finish)
-#define bnorm_partial_finish_grad        BNORM_NAME(bnorm_partial_finish_grad)
-#define bnorm_partial_apply_grad         BNORM_NAME(bnorm_partial_apply_grad)
-#define bnorm_run_jobs                   BNORM_NAME(bnorm_run_jobs)
+#include "bnorm.h" /* for the list of names at the end: what is above it is skipped this time */
 #endif
 
-#define BNORM_VERSION_MAJOR 0
-#define BNORM_VERSION_MINOR 1
-#define BNORM_VERSION_PATCH 0
+#ifdef __cplusplus
+extern "C" {
+#endif
 
-/* Version of the library that runs, "major.minor.patch"; compare with the macros above. */
-BNORM_API const char *bnorm_version(void);
-
-/* ---------------------------------------------------------------------------------------------- */
-/* Status */
+/* ---- Status ---------------------------------------------------------------------------------- */
 
 typedef enum BNORM_INT bnorm_status {
     BNORM_OK = 0,
@@ -131,9 +89,8 @@ typedef enum BNORM_INT bnorm_status {
     BNORM_BAD_SHAPE,           /* a size that must not be 0 is, does not divide, or overflows */
     BNORM_BAD_STRIDE,          /* elements of one tensor could share an address; overflow;
                                   bnorm_describe: axes that two strides cannot express */
-    BNORM_BAD_OVERLAP,         /* an output breaks the rules on aliasing above */
-    BNORM_BAD_PARAMETER,       /* options that exclude each other; a count or a channel axis out of
-                                  range */
+    BNORM_BAD_OVERLAP,         /* an output breaks the rules on aliasing */
+    BNORM_BAD_PARAMETER,       /* options that exclude each other; a count or axis out of range */
     BNORM_UNSUPPORTED,         /* valid, but not in this build or not for this combination */
     BNORM_WORKSPACE_TOO_SMALL, /* ws_size is less than bnorm_workspace() says */
     BNORM_BAD_EPSILON,         /* eps, or epsilon of weights, is negative or not finite */
@@ -145,20 +102,15 @@ typedef enum BNORM_INT bnorm_status {
     BNORM_BAD_RENORM           /* limits of batch renormalization are out of range */
 } bnorm_status;
 
-/* A full English sentence for a status; never NULL, also for values that are no status. */
-BNORM_API const char *bnorm_strerror(bnorm_status status);
-
-/* ---------------------------------------------------------------------------------------------- */
-/* Shapes and tensors */
+/* ---- Shapes and tensors ---------------------------------------------------------------------- */
 
 typedef enum BNORM_INT bnorm_layout {
     BNORM_NHWC = 0, /* channels last:  (N, H, W, C) in Keras/TensorFlow; (N, C) data */
     BNORM_NCHW      /* channels first: (N, C, H, W) in PyTorch and ONNX */
 } bnorm_layout;
 
-/* Type of a tensor's elements. All arithmetic is in float, parameters and statistics are floats:
- * results are those of the same call on floats, rounded once, to nearest even, when they are
- * stored. What is too large for F16 becomes infinite; S8 and U8 saturate. */
+/* Type of elements. All arithmetic is in float: results are those of the same call on floats,
+ * rounded once, to nearest even, when stored. What is too large becomes infinite in F16. */
 typedef enum BNORM_INT bnorm_dtype {
     BNORM_F32 = 0, /* IEEE 754 binary32 */
     BNORM_BF16,    /* bfloat16: the upper half of an F32 */
@@ -173,28 +125,17 @@ typedef struct bnorm_shape {
     size_t n;       /* samples; may be 0 */
     size_t c;       /* channels; at least 1 */
     size_t hw;      /* positions per sample: H*W, D*H*W, L, or 1; may be 0 */
-    size_t c_block; /* 0 or 1 = plain; NCHW with 4, 8, 16 or 32: channel-blocked, see below */
+    size_t c_block; /* 0 or 1 = plain; NCHW with b = 4, 8, 16 or 32: (N, C/b, H, W, b) */
 } bnorm_shape;
 
-/* Channel-blocked tensors have the order (N, C/b, H, W, b) with b = c_block: nChw8c and nChw16c of
- * oneDNN, elempack of ncnn, NC4HW4 of MNN. Where b does not divide C, the last block is padded:
- * padding is written as zero (zero_point in S8 and U8) and never influences a result. Other values
- * of c_block, and NHWC with one, are BNORM_UNSUPPORTED. */
-
 /* A run is the contiguous axis: the C values of one pixel (NHWC), the HW values of one plane (NCHW)
- * or the HW*b values of one block of channels (channel-blocked).
- *   element (n, c, p):  NHWC     data[n*image_stride + p*run_stride + c]
- *                       NCHW     data[n*image_stride + c*run_stride + p]
- *                       blocked  data[n*image_stride + c/b*run_stride + p*b + c%b]
- *   run_stride 0   = dense (C, HW or HW*b)
- *   image_stride 0 = run_stride times the number of runs per image (HW, C or C/b rounded up)
- * With strides a channel slice of a wider buffer, as in a concatenation, is read or written where
- * it lies. Elements between runs are neither read nor written.
- *
- * No two elements may share an address: either image_stride spans a whole image, or images lie
- * inside runs and run_stride spans one run of every image, as in (C, N, HW) order: NCHW with
- * run_stride = N*HW and image_stride = HW. Otherwise BNORM_BAD_STRIDE, also where a tensor spans
- * more than PTRDIFF_MAX bytes. Strides along an axis of size 1 are not checked or compared. */
+ * or the HW*b values of one block of channels. Element (n, c, p) is
+ *   NHWC     data[n*image_stride + p*run_stride + c]
+ *   NCHW     data[n*image_stride + c*run_stride + p]
+ *   blocked  data[n*image_stride + c/b*run_stride + p*b + c%b]
+ * run_stride 0 = dense (C, HW or HW*b); image_stride 0 = run_stride times the number of runs per
+ * image (HW, C or C/b rounded up). With strides a channel slice of a wider buffer is read, or
+ * written, where it lies; elements between runs are neither. Rules: "Conventions in full". */
 typedef struct bnorm_in {
     const void *data;
     size_t run_stride;
@@ -207,74 +148,7 @@ typedef struct bnorm_out {
     size_t image_stride;
 } bnorm_out;
 
-/* Axes along which a gradient has one value only, as one that a framework has expanded: a stride of
- * 0. Of bnorm_grad.dy_broadcast. */
-typedef enum BNORM_INT bnorm_broadcast {
-    BNORM_BROADCAST_N = 1,
-    BNORM_BROADCAST_C = 2,
-    BNORM_BROADCAST_HW = 4
-} bnorm_broadcast;
-
-/* ---------------------------------------------------------------------------------------------- */
-/* Tensors of any rank, as NumPy, PyTorch, JAX and DLPack describe them */
-
-#define BNORM_MAX_DIMS 64
-
-/* What all tensors of a call have in common. */
-typedef struct bnorm_axes {
-    size_t ndim;          /* 1 to BNORM_MAX_DIMS */
-    const int64_t *sizes; /* ndim of them */
-    int channel_axis;     /* from 0; negative values count from the end: -1 is the last */
-    bnorm_dtype dtype;    /* becomes that of the shape */
-    int any_order;        /* not 0: images and positions may be numbered in any order, see below */
-} bnorm_axes;
-
-typedef struct bnorm_ndarray {
-    void *data;             /* of inputs too; only copied */
-    const int64_t *strides; /* ndim of them; NULL = dense, the last axis innermost ("C order") */
-    size_t itemsize;        /* strides in bytes, as in NumPy: bytes of an element; 0 = strides in
-                               elements, as in PyTorch and DLPack */
-    int may_broadcast;      /* not 0: strides may be 0, as in expanded gradients; only for a dy,
-                               with bnorm_grad.dy_broadcast = broadcast */
-    bnorm_in in;            /* results: the tensor for bnorm's calls, as input and as output */
-    bnorm_out out;
-    unsigned broadcast; /* a sum of enum bnorm_broadcast: axes of stride 0 */
-} bnorm_ndarray;
-
-/* Finds one shape for `count` tensors (at least 1), and the two strides of each. The first should
- * be x. Others with neither data nor strides are absent: their `in` and `out` stay NULL. Strides
- * along axes of size 1, and those of tensors without elements, are never looked at.
- *
- * n is the first axis that is not the channels' (the samples), and hw the product of the others,
- * wherever all strides allow it. Else further axes count as images, as few as will do, in all
- * tensors alike: (N, H, W, C) images cut out of wider ones become n = N*H images of W positions.
- * Statistics and y do not depend on that, but for rounding. n*HW + p numbers the positions with
- * the last axis fastest, so that arrays of weights fit, and a mask wherever the shapes are equal.
- *
- * any_order gives that up for tensors that fit in no other way: their axes are then in the order of
- * the first tensor's memory, as with H and W transposed, or in Fortran's order. Leave it 0 for
- * weights, masks and ghost batches.
- *
- * The layout is that of memory. One that is both: with hw = 1 it is BNORM_NHWC where channels are
- * contiguous, with c = 1 and hw > 1 BNORM_NCHW where positions are. c_block is 0.
- *
- * On errors nothing is written but *bad_array and *bad_axis (NULL = not wanted), 0 where neither is
- * to blame:
- *   BNORM_BAD_SHAPE      ndim or count is out of range; sizes[*bad_axis] is negative, is 0 for the
- *                        channels, or makes the tensors too large
- *   BNORM_BAD_PARAMETER  channel_axis is not an axis
- *   BNORM_BAD_STRIDE     arrays[*bad_array] cannot be expressed, because of strides[*bad_axis]:
- *                        negative; no multiple of itemsize; 0 without may_broadcast; not 1 where
- *                        runs of this or of an earlier tensor have to be contiguous; or not the
- *                        product of the next axis' size and stride. Where the axes can be seen in
- *                        several ways, it is said of the one that suits the most tensors. Copy this
- *                        tensor.
- * Elements that share an address are left to the calls to find. */
-BNORM_API bnorm_status bnorm_describe(const bnorm_axes *axes, bnorm_ndarray *arrays, size_t count,
-                                      bnorm_shape *shape, size_t *bad_array, size_t *bad_axis);
-
-/* ---------------------------------------------------------------------------------------------- */
-/* Activations */
+/* ---- Activations ----------------------------------------------------------------------------- */
 
 typedef enum BNORM_INT bnorm_act_kind {
     BNORM_ACT_IDENTITY = 0, /* v */
@@ -282,7 +156,7 @@ typedef enum BNORM_INT bnorm_act_kind {
     BNORM_ACT_CLAMP,        /* min(max(v, a), b), a < b, may be infinite; ReLU6 is a = 0, b = 6 */
     BNORM_ACT_LEAKY_RELU,   /* v > 0 ? v : a*v, a finite */
     BNORM_ACT_HARD_SWISH,   /* v*min(max(v + 3, 0), 6)/6; exactly 0 for v <= -3 and v for v >= 3 */
-    BNORM_ACT_SIGMOID,      /* 1/(1 + exp(-v)) */
+    BNORM_ACT_SIGMOID,      /* 1/(1 + exp(-v)); this one and those below need a build with SLEEF */
     BNORM_ACT_SILU,         /* v/(1 + exp(-v)), also called swish */
     BNORM_ACT_TANH,         /* tanh(v) */
     BNORM_ACT_GELU,         /* v/2*(1 + erf(v/sqrt(2))) */
@@ -291,98 +165,17 @@ typedef enum BNORM_INT bnorm_act_kind {
     BNORM_ACT_MISH          /* v*tanh(log(1 + exp(v))) */
 } bnorm_act_kind;
 
-/* Fused activation; kinds that do not name a or b ignore them. BNORM_BAD_ACTIVATION where a or b is
- * not as said above. All keep NaN. Derivatives:
- *   RELU         1 where v > 0 strictly, else 0
- *   CLAMP        1 where a < v < b strictly, else 0
- *   LEAKY_RELU   1 where v > 0, else a
- *   HARD_SWISH   0 for v <= -3, 1 for v >= 3 and (2v + 3)/6 between
- *   others       the mathematical one; ELU's is a*exp(v) for v <= 0
- * Where RELU, CLAMP and HARD_SWISH have derivative 0, the gradient is 0 whatever dy is.
- *
- * SIGMOID and those after it use SLEEF: their bits are the same on every kernel set for one version
- * of SLEEF. They are BNORM_UNSUPPORTED in a build without it, and by the scalar set on an x86 CPU
- * without FMA. docs/numerics.md has their errors, 1 to 4 ulp. */
+/* Kinds that do not name a or b ignore them; BNORM_BAD_ACTIVATION where one is not as said above.
+ * All keep NaN. Their derivatives are those of "Conventions in full". */
 typedef struct bnorm_act {
     bnorm_act_kind kind;
     float a, b;
 } bnorm_act;
 
-/* ---------------------------------------------------------------------------------------------- */
-/* Execution: threads and instruction sets */
+/* ---- Inference ------------------------------------------------------------------------------- */
 
-/* A kernel set: "scalar", "avx2", "avx512" or "neon". A handle is only ever given out for a set
- * that runs on this CPU; it is never freed. */
-typedef struct bnorm_isa bnorm_isa;
-
-/* The set that the environment variable BNORM_ISA names, if usable, else the fastest. Never NULL.
- * Decided at the first call, which may be one made inside bnorm. With glibc the variable is ignored
- * where the program has more rights than its user, as under setuid. */
-BNORM_API const bnorm_isa *bnorm_isa_best(void);
-
-/* The i-th usable set, fastest first; NULL past the end. */
-BNORM_API const bnorm_isa *bnorm_isa_at(size_t i);
-
-/* NULL if the name is NULL, unknown or not usable on this CPU. */
-BNORM_API const bnorm_isa *bnorm_isa_find(const char *name);
-
-/* NULL isa = bnorm_isa_best(). */
-BNORM_API const char *bnorm_isa_name(const bnorm_isa *isa);
-
-/* Must call task(arg, i) exactly once for each i < count, in any order, on any threads, also
- * concurrently, and return when all are done and what they wrote is visible to the caller. task has
- * the type of pthreadpool's 1-D task. One call of bnorm may call it several times, one after the
- * other, or, where there is too little to share, not at all. */
-typedef void (*bnorm_parallel)(void *pool, void (*task)(void *arg, size_t i), void *arg,
-                               size_t count);
-
-/* Arithmetic on denormals (below 1.2e-38) takes x86 CPUs many times as long as on other numbers.
- * FLUSH takes them for zero, on every thread that works on the call, and restores each thread's
- * mode. It is for data that is full of denormals and does not need them. Values that are only
- * passed on, as dy to dresidual, may stay denormal. */
-typedef enum BNORM_INT bnorm_denormals {
-    BNORM_DENORMALS_CALLER = 0, /* whatever mode the thread is in */
-    BNORM_DENORMALS_FLUSH
-} bnorm_denormals;
-
-/* How elementwise passes (all of bnorm_apply; the second pass of training and backward) treat the
- * caches. AUTO is meant to be right; the others are for engines that know more than one call shows,
- * such as that a small tensor was not touched for long, or that the next layer on another core will
- * read what this one writes. Without effect on Arm, whose cores find streams by themselves.
- *   AUTO      STREAM from 24 MiB per tensor on, unless in place; else PREFETCH where the call's
- *             tensors have more than 2 MiB altogether, else CACHED
- *   CACHED    plain loads and stores: tensors are in the L1 or L2 cache of the core that works on
- *             them; up to 1.3 times faster there than PREFETCH, up to 2.5 times slower elsewhere
- *   PREFETCH  lines are asked for some KiB ahead of their use: tensors lie in the L3 cache or in
- *             memory
- *   STREAM    as PREFETCH, and, where no output is an input, whole lines of outputs go past the
- *             caches to memory, without being read first: for outputs that are far larger than all
- *             caches or not soon used, mostly where many threads share the memory's bandwidth.
- *             Measure it: where the output would have stayed in a cache, it is up to 4 times
- *             slower, and so is whoever reads it next. */
-typedef enum BNORM_INT bnorm_memory {
-    BNORM_MEMORY_AUTO = 0,
-    BNORM_MEMORY_CACHED,
-    BNORM_MEMORY_PREFETCH,
-    BNORM_MEMORY_STREAM
-} bnorm_memory;
-
-/* How to run a call; a NULL bnorm_exec pointer, like NULL members, means: on this thread, with the
- * best kernel set. The result has the same bits whatever parallel, pool, threads, isa and memory
- * are. threads is how many threads work for `parallel`, the caller's included; 0 = not known, 1 =
- * parallel is not called. With it the work is cut so that every thread gets an equal share, without
- * it into pieces of about 64 KiB. Calls on less than 256 KiB are not shared. */
-typedef struct bnorm_exec {
-    bnorm_parallel parallel;
-    void *pool; /* first argument of parallel */
-    const bnorm_isa *isa;
-    bnorm_denormals denormals;
-    bnorm_memory memory;
-    size_t threads;
-} bnorm_exec;
-
-/* ---------------------------------------------------------------------------------------------- */
-/* Inference */
+typedef struct bnorm_affine bnorm_affine; /* options of bnorm_apply, behind it */
+typedef struct bnorm_exec bnorm_exec;     /* threads and kernel set: see "Execution" */
 
 /* Statistics and parameters into one multiplication and one addition per element:
  *   scale[i] = gamma[i]/sqrt(var[i] + eps)      0 where var[i] + eps = 0
@@ -392,21 +185,52 @@ typedef struct bnorm_exec {
  * inputs. A NaN in channel i makes its results NaN.
  *   BNORM_BAD_SHAPE      c = 0
  *   BNORM_BAD_EPSILON    eps < 0 or not finite
- *   BNORM_BAD_VARIANCE   var[i] + eps < 0 for any i
- * With gamma NULL, scale is the inverse standard deviation that bnorm_backward takes for frozen
- * statistics. */
+ *   BNORM_BAD_VARIANCE   var[i] + eps < 0 for any i */
 BNORM_API bnorm_status bnorm_fold(size_t c, const float *gamma, const float *beta,
                                   const float *mean, const float *var, double eps, float *scale,
                                   float *shift);
 
-/* Whether stored statistics can be used, for programs that load them: the first channel, in
- * *channel (NULL = not wanted), whose mean is not finite (mean NULL = not looked at), whose
- * variance is not, or whose var + eps is negative.
- *   BNORM_OK             there is none; *channel is not written
- *   BNORM_BAD_VARIANCE   there is one
- *   BNORM_BAD_SHAPE, BNORM_BAD_EPSILON   as in bnorm_fold */
-BNORM_API bnorm_status bnorm_check_statistics(size_t c, const float *mean, const float *var,
-                                              double eps, size_t *channel);
+/* Inference, or any per-channel affine map, and what follows it:
+ *   y = act(fma(x - center, scale, shift) + residual)
+ * y may be x or the residual where its elements have their size. affine NULL = copy, except that -0
+ * becomes +0 and every NaN the one of bnorm. Needs no workspace. */
+BNORM_API bnorm_status bnorm_apply(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
+                                   const bnorm_affine *affine, const bnorm_exec *exec);
+
+/* Type of y where it is not that of x. */
+typedef enum BNORM_INT bnorm_y_dtype {
+    BNORM_Y_SAME = 0, /* the dtype of the shape */
+    BNORM_Y_F32,
+    BNORM_Y_BF16,
+    BNORM_Y_F16,
+    BNORM_Y_S8,
+    BNORM_Y_U8
+} bnorm_y_dtype;
+
+/* What an element q of an S8 or U8 tensor means, as in ONNX's QuantizeLinear:
+ *   v = (q - zero_point)*scale
+ *   q = saturate(round_half_to_even(v/scale) + zero_point), NaN gives zero_point
+ * in floats, v/scale rounded to one. scale is positive and finite, 0 = 1; zero_point is a value of
+ * the type. Else BNORM_BAD_QUANTIZATION. */
+typedef struct bnorm_quant {
+    float scale;
+    int zero_point;
+} bnorm_quant;
+
+/* Two ways to fill it for inference:
+ *   center = mean, scale = gamma*invstd, shift = beta      accurate
+ *   center NULL, scale and shift from bnorm_fold           the folded form; loses accuracy where
+ *                                                          |mean| is far above the deviation */
+struct bnorm_affine {
+    const float *center; /* NULL = 0 */
+    const float *scale;  /* NULL = 1 */
+    const float *shift;  /* NULL = 0 */
+    bnorm_in residual;   /* data NULL = none; has the type of x */
+    bnorm_act act;
+    bnorm_y_dtype y_dtype;
+    bnorm_quant x_quant, residual_quant, y_quant; /* only for tensors of S8 or U8 */
+    void *mask; /* NULL = not wanted; bnorm_mask_size() bytes, for a frozen bnorm_backward */
+};
 
 /* Order of a convolution's weights, outermost axis first. O/I: output/input channels; HW: all
  * kernel positions. Depthwise weights (H, W, I, M) of Keras and (1, H, W, O) of TensorFlow Lite are
@@ -444,72 +268,80 @@ BNORM_API bnorm_status bnorm_fold_conv(const bnorm_conv *conv, const float *gamm
                                        double eps, const float *weights, const float *bias,
                                        float *out_weights, float *out_bias);
 
-/* Type of y where it is not that of x. */
-typedef enum BNORM_INT bnorm_y_dtype {
-    BNORM_Y_SAME = 0, /* the dtype of the shape */
-    BNORM_Y_F32,
-    BNORM_Y_BF16,
-    BNORM_Y_F16,
-    BNORM_Y_S8,
-    BNORM_Y_U8
-} bnorm_y_dtype;
+/* Whether stored statistics can be used, for programs that load them: the first channel, in
+ * *channel (NULL = not wanted), whose mean is not finite (mean NULL = not looked at), whose
+ * variance is not, or whose var + eps is negative.
+ *   BNORM_OK             there is none; *channel is not written
+ *   BNORM_BAD_VARIANCE   there is one
+ *   BNORM_BAD_SHAPE, BNORM_BAD_EPSILON   as in bnorm_fold */
+BNORM_API bnorm_status bnorm_check_statistics(size_t c, const float *mean, const float *var,
+                                              double eps, size_t *channel);
 
-/* What an element q of an S8 or U8 tensor means, as in ONNX's QuantizeLinear:
- *   v = (q - zero_point)*scale
- *   q = saturate(round_half_to_even(v/scale) + zero_point), NaN gives zero_point
- * in floats, v/scale rounded to one. scale is positive and finite, 0 = 1; zero_point is a value of
- * the type. Else BNORM_BAD_QUANTIZATION. */
-typedef struct bnorm_quant {
-    float scale;
-    int zero_point;
-} bnorm_quant;
+/* ---- Execution: threads, instruction sets, memory -------------------------------------------- */
 
-/* A per-channel affine map, and what follows it:
- *   y = act(fma(x - center, scale, shift) + residual)
- * Two ways to fill it for inference:
- *   center = mean, scale = gamma*invstd, shift = beta      accurate
- *   center NULL, scale and shift from bnorm_fold           the folded form; loses accuracy where
- *                                                          |mean| is far above the deviation */
-typedef struct bnorm_affine {
-    const float *center; /* NULL = 0 */
-    const float *scale;  /* NULL = 1 */
-    const float *shift;  /* NULL = 0 */
-    bnorm_in residual;   /* data NULL = none; has the type of x */
-    bnorm_act act;
-    bnorm_y_dtype y_dtype;
-    bnorm_quant x_quant, residual_quant, y_quant; /* only for tensors of S8 or U8 */
-    void *mask; /* NULL = not wanted; bnorm_mask_size() bytes, for a frozen bnorm_backward */
-} bnorm_affine;
+/* A kernel set: "scalar", "avx2", "avx512" or "neon". A handle is only ever given out for a set
+ * that runs on this CPU; it is never freed. */
+typedef struct bnorm_isa bnorm_isa;
 
-/* Inference, or any per-channel affine map. y may be x or the residual where its elements have
- * their size. affine NULL = copy, except that -0 becomes +0 and every NaN the one of bnorm. Needs
- * no workspace. */
-BNORM_API bnorm_status bnorm_apply(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
-                                   const bnorm_affine *affine, const bnorm_exec *exec);
+/* The set that the environment variable BNORM_ISA names, if usable, else the fastest. Never NULL.
+ * Decided at the first call, which may be one made inside bnorm. With glibc the variable is ignored
+ * where the program has more rights than its user, as under setuid. */
+BNORM_API const bnorm_isa *bnorm_isa_best(void);
 
-/* ---------------------------------------------------------------------------------------------- */
-/* The mask of an activation */
+/* The i-th usable set, fastest first; NULL past the end. */
+BNORM_API const bnorm_isa *bnorm_isa_at(size_t i);
 
-/* One bit per element, which forward writes and backward reads: where the derivative is that of
- * the upper branch.
- *   RELU, LEAKY_RELU   v > 0
- *   CLAMP              a < v < b
- * It spares keeping the residual, or y, until backward. Element e of the dense tensor of this
- * shape, whatever the strides, is bit e%8 (1 << e%8) of byte e/8:
- *   NHWC     e = (n*HW + p)*C + c
- *   NCHW     e = (n*C + c)*HW + p
- *   blocked  e = ((n*B + c/b)*HW + p)*b + c%b, where B is C/b rounded up; padding's bits are not
- *            read
- * All bits of a mask are written, those behind the last element as 0. IDENTITY needs no mask and
- * ignores it; with other activations a mask is BNORM_UNSUPPORTED. A mask is an output array like
- * others: it overlaps nothing.
- *
- * Its size in bytes: N*C*HW/8 rounded up, where C of a blocked tensor counts its padding; 0 for
- * a bad shape or an empty batch. */
-BNORM_API size_t bnorm_mask_size(const bnorm_shape *shape);
+/* NULL if the name is NULL, unknown or not usable on this CPU. */
+BNORM_API const bnorm_isa *bnorm_isa_find(const char *name);
 
-/* ---------------------------------------------------------------------------------------------- */
-/* Workspace */
+/* NULL isa = bnorm_isa_best(). */
+BNORM_API const char *bnorm_isa_name(const bnorm_isa *isa);
+
+/* Must call task(arg, i) exactly once for each i < count, in any order, on any threads, also
+ * concurrently, and return when all are done and what they wrote is visible to the caller. task has
+ * the type of pthreadpool's 1-D task. One call of bnorm may call it several times, one after the
+ * other, or, where there is too little to share, not at all. */
+typedef void (*bnorm_parallel)(void *pool, void (*task)(void *arg, size_t i), void *arg,
+                               size_t count);
+
+/* Arithmetic on denormals (below 1.2e-38) takes x86 CPUs many times as long as on other numbers.
+ * FLUSH takes them for zero, on every thread that works on the call, and restores each thread's
+ * mode. It is for data that is full of denormals and does not need them. Values that are only
+ * passed on, as dy to dresidual, may stay denormal. */
+typedef enum BNORM_INT bnorm_denormals {
+    BNORM_DENORMALS_CALLER = 0, /* whatever mode the thread is in */
+    BNORM_DENORMALS_FLUSH
+} bnorm_denormals;
+
+/* How elementwise passes (all of bnorm_apply; the second pass of training and backward) treat the
+ * caches. AUTO is meant to be right; the others are for engines that know more than one call shows
+ * (docs/limits.md, "What an engine should know"): measure STREAM, which is up to 4 times slower
+ * where a cache would have kept the output. Without effect on Arm, whose cores find streams by
+ * themselves. */
+typedef enum BNORM_INT bnorm_memory {
+    BNORM_MEMORY_AUTO = 0, /* STREAM from 24 MiB per tensor on, unless in place; else PREFETCH where
+                              the call's tensors have over 2 MiB altogether, else CACHED */
+    BNORM_MEMORY_CACHED,   /* plain loads and stores: tensors are in L1 or L2 of their core */
+    BNORM_MEMORY_PREFETCH, /* asks for lines some KiB ahead: tensors are in L3 or in memory */
+    BNORM_MEMORY_STREAM    /* as PREFETCH; outputs that are no input bypass the caches, unread: they
+                              are far larger than all caches or not soon used */
+} bnorm_memory;
+
+/* How to run a call; a NULL bnorm_exec pointer, like NULL members, means: on this thread, with the
+ * best kernel set. The result has the same bits whatever parallel, pool, threads, isa and memory
+ * are. threads is how many threads work for `parallel`, the caller's included; 0 = not known, 1 =
+ * parallel is not called. With it the work is cut so that every thread gets an equal share, without
+ * it into pieces of about 64 KiB. Calls on less than 256 KiB are not shared. */
+struct bnorm_exec {
+    bnorm_parallel parallel;
+    void *pool; /* first argument of parallel */
+    const bnorm_isa *isa;
+    bnorm_denormals denormals;
+    bnorm_memory memory;
+    size_t threads;
+};
+
+/* ---- Workspace and mask ---------------------------------------------------------------------- */
 
 typedef enum BNORM_INT bnorm_op {
     BNORM_OP_MOMENTS = 0,
@@ -525,37 +357,29 @@ typedef enum BNORM_INT bnorm_op {
  * time need one each. */
 BNORM_API size_t bnorm_workspace(bnorm_op op, const bnorm_shape *shape);
 
-/* ---------------------------------------------------------------------------------------------- */
-/* Training */
+/* A mask is one bit per element, which forward writes and backward reads instead of the residual or
+ * y: where the activation's derivative is that of the upper branch.
+ *   RELU, LEAKY_RELU   v > 0
+ *   CLAMP              a < v < b
+ *   IDENTITY           ignores it; with other activations a mask is BNORM_UNSUPPORTED
+ * Element e of the dense tensor of this shape, whatever the strides, is bit e%8 (1 << e%8) of byte
+ * e/8; all bits are written, those behind the last element as 0:
+ *   NHWC     e = (n*HW + p)*C + c
+ *   NCHW     e = (n*C + c)*HW + p
+ *   blocked  e = ((n*B + c/b)*HW + p)*b + c%b, B = C/b rounded up; padding's bits are not read
+ * It is an output array like others: it overlaps nothing. Its size in bytes: N*C*HW/8 rounded up,
+ * where C of a blocked tensor counts its padding; 0 for a bad shape or an empty batch. */
+BNORM_API size_t bnorm_mask_size(const bnorm_shape *shape);
+
+/* ---- Training -------------------------------------------------------------------------------- */
 
 /* Per-channel mean and population variance:
  *   mean = sum(x)/(N*HW)
  *   var  = sum((x - mean)^2)/(N*HW)
  * mean or var may be NULL. Robust for |mean| far above the deviation and for outliers; a constant
- * channel gives exactly its value and exactly 0. See docs/numerics.md. */
+ * channel gives exactly its value and exactly 0. docs/numerics.md has the errors. */
 BNORM_API bnorm_status bnorm_moments(const bnorm_shape *shape, bnorm_in x, float *mean, float *var,
                                      void *ws, size_t ws_size, const bnorm_exec *exec);
-
-/* Weights of positions, also member of bnorm_train and bnorm_grad: masked statistics. The
- * weight of position p of sample n is values[n*HW + p], whatever the layout; a mask has 0 and 1.
- * With W = sum(w) over all positions:
- *   mean = sum(w*x)/(W + epsilon)
- *   var  = sum(w*(x - mean)^2)/(W + epsilon)
- * Keras 3 with a mask: epsilon = 1e-7; tf.nn.weighted_moments: 0. Weights must be finite and not
- * negative (else BNORM_BAD_WEIGHTS), epsilon >= 0 and finite (else BNORM_BAD_EPSILON). x where the
- * weight is 0 is not looked at for the statistics, but normalised like the rest, as in Keras. Where
- * W + epsilon is 0 statistics are NaN, as 0/0 gives, and running statistics stay as they are.
- * BNORM_VARIANCE_SAMPLE counts W for n. (Backward divides floats by W + epsilon: dx loses accuracy
- * where that is below 1e-30 or above 1e30.) */
-typedef struct bnorm_weights {
-    const float *values; /* NULL = none: all weights 1, epsilon 0 */
-    double epsilon;
-} bnorm_weights;
-
-/* bnorm_moments with weights; weights NULL = none. */
-BNORM_API bnorm_status bnorm_weighted_moments(const bnorm_shape *shape, bnorm_in x,
-                                              const bnorm_weights *weights, float *mean, float *var,
-                                              void *ws, size_t ws_size, const bnorm_exec *exec);
 
 typedef enum BNORM_INT bnorm_variance {
     BNORM_VARIANCE_POPULATION = 0, /* sum((x - mean)^2)/n, n = N*HW */
@@ -580,30 +404,15 @@ typedef struct bnorm_running {
     float *new_var;  /* NULL = var, in place */
 } bnorm_running;
 
-/* The update alone, with statistics from elsewhere: an exponential moving average over given
- * statistics. mean and var (population variance) are those of a batch of n values per channel; n is
- * used for BNORM_VARIANCE_SAMPLE, where var counts n/max(n - 1, 1) times. Where running.mean or
- * running.var is NULL, mean or var may be. The arrays of `running` must not overlap mean and var.
- *   BNORM_BAD_SHAPE       c = 0
- *   BNORM_BAD_RATE        rate is not finite
- *   BNORM_BAD_PARAMETER   n < 1 or not finite */
-BNORM_API bnorm_status bnorm_running_update(size_t c, const float *mean, const float *var, double n,
-                                            const bnorm_running *running);
-
-/* What each framework means by "momentum", as a bnorm_running. Defaults of the frameworks are in
- * docs/numerics.md. No checks are made here: bnorm_forward_train refuses a rate that is not finite.
- *   keras        momentum = weight of the old value; population variance (Keras 3; tf-keras where
- *                it does not fuse)
- *   tensorflow   momentum = weight of the old value; sample variance (tf-keras fused, rank 4 and
- *                5). For TensorFlow's own exponential_avg_factor f pass momentum = 1 - f
- *   pytorch      momentum = weight of the new value; sample variance
- *   pytorch_cumulative
- *                momentum=None: plain average over all steps; sample variance; step counts from 1
- *                (num_batches_tracked after its increment), 0 is taken as 1
- *   onnx         momentum = weight of the old value; population variance (opset 15, ONNX Runtime)
- *   caffe        moving_average_fraction f: mean and var hold the quotient of Caffe's sums and its
- *                scale factor; step counts from 1, 0 is taken as 1;
- *                rate = (1 - f)/(1 - f^step), 1/step for f = 1; sample variance */
+/* What each framework means by "momentum", as a bnorm_running: the value whose weight it is, and
+ * the variance that is averaged; docs/frameworks.md has their versions, docs/numerics.md their
+ * defaults. No checks are made here: bnorm_forward_train refuses a rate that is not finite. step
+ * counts from 1, 0 is taken as 1.
+ *   keras, onnx   old value; population variance
+ *   tensorflow    old value; sample variance, as tf-keras where it fuses, else keras
+ *   pytorch       new value; sample variance. _cumulative: plain average over all steps
+ *   caffe         fraction f, rate = (1 - f)/(1 - f^step), 1/step for f = 1; sample variance. mean
+ *                 and var hold the quotient of Caffe's sums and its scale factor */
 BNORM_API bnorm_running bnorm_running_keras(float *mean, float *var, double momentum);
 BNORM_API bnorm_running bnorm_running_tensorflow(float *mean, float *var, double momentum);
 BNORM_API bnorm_running bnorm_running_pytorch(float *mean, float *var, double momentum);
@@ -611,20 +420,13 @@ BNORM_API bnorm_running bnorm_running_pytorch_cumulative(float *mean, float *var
 BNORM_API bnorm_running bnorm_running_onnx(float *mean, float *var, double momentum);
 BNORM_API bnorm_running bnorm_running_caffe(float *mean, float *var, double fraction, size_t step);
 
-/* Batch renormalization (Ioffe 2017), member `renorm` of bnorm_train. With the batch's standard
- * deviation sd = sqrt(var + eps) and those of the running statistics as they were before the
- * update, rs = sqrt(running var + eps), all in double:
- *   r = min(max(sd/rs, r_min), r_max)                          rounded to a float
- *   d = min(max((mean - running mean)/rs, -d_max), d_max)      rounded to a float
- *   y = act(gamma*((x - mean)*invstd*r + d) + beta + residual)
- * that is, training with gamma*r and gamma*d + beta (each rounded once) for gamma and beta. Needs
- * both running statistics. INFINITY = not clipped; r_min = r_max = 1 with d_max = 0 is plain batch
- * normalization, the usual beginning. NaN, r_min < 0, r_min > r_max or d_max < 0 are
- * BNORM_BAD_RENORM, a running var + eps < 0 is BNORM_BAD_VARIANCE. */
-typedef struct bnorm_renorm {
-    double r_min, r_max, d_max;
-    float *save_r, *save_d; /* NULL = not wanted; for bnorm_backward */
-} bnorm_renorm;
+/* Weights of positions, for masked statistics: see bnorm_weighted_moments. */
+typedef struct bnorm_weights {
+    const float *values; /* NULL = none: all weights 1, epsilon 0 */
+    double epsilon;
+} bnorm_weights;
+
+typedef struct bnorm_renorm bnorm_renorm; /* batch renormalization, see "Variants" */
 
 /* Options of bnorm_forward_train. */
 typedef struct bnorm_train {
@@ -648,15 +450,21 @@ typedef struct bnorm_train {
  * with gamma*invstd rounded to a float. y may be x or the residual, but bnorm_backward needs x as
  * it was. The statistics are those of x alone.
  *
- * The mean is known to about 48 bits and y is normalised with all of them: a float's 24 bits would
- * cost |mean|/deviation*2^-24. save_mean gets the leading part and save_mean_lo the rest:
- *   mean = save_mean + save_mean_lo
- * Save both where bnorm_backward is to recompute the argument of a fused activation from x. With
- * save_mean alone its argument is off by up to |mean|/deviation*2^-24, and g is that of the other
- * branch where the argument is nearer to 0 than that. (A mask, or y, tells backward exactly.) */
+ * The mean has about 48 bits, save_mean + save_mean_lo, and y is normalised with all of them. Save
+ * both where bnorm_backward is to recompute the argument of a fused activation from x: with
+ * save_mean alone it is off by up to |mean|/deviation*2^-24, and g is that of the other branch
+ * where the argument is nearer to 0 than that. (A mask, or y, tells backward exactly.) */
 BNORM_API bnorm_status bnorm_forward_train(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
                                            const bnorm_train *train, void *ws, size_t ws_size,
                                            const bnorm_exec *exec);
+
+/* Axes along which a gradient has one value only, as one that a framework has expanded: a stride of
+ * 0. Of bnorm_grad.dy_broadcast. */
+typedef enum BNORM_INT bnorm_broadcast {
+    BNORM_BROADCAST_N = 1,
+    BNORM_BROADCAST_C = 2,
+    BNORM_BROADCAST_HW = 4
+} bnorm_broadcast;
 
 /* Options of bnorm_backward. */
 typedef struct bnorm_grad {
@@ -688,21 +496,14 @@ typedef struct bnorm_grad {
  *   dresidual = g
  *   dx        = gamma*invstd*(g - dbeta/n - xh*dgamma/n)
  *   dx        = gamma*invstd*g                               frozen
- * With batch renormalization, whose r and d are constants here:
- *   dgamma    = r*sum(g*xh) + d*sum(g)
- *   dx        = gamma*r*invstd*(g - dbeta/n - xh*sum(g*xh)/n)
- * With weights, at a position of weight w:
- *   dx        = gamma*invstd*(g - w*(dbeta + xh*dgamma - mean*epsilon/D*invstd*dgamma)/D)
- * where D = W + epsilon. The last term is the derivative of var by a mean that is not quite the
- * weighted one; 0 for epsilon = 0.
  * Results are overwritten, never added to. x (forward's input), dy and the workspace are always
- * required. dx.data NULL = not wanted. dx may be dy or x; dresidual too; dx and dresidual must not
- * be the same tensor. The products of dgamma are in float: it is good to some ulp of itself or of
- * sqrt(sum(dy^2)), whichever is more.
+ * required. dx.data NULL = not wanted. dx may be dy, x, residual or y, and so may dresidual, but
+ * the two must not be the same tensor. The products of dgamma are in float: it is good to some ulp
+ * of itself or of sqrt(sum(dy^2)), whichever is more.
  *
  * save_var and eps are for frameworks that keep a variance: give them instead of save_invstd, which
  * is used where both are given. BNORM_NULL_POINTER where neither is; BNORM_BAD_EPSILON and
- * BNORM_BAD_VARIANCE as in bnorm_fold.
+ * BNORM_BAD_VARIANCE as in bnorm_fold, whose scale is a frozen save_invstd where gamma is NULL.
  *
  * dy_broadcast is for gradients that were expanded, as that of a sum or of global average pooling:
  * dy is read as a tensor whose axes named there have size 1, for its strides too (0 = dense), and
@@ -710,27 +511,67 @@ typedef struct bnorm_grad {
  * channels, and with weights unless frozen; other bits are BNORM_BAD_ENUM. dx and dresidual must
  * not overlap such a dy.
  *
- * act IDENTITY needs nothing more and ignores residual, y and mask. Otherwise the activation's
- * argument v, or what of it matters, is recovered in one of four ways:
- *   - nothing is given: v is recomputed from x, to the same bits as in forward (gamma, beta,
- *     save_mean, save_invstd and save_mean_lo as in forward; for bnorm_apply: center = mean,
- *     scale = gamma*invstd rounded once, shift = beta);
- *   - residual given (the tensor that forward added): the same with the residual added, for every
- *     activation; give save_mean_lo here, as forward with a residual always uses it;
- *   - y given (what forward wrote): v > 0 or a < v < b is read off y. Works after a residual and
- *     without one, for RELU, CLAMP and LEAKY_RELU with a > 0; other activations cannot be told from
- *     y: BNORM_UNSUPPORTED. y is what was stored: in BF16 and F16 a v next to 0, a or b may have
- *     been rounded to it, and counts as that;
- *   - mask given (what forward wrote, or any bits): for RELU, CLAMP and LEAKY_RELU, after a
- *     residual or without one.
- * Giving more than one of residual, y and mask is BNORM_BAD_PARAMETER. dx may be residual or y,
- * dresidual too. */
+ * act IDENTITY ignores residual, y and mask. Otherwise the activation's argument v, or what of it
+ * matters, is recovered from at most one of them (from more: BNORM_BAD_PARAMETER):
+ *   - none: v is recomputed from x, to the same bits as in forward (gamma, beta, save_mean,
+ *     save_invstd and save_mean_lo as in forward; of bnorm_apply: center = mean, scale =
+ *     gamma*invstd rounded once, shift = beta);
+ *   - residual, the tensor that forward added: the same, for every activation; give save_mean_lo
+ *     here, as forward with a residual always uses it;
+ *   - y, what forward wrote, after a residual or without one: v > 0 or a < v < b is read off it.
+ *     For RELU, CLAMP and LEAKY_RELU with a > 0, else BNORM_UNSUPPORTED. In BF16 and F16 a v next
+ *     to 0, a or b may have been rounded to it, and counts as that;
+ *   - mask, what forward wrote or any bits, after a residual or without one: for RELU, CLAMP and
+ *     LEAKY_RELU. */
 BNORM_API bnorm_status bnorm_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in dy,
                                       bnorm_out dx, const bnorm_grad *grad, void *ws,
                                       size_t ws_size, const bnorm_exec *exec);
 
-/* ---------------------------------------------------------------------------------------------- */
-/* Ghost batches */
+/* The update of running statistics alone, an exponential moving average over given statistics. mean
+ * and var (population variance) are those of a batch of n values per channel; n is used for
+ * BNORM_VARIANCE_SAMPLE, where var counts n/max(n - 1, 1) times. Where running.mean or running.var
+ * is NULL, mean or var may be. The arrays of `running` must not overlap mean and var.
+ *   BNORM_BAD_SHAPE       c = 0
+ *   BNORM_BAD_RATE        rate is not finite
+ *   BNORM_BAD_PARAMETER   n < 1 or not finite */
+BNORM_API bnorm_status bnorm_running_update(size_t c, const float *mean, const float *var, double n,
+                                            const bnorm_running *running);
+
+/* ---- Variants: weights, batch renormalization, ghost batches --------------------------------- */
+
+/* bnorm_moments with weights; weights NULL = none. `weights` of bnorm_train and bnorm_grad are the
+ * same. The weight of position p of sample n is values[n*HW + p], whatever the layout; a mask has 0
+ * and 1. With W = sum(w) over all positions and D = W + epsilon:
+ *   mean = sum(w*x)/D
+ *   var  = sum(w*(x - mean)^2)/D
+ *   dx   = gamma*invstd*(g - w*(dbeta + xh*dgamma - mean*epsilon/D*invstd*dgamma)/D)
+ * dx at a position of weight w: docs/numerics.md says where its last term comes from. Keras 3 with
+ * a mask: epsilon = 1e-7; tf.nn.weighted_moments: 0. Weights must be finite and not negative (else
+ * BNORM_BAD_WEIGHTS), epsilon >= 0 and finite (else BNORM_BAD_EPSILON). x where the weight is 0 is
+ * not looked at for the statistics, but normalised like the rest, as in Keras. Where D is 0
+ * statistics are NaN, as 0/0 gives, and running statistics stay as they are. BNORM_VARIANCE_SAMPLE
+ * counts W for n. dx loses accuracy where D is below 1e-30 or above 1e30. */
+BNORM_API bnorm_status bnorm_weighted_moments(const bnorm_shape *shape, bnorm_in x,
+                                              const bnorm_weights *weights, float *mean, float *var,
+                                              void *ws, size_t ws_size, const bnorm_exec *exec);
+
+/* Batch renormalization (Ioffe 2017), member `renorm` of bnorm_train. With the batch's standard
+ * deviation sd = sqrt(var + eps) and those of the running statistics as they were before the
+ * update, rs = sqrt(running var + eps), all in double:
+ *   r  = min(max(sd/rs, r_min), r_max)                          rounded to a float
+ *   d  = min(max((mean - running mean)/rs, -d_max), d_max)      rounded to a float
+ *   y  = act(gamma*((x - mean)*invstd*r + d) + beta + residual)
+ * that is, training with gamma*r and gamma*d + beta (each rounded once) for gamma and beta. In
+ * backward r and d are constants:
+ *   dgamma = r*sum(g*xh) + d*sum(g)
+ *   dx     = gamma*r*invstd*(g - dbeta/n - xh*sum(g*xh)/n)
+ * Needs both running statistics. INFINITY = not clipped; r_min = r_max = 1 with d_max = 0 is plain
+ * batch normalization, the usual beginning. NaN, r_min < 0, r_min > r_max or d_max < 0 are
+ * BNORM_BAD_RENORM, a running var + eps < 0 is BNORM_BAD_VARIANCE. */
+struct bnorm_renorm {
+    double r_min, r_max, d_max;
+    float *save_r, *save_d; /* NULL = not wanted; for bnorm_backward */
+};
 
 typedef enum BNORM_INT bnorm_ghost_order {
     BNORM_GHOST_CONTIGUOUS = 0, /* group k: samples k*N/G to (k + 1)*N/G - 1 */
@@ -763,20 +604,18 @@ BNORM_API bnorm_status bnorm_backward_ghost(const bnorm_shape *shape, bnorm_in x
                                             const bnorm_ghost *ghost, void *ws, size_t ws_size,
                                             const bnorm_exec *exec);
 
-/* ---------------------------------------------------------------------------------------------- */
-/* Batches in pieces */
+/* ---- Batches in pieces ----------------------------------------------------------------------- */
 
 /* What the batch's images [first, first + n) contribute to its statistics, or to the sums of
  * backward, for a batch that lies in pieces: over several calls, because it is larger than memory;
  * in threads of another runtime; in processes. The images of the whole batch are numbered from 0.
  *
- * Per channel, two numbers in double: the sum of the values and the sum of squared deviations from
- * their mean, M2; or sum(g) and sum(g*(x - save_mean)). Those of images are merged along a binary
- * tree over the images' numbers, in pieces as in a single call, with M2 = M2_a + M2_b +
- * (mean_b - mean_a)^2*na*nb/(na + nb) (Chan, Golub, LeVeque 1979). So the bits are those of one
- * call over the whole batch, wherever between images it is cut and in whatever order neighbours are
- * merged. For that a piece is kept as the whole subtrees it consists of, at most two per binary
- * digit of n ("nodes").
+ * Per channel, two numbers in double: the sum of the values and M2, the sum of squared deviations
+ * from their mean; or sum(g) and sum(g*(x - save_mean)). Those of images are merged (Chan, Golub,
+ * LeVeque 1979) along one tree over the images' numbers (docs/numerics.md, "What is computed"). So
+ * the bits are those of one call over the whole batch, wherever between images it is cut and in
+ * whatever order neighbours are merged. A piece keeps the whole subtrees it consists of ("nodes"),
+ * at most two per binary digit of n.
  *
  * A plain struct: to send a piece elsewhere, send these numbers and bnorm_partial_used() bytes of
  * `nodes`. An empty piece (n = 0) may be used everywhere; hw and nodes are then not looked at. */
@@ -847,8 +686,7 @@ BNORM_API bnorm_status bnorm_partial_apply_grad(const bnorm_shape *shape, bnorm_
                                                 bnorm_out dx, const bnorm_grad *grad,
                                                 const float *coefficients, const bnorm_exec *exec);
 
-/* ---------------------------------------------------------------------------------------------- */
-/* Many small batch norms */
+/* ---- Many small batch norms ------------------------------------------------------------------ */
 
 /* One call of bnorm_apply, bnorm_moments, bnorm_forward_train or bnorm_backward; members that the
  * op does not name are ignored.
@@ -871,18 +709,173 @@ typedef struct bnorm_job {
 
 /* Runs count independent jobs, with the same results as one call each. Each runs on one thread, and
  * exec->parallel is called once for all of them, if they are worth sharing: for the many small
- * tensors of a network, where sharing each one would cost more than it gains. (A job of megabytes
- * is better a call of its own: nothing here splits it.) All jobs are checked before the first one
- * runs: on any status but BNORM_OK none has, and *failed (NULL = not wanted) is the index of the
- * first bad one, if it is a job that is bad.
- * No output of a job may overlap any buffer of another job, workspaces included; that is not
- * checked. Jobs with an empty batch are done as their functions say. jobs may be NULL where count
- * is 0. */
+ * tensors of a network. (A job of megabytes is better a call of its own: nothing here splits it.)
+ * All jobs are checked before the first one runs: on any status but BNORM_OK none has, and *failed
+ * (NULL = not wanted) is the index of the first bad one, if it is a job that is bad. No output of a
+ * job may overlap any buffer of another job, workspaces included; that is not checked. Jobs with an
+ * empty batch are done as their functions say. jobs may be NULL where count is 0. */
 BNORM_API bnorm_status bnorm_run_jobs(const bnorm_job *jobs, size_t count, size_t *failed,
                                       const bnorm_exec *exec);
+
+/* ---- Tensors of any rank, as NumPy, PyTorch, JAX and DLPack describe them -------------------- */
+
+#define BNORM_MAX_DIMS 64
+
+/* What all tensors of a call have in common. */
+typedef struct bnorm_axes {
+    size_t ndim;          /* 1 to BNORM_MAX_DIMS */
+    const int64_t *sizes; /* ndim of them */
+    int channel_axis;     /* from 0; negative values count from the end: -1 is the last */
+    bnorm_dtype dtype;    /* becomes that of the shape */
+    int any_order;        /* not 0: images and positions may be numbered in any order, see below */
+} bnorm_axes;
+
+typedef struct bnorm_ndarray {
+    void *data;             /* of inputs too; only copied */
+    const int64_t *strides; /* ndim of them; NULL = dense, the last axis innermost ("C order") */
+    size_t itemsize;        /* strides in bytes, as in NumPy: bytes of an element; 0 = strides in
+                               elements, as in PyTorch and DLPack */
+    int may_broadcast;      /* not 0: strides may be 0, as in expanded gradients; only for a dy,
+                               with bnorm_grad.dy_broadcast = broadcast */
+    bnorm_in in;            /* results: the tensor for bnorm's calls, as input and as output */
+    bnorm_out out;
+    unsigned broadcast; /* a sum of enum bnorm_broadcast: axes of stride 0 */
+} bnorm_ndarray;
+
+/* Finds one shape for `count` tensors (at least 1), and the two strides of each. The first should
+ * be x. Others with neither data nor strides are absent: their `in` and `out` stay NULL. Strides
+ * along axes of size 1, and those of tensors without elements, are never looked at. Elements that
+ * share an address are left to the calls to find.
+ *
+ * n is the first axis that is not the channels' (the samples), and hw the product of the others,
+ * wherever all strides allow it. Else further axes count as images, as few as will do, in all
+ * tensors alike: (N, H, W, C) images cut out of wider ones become n = N*H images of W positions.
+ * Statistics and y do not depend on that, but for rounding. n*HW + p numbers the positions with the
+ * last axis fastest, so that arrays of weights fit, and a mask wherever the shapes are equal.
+ * any_order gives that up for tensors that fit in no other way, as with H and W transposed or in
+ * Fortran's order: axes are then in the order of the first tensor's memory. Leave it 0 for weights,
+ * masks and ghost batches. The layout is that of memory; where it is both, with hw = 1 it is
+ * BNORM_NHWC if channels are contiguous, with c = 1 and hw > 1 BNORM_NCHW if positions are. c_block
+ * is 0.
+ *
+ * On errors only *bad_array and *bad_axis (NULL = not wanted) are written, 0 where neither is to
+ * blame:
+ *   BNORM_BAD_SHAPE      ndim or count is out of range; sizes[*bad_axis] is negative, is 0 for the
+ *                        channels, or makes the tensors too large
+ *   BNORM_BAD_PARAMETER  channel_axis is not an axis
+ *   BNORM_BAD_STRIDE     arrays[*bad_array] cannot be expressed, because of strides[*bad_axis]:
+ *                        negative; no multiple of itemsize; 0 without may_broadcast; not 1 where
+ *                        runs of this or of an earlier tensor have to be contiguous; or not the
+ *                        product of the next axis' size and stride. Where the axes can be seen in
+ *                        several ways, it is said of the one that suits the most tensors. Copy this
+ *                        tensor. */
+BNORM_API bnorm_status bnorm_describe(const bnorm_axes *axes, bnorm_ndarray *arrays, size_t count,
+                                      bnorm_shape *shape, size_t *bad_array, size_t *bad_axis);
+
+/* ---- Conventions in full --------------------------------------------------------------------- */
+
+/* Strides. No two elements may share an address: either image_stride spans a whole image, or images
+ * lie inside runs and run_stride spans one run of every image, as in (C, N, HW) order: NCHW with
+ * run_stride = N*HW and image_stride = HW. Otherwise BNORM_BAD_STRIDE, also where a tensor spans
+ * more than PTRDIFF_MAX bytes. Strides along an axis of size 1 are not checked or compared.
+ *
+ * Blocks of channels. Tensors with c_block = b have the order (N, C/b, H, W, b): nChw8c and nChw16c
+ * of oneDNN, elempack of ncnn, NC4HW4 of MNN. Where b does not divide C, the last block is padded:
+ * padding is written as zero (zero_point in S8 and U8) and never influences a result. Other values
+ * of c_block, and NHWC with one, are BNORM_UNSUPPORTED.
+ *
+ * Aliasing. Tensors of a call are the same where address and strides are. Channel slices of one
+ * wider buffer share no element. Where the address ranges of an output tensor and another tensor
+ * (first to last element, gaps included) intersect, their strides must be equal. Output arrays and
+ * the workspace must not overlap any other buffer, nor lie in the gaps of a tensor, unless said
+ * otherwise.
+ *
+ * Threads. Calls at the same time may share inputs. bnorm never creates a thread, allocates,
+ * prints, aborts or keeps state between calls, but for what CPU this is and the choice of
+ * bnorm_isa_best(), both found out once.
+ *
+ * Empty batch. No tensor is touched, and statistics and running statistics stay as they are. Only
+ * dgamma and dbeta are set to 0, and running statistics that go elsewhere are copied there.
+ * Tensors, workspace and saved statistics may be NULL.
+ *
+ * NaN. A NaN or infinity in x makes the statistics of its channel NaN, and with them the channel's
+ * y and, unless statistics are frozen, dx. Every NaN that bnorm writes has all bits set (0xffffffff
+ * or 0xffff, a quiet NaN).
+ *
+ * FP mode. Computed in the caller's floating-point mode, but for BNORM_DENORMALS_FLUSH; the promise
+ * of equal bits is for the default mode (round to nearest, no flush to zero; on Arm also FPCR.DN =
+ * 0). No function raises INVALID, DIVBYZERO or OVERFLOW, or sets errno, unless the mathematics of a
+ * real element does, one of a tensor or of a channel's parameters: a NaN or an infinity among them,
+ * a division by 0 in a formula above, a squared deviation or a gradient times a deviation beyond a
+ * float's range, the sum of 16 values of more than 2e37, a result too large for its type. INEXACT,
+ * UNDERFLOW and DENORMAL may always be raised. Exceptions may be unmasked; those of a block of
+ * channels that has padding are not seen.
+ *
+ * Activations. The derivative of RELU is 1 where v > 0 strictly, of CLAMP where a < v < b strictly,
+ * else 0; of LEAKY_RELU 1 where v > 0, else a; of HARD_SWISH 0 for v <= -3, 1 for v >= 3 and
+ * (2v + 3)/6 between; of the others the mathematical one, ELU's is a*exp(v) for v <= 0. Where RELU,
+ * CLAMP and HARD_SWISH have derivative 0, the gradient is 0 whatever dy is. SIGMOID and those after
+ * it use SLEEF: their bits are the same on every kernel set for one version of SLEEF. They are
+ * BNORM_UNSUPPORTED in a build without it, and by the scalar set on an x86 CPU without FMA.
+ * docs/numerics.md has their errors, 1 to 4 ulp. */
+
+/* ---- Messages and version -------------------------------------------------------------------- */
+
+/* A full English sentence for a status; never NULL, also for values that are no status. */
+BNORM_API const char *bnorm_strerror(bnorm_status status);
+
+#define BNORM_VERSION_MAJOR 0
+#define BNORM_VERSION_MINOR 1
+#define BNORM_VERSION_PATCH 0
+
+/* Version of the library that runs, "major.minor.patch"; compare with the macros above. */
+BNORM_API const char *bnorm_version(void);
 
 #ifdef __cplusplus
 }
 #endif
 
+/* For several copies of bnorm in one program or process: with -DBNORM_PREFIX=acme_ for the sources
+ * of bnorm and for what calls them, every symbol begins with acme_bnorm_ instead of bnorm_. Code
+ * keeps the names above. The #include near the top reads this part, before anything is declared. */
+#elif defined(BNORM_PREFIX) && !defined(BNORM_NAME)
+#define BNORM_JOIN(prefix, name)         prefix##name
+#define BNORM_EXPAND_JOIN(prefix, name)  BNORM_JOIN(prefix, name)
+#define BNORM_NAME(name)                 BNORM_EXPAND_JOIN(BNORM_PREFIX, name)
+#define bnorm_version                    BNORM_NAME(bnorm_version)
+#define bnorm_strerror                   BNORM_NAME(bnorm_strerror)
+#define bnorm_describe                   BNORM_NAME(bnorm_describe)
+#define bnorm_isa_best                   BNORM_NAME(bnorm_isa_best)
+#define bnorm_isa_at                     BNORM_NAME(bnorm_isa_at)
+#define bnorm_isa_find                   BNORM_NAME(bnorm_isa_find)
+#define bnorm_isa_name                   BNORM_NAME(bnorm_isa_name)
+#define bnorm_fold                       BNORM_NAME(bnorm_fold)
+#define bnorm_check_statistics           BNORM_NAME(bnorm_check_statistics)
+#define bnorm_fold_conv                  BNORM_NAME(bnorm_fold_conv)
+#define bnorm_apply                      BNORM_NAME(bnorm_apply)
+#define bnorm_mask_size                  BNORM_NAME(bnorm_mask_size)
+#define bnorm_workspace                  BNORM_NAME(bnorm_workspace)
+#define bnorm_moments                    BNORM_NAME(bnorm_moments)
+#define bnorm_weighted_moments           BNORM_NAME(bnorm_weighted_moments)
+#define bnorm_running_update             BNORM_NAME(bnorm_running_update)
+#define bnorm_running_keras              BNORM_NAME(bnorm_running_keras)
+#define bnorm_running_tensorflow         BNORM_NAME(bnorm_running_tensorflow)
+#define bnorm_running_pytorch            BNORM_NAME(bnorm_running_pytorch)
+#define bnorm_running_pytorch_cumulative BNORM_NAME(bnorm_running_pytorch_cumulative)
+#define bnorm_running_onnx               BNORM_NAME(bnorm_running_onnx)
+#define bnorm_running_caffe              BNORM_NAME(bnorm_running_caffe)
+#define bnorm_forward_train              BNORM_NAME(bnorm_forward_train)
+#define bnorm_backward                   BNORM_NAME(bnorm_backward)
+#define bnorm_forward_train_ghost        BNORM_NAME(bnorm_forward_train_ghost)
+#define bnorm_backward_ghost             BNORM_NAME(bnorm_backward_ghost)
+#define bnorm_partial_size               BNORM_NAME(bnorm_partial_size)
+#define bnorm_partial_used               BNORM_NAME(bnorm_partial_used)
+#define bnorm_partial_collect            BNORM_NAME(bnorm_partial_collect)
+#define bnorm_partial_collect_grad       BNORM_NAME(bnorm_partial_collect_grad)
+#define bnorm_partial_merge              BNORM_NAME(bnorm_partial_merge)
+#define bnorm_partial_total              BNORM_NAME(bnorm_partial_total)
+#define bnorm_partial_finish             BNORM_NAME(bnorm_partial_finish)
+#define bnorm_partial_finish_grad        BNORM_NAME(bnorm_partial_finish_grad)
+#define bnorm_partial_apply_grad         BNORM_NAME(bnorm_partial_apply_grad)
+#define bnorm_run_jobs                   BNORM_NAME(bnorm_run_jobs)
 #endif

@@ -89,7 +89,8 @@ sizes() {
         echo '#include <stdio.h>'
         echo '#include "bnorm.h"'
         echo 'int main(void) {'
-        sed -n 's/^} \(bnorm_[a-z_]*\);.*/    printf("\1 %zu\\n", sizeof(\1));/p' include/bnorm.h
+        sed -n -e 's/^} \(bnorm_[a-z_]*\);.*/    printf("\1 %zu\\n", sizeof(\1));/p' \
+            -e 's/^struct \(bnorm_[a-z_]*\) {/    printf("\1 %zu\\n", sizeof(\1));/p' include/bnorm.h
         echo '    return 0; }'
     } >"$scratch/sizes.c"
     # shellcheck disable=SC2086
