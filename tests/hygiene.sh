@@ -98,6 +98,12 @@ sizes() {
 }
 expect_equal "-fshort-enums changes no struct" "$(sizes -fshort-enums)" "$(sizes -fno-short-enums)"
 
+first=$(sed -n '/^ \* Start here/,/^ \* Which/s/^ \*    //p' include/bnorm.h)
+expect_nothing "the first program of bnorm.h stands in examples/hello.c" \
+    "$(echo "${first:-Start here: no line found}" | while IFS= read -r line; do
+        grep -qxF -e "    $line" examples/hello.c || echo "$line"
+    done)"
+
 expect_nothing "every source includes base.h first: IEEE arithmetic and the symbols' prefix" \
     "$(for source in src/*.c src/*/*.c dispatch/*.c; do
         grep -m 1 '^ *#include' "$source" | grep -q '"\([a-z./]*/\)*base.h"' || echo "$source"
@@ -119,6 +125,10 @@ declared=$(tr '\n' ' ' <include/bnorm.h | grep -o 'BNORM_API [^;(]*(' |
 exported=$($NM -D -P --defined-only "$SHARED_LIB" | awk '{ print $1 }' | sort)
 expect_equal "the shared library exports the functions of bnorm.h and nothing else" \
     "$(echo "$exported" | tr '\n' ' ')" "$(echo "$declared" | tr '\n' ' ')"
+echo "$declared" >"$scratch/declared"
+expect_nothing "the list for BNORM_PREFIX in bnorm.h has its functions (<: missing) and nothing else (>)" \
+    "$(sed -n 's/^#define \(bnorm_[a-z0-9_]*\) .*/\1/p' include/bnorm.h | sort |
+        diff "$scratch/declared" - | grep '^[<>]')"
 expect_nothing "the shared library's calls of its own functions stay in it" \
     "$($OBJDUMP -R "$SHARED_LIB" | grep ' bnorm_')"
 # shellcheck disable=SC2086
