@@ -38,11 +38,12 @@
  *   inference with stored statistics      bnorm_fold once, then bnorm_apply
  *   no batch norm left at inference       bnorm_fold_conv, into the convolution before it
  *   can stored statistics be used?        bnorm_check_statistics
- *   threads, denormals, kernel set        bnorm_exec, the last argument; NULL will do
+ *   another kernel set than the fastest   bnorm_exec.isa from bnorm_isa_find, or $BNORM_ISA
+ *   threads, denormals, caches            bnorm_exec, the last argument; NULL will do
  *   scratch memory; memory for a mask     bnorm_workspace; bnorm_mask_size
  *   mean and variance alone               bnorm_moments
- *   training                              bnorm_forward_train, bnorm_backward
  *   what a framework means by momentum    bnorm_running_keras, bnorm_running_pytorch, ...
+ *   training                              bnorm_forward_train, bnorm_backward
  *   fine-tuning with frozen statistics    bnorm_apply, bnorm_backward with bnorm_grad.frozen
  *   running statistics alone              bnorm_running_update
  *   masked data, batch renormalization    .weights and .renorm of bnorm_train
@@ -174,7 +175,7 @@ typedef struct bnorm_act {
 
 /* ---- Inference ------------------------------------------------------------------------------- */
 
-typedef struct bnorm_affine bnorm_affine; /* options of bnorm_apply, behind it */
+typedef struct bnorm_affine bnorm_affine; /* options of bnorm_apply: below */
 typedef struct bnorm_exec bnorm_exec;     /* threads and kernel set: see "Execution" */
 
 /* Statistics and parameters into one multiplication and one addition per element:
@@ -217,7 +218,7 @@ typedef struct bnorm_quant {
     int zero_point;
 } bnorm_quant;
 
-/* Two ways to fill it for inference:
+/* Options of bnorm_apply. Two ways to fill them for inference:
  *   center = mean, scale = gamma*invstd, shift = beta      accurate
  *   center NULL, scale and shift from bnorm_fold           the folded form; loses accuracy where
  *                                                          |mean| is far above the deviation */
@@ -323,8 +324,9 @@ typedef enum BNORM_INT bnorm_memory {
                               the call's tensors have over 2 MiB altogether, else CACHED */
     BNORM_MEMORY_CACHED,   /* plain loads and stores: tensors are in L1 or L2 of their core */
     BNORM_MEMORY_PREFETCH, /* asks for lines some KiB ahead: tensors are in L3 or in memory */
-    BNORM_MEMORY_STREAM    /* as PREFETCH; outputs that are no input bypass the caches, unread: they
-                              are far larger than all caches or not soon used */
+    BNORM_MEMORY_STREAM    /* as PREFETCH, and, where no output is an input, outputs bypass the
+                              caches, in whole lines that are not read first: for outputs far
+                              larger than all caches or not soon used */
 } bnorm_memory;
 
 /* How to run a call; a NULL bnorm_exec pointer, like NULL members, means: on this thread, with the
