@@ -113,18 +113,10 @@ static void map_part(const void *self, const bnorm_part *part, int near) {
 static void map_with_defaults(const void *self, const bnorm_part *whole, int near) {
     const bnorm_map *map = self;
     const bnorm_view *view = &map->view;
-    const int by_groups = bnorm_counts_groups(view);
-    const size_t step = !by_groups || view->planes ? BNORM_DEFAULTS : BNORM_DEFAULTS / view->lanes,
-                 count = by_groups ? whole->groups : whole->lanes;
+    const size_t unit = bnorm_counts_groups(view) ? bnorm_unit(view) : 1,
+                 step = BNORM_DEFAULTS / unit, count = bnorm_slices(view, whole);
     for (size_t at = 0; at < count; at += step) {
-        bnorm_part part = *whole;
-        if (by_groups) {
-            part.group += at;
-            part.groups = bnorm_min(step, count - at);
-        } else {
-            part.lane += at;
-            part.lanes = bnorm_min(step, count - at);
-        }
+        const bnorm_part part = bnorm_some_slices(view, whole, at, bnorm_min(step, count - at));
         bnorm_map_part(map, &part, near);
     }
 }

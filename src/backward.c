@@ -293,18 +293,13 @@ static void map_same_lanes(const bnorm_map *map, const bnorm_part *image, int ne
     const size_t count = planes ? image->groups : image->rows,
                  stride = planes ? dy->group_stride : dy->row_stride, at_once = stride ? 1 : count;
     float copies[BNORM_COPIES];
+    bnorm_part part = *image;
     for (size_t i = 0; i < count; i += at_once) {
+        *(planes ? &part.group : &part.row) = (planes ? image->group : image->row) + i;
+        *(planes ? &part.groups : &part.rows) = at_once;
         for (size_t at = 0; at < image->lanes; at += BNORM_COPIES) {
-            bnorm_part part = *image;
             bnorm_map_args args;
-            if (planes) {
-                part.group += i;
-                part.groups = at_once;
-            } else {
-                part.row += i;
-                part.rows = at_once;
-            }
-            part.lane += at;
+            part.lane = image->lane + at;
             part.lanes = bnorm_min(BNORM_COPIES, image->lanes - at);
             bnorm_take_part(map, &part, near, &args);
             bnorm_copy_element(args.dy.data, args.dy.type, part.lanes, copies);

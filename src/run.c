@@ -205,7 +205,7 @@ static void map_whole(void *arg, size_t i) {
  * number. threads 0 = not shared. */
 static void cut_waves(struct job *job, size_t threads, int known) {
     const bnorm_view *view = job->pass->view;
-    const size_t c = view->c, unit = view->planes ? 1 : view->lanes;
+    const size_t c = view->c, unit = bnorm_unit(view);
     const size_t per_channel = view->images * view->positions * job->pass->tensors;
     size_t wave = per_channel < WAVE_ELEMENTS ? WAVE_ELEMENTS / per_channel : 1;
     if (threads) {
@@ -238,7 +238,7 @@ static void cut_units(struct job *job, size_t threads) {
     job->slice = wanted > 1 ? bnorm_ceil_div(c, wanted) : c;
     if (job->slice < least)
         job->slice = least;
-    const size_t whole = by_lanes ? 16 : view->planes ? 1 : view->lanes;
+    const size_t whole = by_lanes ? 16 : bnorm_unit(view);
     job->slice = bnorm_min(bnorm_ceil_div(job->slice, whole) * whole, c);
     job->slices = bnorm_ceil_div(c, job->slice);
     job->units = blocks->count * job->slices;
@@ -256,7 +256,7 @@ static void run_finish(struct job *job, size_t threads, const bnorm_exec *exec) 
 
 static void run_map(struct job *job, size_t threads, const bnorm_exec *exec) {
     const bnorm_view *view = job->pass->view, *map_view = job->pass->map_view;
-    const size_t unit = view->planes ? 1 : view->lanes, group = job->first / unit;
+    const size_t group = job->first / bnorm_unit(view);
     const size_t elements =
         map_view->images * map_view->rows * map_view->lanes * (map_view->groups - group);
     size_t parts = 1;

@@ -56,9 +56,44 @@ static inline int bnorm_counts_groups(const bnorm_view *view) {
     return view->planes || view->groups > 1;
 }
 
+/* Channels of a group. */
+static inline size_t bnorm_unit(const bnorm_view *view) {
+    return view->planes ? 1 : view->lanes;
+}
+
 /* The first channel of a part, for its parameters. */
 static inline size_t bnorm_channel_of(const bnorm_view *view, const bnorm_part *part) {
-    return view->planes ? part->group : part->group * view->lanes + part->lane;
+    return part->group * bnorm_unit(view) + (view->planes ? 0 : part->lane);
+}
+
+/* Positions of each image of a part: the first, and how many. */
+static inline size_t bnorm_first_position(const bnorm_view *view, const bnorm_part *part) {
+    return view->planes ? part->lane : part->row;
+}
+static inline size_t bnorm_positions(const bnorm_view *view, const bnorm_part *part) {
+    return view->planes ? part->lanes : part->rows;
+}
+/* The n positions of a part from number `at` on. */
+static inline bnorm_part bnorm_some_positions(const bnorm_view *view, const bnorm_part *whole,
+                                              size_t at, size_t n) {
+    bnorm_part part = *whole;
+    *(view->planes ? &part.lane : &part.row) += at;
+    *(view->planes ? &part.lanes : &part.rows) = n;
+    return part;
+}
+
+/* Groups of a part, where channels are counted by these, or lanes: how many, and n of them from
+ * number `at` on. */
+static inline size_t bnorm_slices(const bnorm_view *view, const bnorm_part *part) {
+    return bnorm_counts_groups(view) ? part->groups : part->lanes;
+}
+static inline bnorm_part bnorm_some_slices(const bnorm_view *view, const bnorm_part *whole,
+                                           size_t at, size_t n) {
+    const int groups = bnorm_counts_groups(view);
+    bnorm_part part = *whole;
+    *(groups ? &part.group : &part.lane) += at;
+    *(groups ? &part.groups : &part.lanes) = n;
+    return part;
 }
 
 /* Channels [channel, channel + channels) of positions [from, from + len) of one image: whole groups

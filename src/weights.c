@@ -269,26 +269,23 @@ static void weight_floats(const float *values, size_t n, float weight, float *pr
 
 /* A part all of whose positions have one weight; of one group, or of planes. */
 static void equal_positions(const bnorm_map *map, const bnorm_part *whole, float weight, int near) {
-    const int planes = map->view.planes, plain = weight == 0 || weight == 1;
-    const size_t channels = planes ? whole->groups : whole->lanes;
+    const bnorm_view *view = &map->view;
+    const int plain = weight == 0 || weight == 1 || !map->args.slope;
+    /* Planes are counted by groups, and a single group by its channels. */
+    const size_t channels = view->planes ? whole->groups : whole->lanes;
     const size_t step = plain ? channels : AT_ONCE;
     float slope[AT_ONCE], offset[AT_ONCE];
     for (size_t at = 0; at < channels; at += step) {
         const size_t count = bnorm_min(step, channels - at);
-        bnorm_part part = *whole;
+        /* Other groups have fewer channels than that. */
+        const bnorm_part part =
+            step < channels ? bnorm_some_slices(view, whole, at, count) : *whole;
         bnorm_map_args args;
-        if (planes) {
-            part.group += at;
-            part.groups = count;
-        } else {
-            part.lane += at;
-            part.lanes = count;
-        }
         bnorm_take_part(map, &part, near, &args);
-        if (weight == 0 || !args.slope) {
+        if (weight == 0) {
             args.slope = NULL;
-        } else if (weight != 1) {
-            const size_t known = planes ? count : args.valid;
+        } else if (!plain) {
+            const size_t known = bnorm_min(count, view->c - bnorm_channel_of(view, &part));
             weight_floats(args.slope, known, weight, slope);
             weight_floats(args.offset, known, weight, offset);
             args.slope = slope;
@@ -298,21 +295,13 @@ static void equal_positions(const bnorm_map *map, const bnorm_part *whole, float
     }
 }
 
-/* Positions of one plane, or whole rows of a block, in runs of equal weight. */
+/* Positions of one group, in runs of equal weight. */
 static void equal_runs(const bnorm_map *map, const bnorm_part *whole, const float *weights,
                        int near) {
-    const int planes = map->view.planes;
-    const size_t count = planes ? whole->lanes : whole->rows;
+    const size_t count = bnorm_positions(&map->view, whole);
     for (size_t at = 0, n; at < count; at += n) {
-        bnorm_part part = *whole;
         n = equal_weights(weights + at, count - at);
-        if (planes) {
-            part.lane += at;
-            part.lanes = n;
-        } else {
-            part.row += at;
-            part.rows = n;
-        }
+        const bnorm_part part = bnorm_some_positions(&map->view, whole, at, n);
         equal_positions(map, &part, weights[at], near);
     }
 }
@@ -323,7 +312,7 @@ static void mixed_positions(const bnorm_map *map, const bnorm_part *part, const 
                             int near) {
     float center[AT_ONCE], scale[AT_ONCE], shift[AT_ONCE], invstd[AT_ONCE], slope[AT_ONCE],
         offset[AT_ONCE], dx[AT_ONCE], frozen[AT_ONCE];
-    const size_t unit = map->view.planes ? 1 : part->lanes, len = part->rows * part->lanes;
+    const size_t unit = bnorm_unit(&map->view), len = part->rows * part->lanes;
     bnorm_map rows = *map;
     bnorm_map_args *const args = &rows.args;
     bnorm_take_part(map, part, near, args);
@@ -376,21 +365,13 @@ static void mixed_positions(const bnorm_map *map, const bnorm_part *part, const 
 static void mapped_groups(const bnorm_map *map, const bnorm_part *whole, const float *weights,
                           int near) {
     const bnorm_view *view = &map->view;
-    const size_t unit = view->planes ? 1 : view->lanes,
-                 count = view->planes ? whole->lanes : whole->rows;
+    const size_t unit = bnorm_unit(view), count = bnorm_positions(view, whole);
     const int mixes = map->args.slope && !view->leaves; /* rows of (N, C) data may have gaps */
     for (size_t at = 0, n; at < count; at += n) {
         const size_t rest = count - at, equal = equal_weights(weights + at, rest);
         const int mixed = mixes && equal < LEAST_RUN && equal < rest;
-        bnorm_part part = *whole;
         n = mixed ? bnorm_min(rest, AT_ONCE / unit) : equal;
-        if (view->planes) {
-            part.lane += at;
-            part.lanes = n;
-        } else {
-            part.row += at;
-            part.rows = n;
-        }
+        bnorm_part part = bnorm_some_positions(view, whole, at, n);
         if (!mixed && view->planes) {
             equal_positions(map, &part, weights[at], near);
             continue;
@@ -408,11 +389,11 @@ void bnorm_weighted_map(const bnorm_map *map, const bnorm_weighing *w, const bno
                         int near) {
     const bnorm_view *const view = &map->view;
     const size_t positions = view->planes ? view->lanes : view->rows,
-                 first = view->planes ? part->lane : part->row,
-                 count = view->planes ? part->lanes : part->rows;
+                 count = bnorm_positions(view, part);
     bnorm_map cached;
     for (size_t i = 0; i < part->images; i++) {
-        const float *const weights = w->values + (part->image + i) * positions + first;
+        const float *const weights =
+            w->values + (part->image + i) * positions + bnorm_first_position(view, part);
         bnorm_part image = *part;
         image.image += i;
         image.images = 1;
