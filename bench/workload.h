@@ -22,9 +22,12 @@ enum bench_op {
 };
 
 /* Name of an op, and the tensors that it must at least read or write: the traffic that GB/s and
- * percent of the roof count, whatever an implementation really moves. inference  x in, y out
- *   training   x in, y out (a tensor too large for the cache is really read twice: statistics, then
- * y) backward   x and dy in, dx out (x and dy really twice) */
+ * percent of the roof count, whatever an implementation really moves.
+ *
+ *   inference   x in, y out
+ *   training    x in, y out: a tensor too large for the caches is really read twice, for the
+ *               statistics and then for y
+ *   backward    x and dy in, dx out: both inputs are really read twice */
 typedef struct bench_op_info {
     const char *name;
     size_t tensors;
