@@ -15,6 +15,7 @@ typedef struct channel {
 typedef struct tolerance {
     double relative;
     const char *who;
+    double more_size; /* of an element, beside its terms */
 } tolerance;
 
 static int same(const tolerance *t, const char *what, size_t i, double got, double want,
@@ -32,8 +33,13 @@ static size_t run_length(const bench_problem *p) {
     return p->layout == BNORM_NHWC ? p->c : p->hw;
 }
 
-static size_t channel_of(const bench_problem *p, size_t run, size_t i) {
-    return p->layout == BNORM_NHWC ? i : run % p->c;
+/* Element i of the run is of channel first + i*step. */
+static size_t first_channel(const bench_problem *p, size_t run) {
+    return p->layout == BNORM_NHWC ? 0 : run % p->c;
+}
+
+static size_t channel_step(const bench_problem *p) {
+    return p->layout == BNORM_NHWC ? 1 : 0;
 }
 
 static double activate(bnorm_act act, double v) {
@@ -67,8 +73,7 @@ static double activate(bnorm_act act, double v) {
 }
 
 /* dy times the derivative of the activation, where that is given as a mask. */
-static double gradient(const bench_problem *p, size_t i) {
-    const bnorm_act act = bench_act(p);
+static double gradient(const bench_problem *p, bnorm_act act, size_t i) {
     if (act.kind == BNORM_ACT_IDENTITY || p->passed[i] > 0)
         return p->dy[i];
     return act.kind == BNORM_ACT_LEAKY_RELU ? (double)(act.a * p->dy[i]) : 0;
@@ -86,39 +91,45 @@ static double more_size(const bench_problem *p) {
 
 static void batch_statistics(const bench_problem *p, channel *channels) {
     const size_t length = run_length(p), runs = p->n * p->c * p->hw / length;
+    const size_t step = channel_step(p);
     const double count = (double)(p->n * p->hw);
-    for (size_t run = 0; run < runs; run++)
-        for (size_t i = 0; i < length; i++) {
-            channel *ch = &channels[channel_of(p, run, i)];
+    for (size_t run = 0; run < runs; run++) {
+        channel *ch = &channels[first_channel(p, run)];
+        for (size_t i = 0; i < length; i++, ch += step) {
             ch->mean += p->x[run * length + i];
             ch->mean_size += fabs((double)p->x[run * length + i]);
         }
+    }
     for (size_t c = 0; c < p->c; c++) {
         channels[c].mean /= count;
         channels[c].mean_size /= count;
     }
-    for (size_t run = 0; run < runs; run++)
-        for (size_t i = 0; i < length; i++) {
-            channel *ch = &channels[channel_of(p, run, i)];
+    for (size_t run = 0; run < runs; run++) {
+        channel *ch = &channels[first_channel(p, run)];
+        for (size_t i = 0; i < length; i++, ch += step) {
             const double deviation = p->x[run * length + i] - ch->mean;
             ch->invstd += deviation * deviation;
         }
+    }
     for (size_t c = 0; c < p->c; c++)
         channels[c].invstd = 1 / sqrt(channels[c].invstd / count + p->eps);
 }
 
 static void gradient_sums(const bench_problem *p, channel *channels) {
     const size_t length = run_length(p), runs = p->n * p->c * p->hw / length;
-    for (size_t run = 0; run < runs; run++)
-        for (size_t i = 0; i < length; i++) {
-            channel *ch = &channels[channel_of(p, run, i)];
-            const double g = gradient(p, run * length + i);
+    const size_t step = channel_step(p);
+    const bnorm_act act = bench_act(p);
+    for (size_t run = 0; run < runs; run++) {
+        channel *ch = &channels[first_channel(p, run)];
+        for (size_t i = 0; i < length; i++, ch += step) {
+            const double g = gradient(p, act, run * length + i);
             const double normalized = (p->x[run * length + i] - ch->mean) * ch->invstd;
             ch->dbeta += g;
             ch->dbeta_size += fabs(g);
             ch->dgamma += g * normalized;
             ch->dgamma_size += fabs(g * normalized);
         }
+    }
 }
 
 static int check_channels(const bench_problem *p, const bench_result *r, const channel *channels,
@@ -144,12 +155,12 @@ static int check_channels(const bench_problem *p, const bench_result *r, const c
     return good;
 }
 
-static int check_element(const bench_problem *p, const bench_result *r, const channel *ch, size_t c,
-                         size_t i, const tolerance *t) {
+static int check_element(const bench_problem *p, bnorm_act act, const bench_result *r,
+                         const channel *ch, size_t c, size_t i, const tolerance *t) {
     const double x = p->x[i], gamma = p->gamma[c], beta = p->beta[c];
     if (p->op == BENCH_BACKWARD) {
         const double count = (double)(p->n * p->hw);
-        const double g = gradient(p, i), normalized = (x - ch->mean) * ch->invstd;
+        const double g = gradient(p, act, i), normalized = (x - ch->mean) * ch->invstd;
         const double want =
             gamma * ch->invstd * (g - ch->dbeta / count - normalized * ch->dgamma / count);
         const double size = fabs(gamma * ch->invstd) *
@@ -160,13 +171,13 @@ static int check_element(const bench_problem *p, const bench_result *r, const ch
     const double residual = bench_has_residual(p) ? p->dy[i] : 0;
     const double v = gamma * ch->invstd * (x - ch->mean) + beta + residual;
     const double size = fabs(gamma * ch->invstd) * (fabs(x) + fabs(ch->mean)) + fabs(beta) +
-                        fabs(residual) + more_size(p);
-    return same(t, "y", i, r->tensor[i], activate(bench_act(p), v), size);
+                        fabs(residual) + t->more_size;
+    return same(t, "y", i, r->tensor[i], activate(act, v), size);
 }
 
 int reference_check(const bench_problem *p, const bench_result *r, double relative,
                     const char *who) {
-    const tolerance t = {relative, who};
+    const tolerance t = {relative, who, more_size(p)};
     if (!is_exact(p))
         return 1;
     channel *channels = calloc(p->c, sizeof *channels);
@@ -185,14 +196,16 @@ int reference_check(const bench_problem *p, const bench_result *r, double relati
             gradient_sums(p, channels);
     }
     /* Statistics are floats whatever the type. */
-    const tolerance t_channels = {p->form.dtype == BNORM_F32 ? relative : 1e-6, who};
+    const tolerance t_channels = {p->form.dtype == BNORM_F32 ? relative : 1e-6, who, 0};
     int good = check_channels(p, r, channels, &t_channels);
     const size_t length = run_length(p), elements = p->n * p->c * p->hw;
-    for (size_t first = 0; good && first < elements; first += length)
-        for (size_t i = 0; good && i < length; i++) {
-            const size_t c = channel_of(p, first / length, i);
-            good = check_element(p, r, &channels[c], c, first + i, &t);
-        }
+    const size_t step = channel_step(p);
+    const bnorm_act act = bench_act(p);
+    for (size_t first = 0; good && first < elements; first += length) {
+        size_t c = first_channel(p, first / length);
+        for (size_t i = 0; good && i < length; i++, c += step)
+            good = check_element(p, act, r, &channels[c], c, first + i, &t);
+    }
     free(channels);
     return good;
 }
