@@ -50,68 +50,45 @@ enum array {
     ARRAYS
 };
 
-/* One job's options; bnorm_job points to them. */
-typedef struct options {
-    bnorm_shape shape;
-    bnorm_affine affine;
-    bnorm_train train;
-    bnorm_grad grad;
-} options;
-
 struct bench_jobs {
     size_t count, elements, channels;
     size_t tensors; /* as bench_ops says */
     bnorm_job jobs[MAX_JOBS];
-    options options[MAX_JOBS];
+    bench_call calls[MAX_JOBS]; /* what they point to */
     float *x, *dy, *out, *arrays;
     char *ws;
     char size[32];
 };
-
-static bnorm_op op_of(enum bench_op op) {
-    return op == BENCH_TRAINING   ? BNORM_OP_FORWARD_TRAIN
-           : op == BENCH_BACKWARD ? BNORM_OP_BACKWARD
-                                  : BNORM_OP_APPLY;
-}
 
 static size_t rounded(size_t n) {
     return (n + ALIGN - 1) / ALIGN * ALIGN;
 }
 
 /* Job i, whose tensors and arrays start at these offsets. */
-static void set_job(bench_jobs *j, size_t i, enum bench_op op, const bnorm_shape *shape,
-                    size_t tensor, size_t channel, size_t ws) {
+static void set_job(bench_jobs *j, size_t i, const bench_problem *shape, size_t tensor,
+                    size_t channel, size_t ws) {
     float *a[ARRAYS];
     for (size_t k = 0; k < ARRAYS; k++)
         a[k] = j->arrays + k * j->channels + channel;
-    options *o = &j->options[i];
-    *o = (options){
-        .shape = *shape,
-        .affine = {.center = a[MEAN], .scale = a[GAMMA], .shift = a[BETA]},
-        .train = {.gamma = a[GAMMA],
-                  .beta = a[BETA],
-                  .eps = 1e-5,
-                  .running = bnorm_running_pytorch(a[RUNNING_MEAN], a[RUNNING_VAR], BENCH_RATE),
-                  .save_mean = a[SAVE_MEAN],
-                  .save_invstd = a[SAVE_INVSTD]},
-        .grad = {.gamma = a[GAMMA],
-                 .save_mean = a[MEAN],
-                 .save_invstd = a[INVSTD],
-                 .dgamma = a[DGAMMA],
-                 .dbeta = a[DBETA]},
-    };
-    j->jobs[i] = (bnorm_job){
-        .op = op_of(op),
-        .shape = &o->shape,
-        .x = {.data = j->x + tensor},
-        .dy = {.data = j->dy + tensor},
-        .out = {.data = j->out + tensor},
-        .affine = &o->affine,
-        .train = &o->train,
-        .grad = &o->grad,
-        .ws = j->ws + ws,
-        .ws_size = bnorm_workspace(op_of(op), shape),
-    };
+    bench_problem p = *shape;
+    p.eps = 1e-5;
+    p.x = j->x + tensor;
+    p.dy = j->dy + tensor;
+    p.gamma = p.scale = a[GAMMA];
+    p.beta = a[BETA];
+    p.mean = a[MEAN];
+    p.invstd = a[INVSTD];
+    p.ws = j->ws + ws;
+    p.ws_size = bench_workspace(p.op, p.layout, p.n, p.c, p.hw);
+    const bench_result result = {.tensor = j->out + tensor,
+                                 .mean = a[SAVE_MEAN],
+                                 .invstd = a[SAVE_INVSTD],
+                                 .running_mean = a[RUNNING_MEAN],
+                                 .running_var = a[RUNNING_VAR],
+                                 .dgamma = a[DGAMMA],
+                                 .dbeta = a[DBETA]};
+    bench_call_make(&j->calls[i], &p, &result);
+    j->jobs[i] = j->calls[i].job;
 }
 
 /* Calls set_job() for all, or only adds up what they need. */
@@ -121,14 +98,14 @@ static size_t walk(bench_jobs *j, enum bench_job_list list, enum bench_op op, bn
     j->count = 0;
     for (const layers *l = lists[list]; l->count; l++) {
         for (size_t k = 0; k < l->count; k++) {
-            const bnorm_shape shape = {
-                .layout = layout, .n = 1, .c = l->c, .hw = l->side * l->side};
+            const bench_problem shape = {
+                .op = op, .layout = layout, .n = 1, .c = l->c, .hw = l->side * l->side};
             if (set)
-                set_job(j, j->count, op, &shape, tensor, channel, ws);
+                set_job(j, j->count, &shape, tensor, channel, ws);
             j->count++;
             tensor += rounded(shape.c * shape.hw);
             channel += rounded(shape.c);
-            ws += rounded(bnorm_workspace(op_of(op), &shape));
+            ws += rounded(bench_workspace(op, layout, shape.n, shape.c, shape.hw));
         }
     }
     j->elements = tensor;
@@ -195,25 +172,8 @@ bnorm_status bench_jobs_run(const bench_jobs *j, const bnorm_exec *exec) {
 
 bnorm_status bench_jobs_call_each(const bench_jobs *j, const bnorm_exec *exec) {
     bnorm_status status = BNORM_OK;
-    for (size_t i = 0; status == BNORM_OK && i < j->count; i++) {
-        const bnorm_job *job = &j->jobs[i];
-        switch (job->op) {
-        case BNORM_OP_APPLY:
-            status = bnorm_apply(job->shape, job->x, job->out, job->affine, exec);
-            break;
-        case BNORM_OP_FORWARD_TRAIN:
-            status = bnorm_forward_train(job->shape, job->x, job->out, job->train, job->ws,
-                                         job->ws_size, exec);
-            break;
-        case BNORM_OP_BACKWARD:
-            status = bnorm_backward(job->shape, job->x, job->dy, job->out, job->grad, job->ws,
-                                    job->ws_size, exec);
-            break;
-        case BNORM_OP_MOMENTS:
-            status = BNORM_UNSUPPORTED;
-            break;
-        }
-    }
+    for (size_t i = 0; status == BNORM_OK && i < j->count; i++)
+        status = bench_call_run(&j->jobs[i], exec);
     return status;
 }
 

@@ -209,13 +209,15 @@ double bench_traffic(const bench_problem *p) {
     return elements * (double)bytes + (p->form.mask ? elements / 8 : 0);
 }
 
+static bnorm_op library_op(enum bench_op op) {
+    return bench_ops[op].training ? BNORM_OP_FORWARD_TRAIN
+           : op == BENCH_BACKWARD ? BNORM_OP_BACKWARD
+                                  : BNORM_OP_APPLY;
+}
+
 static size_t workspace_of(const bench_problem *p) {
     const bnorm_shape shape = shape_of(p);
-    if (bench_ops[p->op].training)
-        return bnorm_workspace(BNORM_OP_FORWARD_TRAIN, &shape);
-    if (p->op == BENCH_BACKWARD)
-        return bnorm_workspace(BNORM_OP_BACKWARD, &shape);
-    return 0;
+    return bnorm_workspace(library_op(p->op), &shape);
 }
 
 size_t bench_workspace(enum bench_op op, bnorm_layout layout, size_t n, size_t c, size_t hw) {
@@ -261,34 +263,43 @@ bench_problem bench_problem_make(bench_memory *memory, enum bench_op op, bnorm_l
     return bench_problem_form(memory, op, layout, n, c, hw, &plain);
 }
 
-bnorm_status bench_run(const bench_problem *p, const bnorm_isa *isa, const bnorm_exec *exec,
-                       const bench_result *r) {
-    const bnorm_shape shape = shape_of(p);
+void bench_call_make(bench_call *call, const bench_problem *p, const bench_result *r) {
     const bench_tensor tensor = tensor_of(p);
     const int typed = p->form.dtype != BNORM_F32;
     const size_t stride = bench_run_stride(&tensor);
-    const bnorm_in x = {typed ? p->typed_x : p->x, stride, 0};
     const bnorm_in dy = {typed ? p->typed_dy : p->dy, stride, 0}, none = {0};
-    const bnorm_out out = {r->tensor, stride, 0};
+    const bnorm_in residual = bench_has_residual(p) ? dy : none;
     const bnorm_act act = bench_act(p);
-    bnorm_exec how = *exec;
-    how.isa = isa;
-    if (bench_ops[p->op].training) {
-        const bnorm_train train = {
+    unsigned char *const written = p->form.mask ? r->mask : NULL;
+    call->shape = shape_of(p);
+    call->job = (bnorm_job){
+        .op = library_op(p->op),
+        .shape = &call->shape,
+        .x = {typed ? p->typed_x : p->x, stride, 0},
+        .dy = dy,
+        .out = {r->tensor, stride, 0},
+        .affine = &call->affine,
+        .train = &call->train,
+        .grad = &call->grad,
+        .ws = p->ws,
+        .ws_size = p->ws_size,
+    };
+    switch (call->job.op) {
+    case BNORM_OP_FORWARD_TRAIN:
+        call->train = (bnorm_train){
             .gamma = p->gamma,
             .beta = p->beta,
             .eps = p->eps,
             .running = bnorm_running_pytorch(r->running_mean, r->running_var, BENCH_RATE),
             .save_mean = r->mean,
             .save_invstd = r->invstd,
-            .residual = bench_has_residual(p) ? dy : none,
+            .residual = residual,
             .act = act,
-            .mask = p->form.mask ? r->mask : NULL,
+            .mask = written,
         };
-        return bnorm_forward_train(&shape, x, out, &train, p->ws, p->ws_size, &how);
-    }
-    if (p->op == BENCH_BACKWARD) {
-        const bnorm_grad grad = {
+        break;
+    case BNORM_OP_BACKWARD:
+        call->grad = (bnorm_grad){
             .gamma = p->gamma,
             .beta = p->beta,
             .save_mean = p->mean,
@@ -299,21 +310,43 @@ bnorm_status bench_run(const bench_problem *p, const bnorm_isa *isa, const bnorm
             .dgamma = r->dgamma,
             .dbeta = r->dbeta,
         };
-        return bnorm_backward(&shape, x, dy, out, &grad, p->ws, p->ws_size, &how);
+        break;
+    default:
+        call->affine = (bnorm_affine){
+            .center = p->mean,
+            .scale = p->scale,
+            .shift = p->beta,
+            .residual = residual,
+            .act = act,
+            .y_dtype = p->form.y_dtype,
+            .x_quant = bench_quant(p->form.dtype),
+            .residual_quant = bench_quant(p->form.dtype),
+            .y_quant = bench_quant(result_dtype(p)),
+            .mask = written,
+        };
     }
-    const bnorm_affine affine = {
-        .center = p->mean,
-        .scale = p->scale,
-        .shift = p->beta,
-        .residual = bench_has_residual(p) ? dy : none,
-        .act = act,
-        .y_dtype = p->form.y_dtype,
-        .x_quant = bench_quant(p->form.dtype),
-        .residual_quant = bench_quant(p->form.dtype),
-        .y_quant = bench_quant(result_dtype(p)),
-        .mask = p->form.mask ? r->mask : NULL,
-    };
-    return bnorm_apply(&shape, x, out, &affine, &how);
+}
+
+bnorm_status bench_call_run(const bnorm_job *job, const bnorm_exec *exec) {
+    switch (job->op) {
+    case BNORM_OP_FORWARD_TRAIN:
+        return bnorm_forward_train(job->shape, job->x, job->out, job->train, job->ws, job->ws_size,
+                                   exec);
+    case BNORM_OP_BACKWARD:
+        return bnorm_backward(job->shape, job->x, job->dy, job->out, job->grad, job->ws,
+                              job->ws_size, exec);
+    default:
+        return bnorm_apply(job->shape, job->x, job->out, job->affine, exec);
+    }
+}
+
+bnorm_status bench_run(const bench_problem *p, const bnorm_isa *isa, const bnorm_exec *exec,
+                       const bench_result *r) {
+    bench_call call;
+    bnorm_exec how = *exec;
+    how.isa = isa;
+    bench_call_make(&call, p, r);
+    return bench_call_run(&call.job, &how);
 }
 
 /* Bytes of the result, gaps included, and of a mask. */

@@ -108,6 +108,20 @@ size_t bench_workspace(enum bench_op op, bnorm_layout layout, size_t n, size_t c
  */
 void bench_result_reset(const bench_problem *problem, const bench_result *result);
 
+/* A call of the library as bnorm_run_jobs takes it: job points to the other members, of which only
+ * those of its op are set. */
+typedef struct bench_call {
+    bnorm_job job;
+    bnorm_shape shape;
+    bnorm_affine affine;
+    bnorm_train train;
+    bnorm_grad grad;
+} bench_call;
+
+/* Has to stay where it is. */
+void bench_call_make(bench_call *call, const bench_problem *problem, const bench_result *result);
+bnorm_status bench_call_run(const bnorm_job *job, const bnorm_exec *exec);
+/* Both. */
 bnorm_status bench_run(const bench_problem *problem, const bnorm_isa *isa, const bnorm_exec *exec,
                        const bench_result *result);
 
