@@ -380,11 +380,15 @@ tsan = -O1 -g -fsanitize=thread
 
 ##@ Measure
 
-bench: $(BUILD)/bnorm-bench ## speed against plain C and the memory's roof, in about a minute
-	$<
+bench: $(BUILD)/bnorm-bench ## speed against plain C and the memory's roof, in a minute and a half (BENCH='--shape 8,64,56,56': of this shape)
+	$(strip $< $(BENCH))
+	@$(if $(BENCH),,! command -v gnuplot >/dev/null || bench/plot.py $(BUILD)/bench.json)
 
 bench-full: $(BUILD)/bnorm-bench ## the same for every op, layout, kernel set and shape
-	$< --full
+	$(strip $< --full $(BENCH))
+
+bench-claims: $(BUILD)/bnorm-bench ## what the project aims at in types, layouts and fusions: reached or missed
+	$(strip $< --claims $(BENCH))
 
 bench-peers: $(BUILD)/bnorm-peers $(BUILD)/bnorm-peers-onednn.so ## speed beside oneDNN (ONEDNN_ROOT= another one) and PyTorch, 10 to 15 minutes (QUICK=1: 2; PEERS= options)
 	$< $(if $(QUICK),--quick) $(PEERS)
@@ -572,7 +576,7 @@ help: ## this list
 	emulate-SkylakeX deps-avx512 \
 	emulate-Haswell emulate-Nehalem verify verify-compilers verify-update count count-update \
 	count-programs support support-update support-check balance mca deps-mca accuracy activations denormals sanitize \
-	sanitize-memory sanitize-threads bench bench-full bench-peers plot digits examples questions questions-update deps deps-lint \
+	sanitize-memory sanitize-threads bench bench-full bench-claims bench-peers plot digits examples questions questions-update deps deps-lint \
 	conformance conformance-update conformance-snapshot deps-conformance \
 	mpi digits-mpi mpi-programs mpi-header test-mpi bench-mpi deps-mpi deps-peers deps-cross format lint warnings warnings-unoptimized everything help FORCE
 .DELETE_ON_ERROR:

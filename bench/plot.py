@@ -37,8 +37,12 @@ def read_rows(path):
     """(op, layout, set) -> [(bytes, GB/s)] and op -> {bytes: [roof GB/s]}, from the medians."""
     with open(path, encoding="utf-8") as file:
         data = json.load(file)
-    # Other types, layouts and fusions are measured against something else than the roof.
-    runs = [run for run in data["benchmarks"] if "roof_GB/s" in run and not run.get("error_occurred")]
+    # Other layouts and fusions are measured against something else than the roof.
+    runs = [
+        run
+        for run in data["benchmarks"]
+        if "roof_GB/s" in run and "/f32/" in run["run_name"] and not run.get("error_occurred")
+    ]
     medians = [run for run in runs if run.get("aggregate_name") == "median"]
     series = collections.defaultdict(list)
     roof = collections.defaultdict(lambda: collections.defaultdict(list))
@@ -136,14 +140,14 @@ def main():
         f"f32, {threads} thread{'' if threads == '1' else 's'}"
     )
     script = make_script(context, series, roof, title)
-    for terminal, extension in [
-        ("pngcairo size 1900,1000 font 'DejaVu Sans,11' background rgb 'white'", ".png"),
-        ("svg size 1900,1000 font 'DejaVu Sans,12' background rgb 'white'", ".svg"),
-    ]:
-        output = target + extension
+    outputs = [
+        ("svg size 1900,1000 font 'DejaVu Sans,12' background rgb 'white'", target + ".svg"),
+        ("pngcairo size 1900,1000 font 'DejaVu Sans,11' background rgb 'white'", target + ".png"),
+    ]
+    for terminal, output in outputs:
         head = f"set terminal {terminal}\nset output '{escape(output)}'\n"
         subprocess.run([gnuplot, "-"], input=head + script, text=True, check=True)
-        print(f"wrote {output}")
+    print("Picture:", ", ".join(output for _, output in outputs))
 
 
 if __name__ == "__main__":

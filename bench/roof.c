@@ -311,8 +311,10 @@ static entry *new_entry(bench_roof *r, const bench_problem *p, float *out, int t
 }
 
 double roof_measure(bench_roof *r, const bench_problem *p, float *out) {
-    const size_t elements = p->n * p->c * p->hw;
-    const int triad = bench_ops[p->op].tensors == 3;
+    /* Floats per tensor, whatever the type. */
+    const size_t tensors = bench_tensors(p), bytes = (size_t)bench_traffic(p) / tensors;
+    const size_t elements = (bytes + sizeof(float) - 1) / sizeof(float);
+    const int triad = tensors > 2;
     entry *e = NULL;
     for (size_t i = 0; !e && i < r->count; i++)
         if (r->entries[i].triad == triad && r->entries[i].elements == elements)
@@ -322,25 +324,5 @@ double roof_measure(bench_roof *r, const bench_problem *p, float *out) {
     else if (!(e = new_entry(r, p, out, triad, elements)))
         return 0;
     const size_t best = best_method(e);
-    return (double)(bench_ops[p->op].tensors * elements * sizeof(float)) / method_median(e, best);
-}
-
-void roof_print_methods(const bench_roof *r) {
-    for (int triad = 0; triad < 2; triad++) {
-        size_t sizes = 0;
-        for (size_t m = 0; m < METHODS; m++) {
-            size_t won = 0;
-            for (size_t i = 0; i < r->count; i++)
-                won += r->entries[i].triad == triad && best_method(&r->entries[i]) == m;
-            if (won)
-                printf("%s%s at %zu size%s",
-                       sizes   ? ", "
-                       : triad ? "  triad: "
-                               : "  copy: ",
-                       methods[m].name, won, won > 1 ? "s" : "");
-            sizes += won;
-        }
-        if (sizes)
-            printf("\n");
-    }
+    return (double)(tensors * elements * sizeof(float)) / method_median(e, best);
 }

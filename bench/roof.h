@@ -30,12 +30,9 @@ typedef struct bench_roof bench_roof;
 bench_roof *roof_create(size_t threads, const bnorm_exec *exec);
 void roof_destroy(bench_roof *roof);
 
-/* Bytes per second for this problem's traffic, counted as bench_ops says; 0 where memory ran out.
+/* Bytes per second for this problem's traffic without mask; 0 where memory ran out.
  * The first call for a size tries every method several times in turn; later ones add a sample of
  * the best, so that the medians cover the whole run. Overwrites "out". */
 double roof_measure(bench_roof *roof, const bench_problem *problem, float *out);
-
-/* Which method was the best at how many sizes. */
-void roof_print_methods(const bench_roof *roof);
 
 #endif

@@ -25,7 +25,7 @@ static size_t positions(const char *hw) {
     for (;;) {
         char *end;
         const size_t size = strtoull(hw, &end, 10);
-        if (end == hw || size == 0 || size > 1000000)
+        if (end == hw || size == 0 || size > 1000000 || product > 1000000)
             return 0;
         product *= size;
         if (*end == '\0')
@@ -34,6 +34,13 @@ static size_t positions(const char *hw) {
             return 0;
         hw = end + 1;
     }
+}
+
+static void set_size(bench_shape *shape, const char *hw) {
+    if (shape->hw == 1)
+        snprintf(shape->size, sizeof shape->size, "%zux%zu", shape->n, shape->c);
+    else
+        snprintf(shape->size, sizeof shape->size, "%zux%zux%s", shape->n, shape->c, hw);
 }
 
 /* Appends the shapes of one line, one per N; 0 where the line is malformed. */
@@ -64,14 +71,41 @@ static int read_line(const char *line, bench_shape *shapes, size_t *count) {
         batch = end;
         shape.quick = in_list(quick, shape.n);
         shape.forms = in_list(forms, shape.n);
-        if (shape.hw == 1)
-            snprintf(shape.size, sizeof shape.size, "%zux%zu", shape.n, shape.c);
-        else
-            snprintf(shape.size, sizeof shape.size, "%zux%zux%s", shape.n, shape.c, hw);
+        set_size(&shape, hw);
         shapes[(*count)++] = shape;
         if (*batch == '\0')
             return 1;
     }
+}
+
+int bench_shape_parse(const char *text, bench_shape *shape) {
+    char sizes[32];
+    const char *colon = strchr(text, ':');
+    const size_t name = colon ? (size_t)(colon - text) : 0;
+    *shape = (bench_shape){.network = "own", .quick = 1, .forms = 1};
+    if (colon) {
+        if (name == 0 || name >= sizeof shape->network)
+            return 0;
+        memcpy(shape->network, text, name);
+        shape->network[name] = '\0';
+        text = colon + 1;
+    }
+    if (strlen(text) >= sizeof sizes)
+        return 0;
+    strcpy(sizes, text);
+    for (char *c = sizes; *c; c++)
+        *c = *c == ',' ? 'x' : *c;
+    char *c = strchr(sizes, 'x'), *hw = c ? strchr(c + 1, 'x') : NULL;
+    if (!c)
+        return 0;
+    *c++ = '\0';
+    if (hw)
+        *hw++ = '\0';
+    shape->n = positions(sizes);
+    shape->c = positions(c);
+    shape->hw = positions(hw ? hw : "1");
+    set_size(shape, hw);
+    return shape->n && shape->c && shape->hw;
 }
 
 bench_shape *bench_shapes_read(const char *path, size_t *count) {

@@ -18,4 +18,8 @@ typedef struct bench_shape {
  */
 bench_shape *bench_shapes_read(const char *path, size_t *count);
 
+/* "8,64,56,56", N,C[,H[,W...]] with an optional "name:" before it, is a shape of that network, with
+ * all tags; 0 where the text is anything else. */
+int bench_shape_parse(const char *text, bench_shape *shape);
+
 #endif

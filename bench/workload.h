@@ -128,15 +128,14 @@ bnorm_status bench_run(const bench_problem *problem, const bnorm_isa *isa, const
 /* What the op and the form say. */
 bnorm_act bench_act(const bench_problem *problem);
 int bench_has_residual(const bench_problem *problem);
-/* Bytes that must at least be read or written: every tensor, and the mask, once. */
+/* Tensors that must at least be read or written, and their bytes and those of the mask. */
+size_t bench_tensors(const bench_problem *problem);
 double bench_traffic(const bench_problem *problem);
 
 /* Compares the scalar set with the double reference, every other kernel set with the scalar set to
- * the bit, and the plain C loops with the reference. 0 after a message on stderr where one differs.
- */
+ * the bit, and, if the form is all 0, the plain C loops with the reference. 0 after a message on
+ * stderr where one differs. */
 int bench_check(const bench_problem *problem, bench_memory *memory, const bnorm_exec *exec);
-/* The same for a problem with a form, and one kernel set. */
-int bench_check_form(const bench_problem *problem, const bnorm_isa *isa, bench_memory *memory,
-                     const bnorm_exec *exec);
+int bench_form_is_plain(const bench_form *form);
 
 #endif

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
- * Types, layouts and fusions, each against what it should be compared with: a pair is timed side by
- * side in one run, and what counts is the ratio of the two times. */
-#ifndef BNORM_BENCH_PAIRS_H
-#define BNORM_BENCH_PAIRS_H
+ * What is measured: an operation, a type, layout or fusion, each against what it should be compared
+ * with. A rival is timed side by side in one run, and what counts is the ratio of the two times. */
+#ifndef BNORM_BENCH_ROWS_H
+#define BNORM_BENCH_ROWS_H
 
 #include <stddef.h>
 
@@ -15,9 +15,9 @@
 #include "shim.h"
 #include "workload.h"
 
-/* One table of the report each. */
+/* One table of the report each, the first one beside the screen. */
 enum bench_group {
-    BENCH_TYPES,     /* elements of 16 and 8 bits over floats */
+    BENCH_TYPES,     /* floats, and elements of 16 and 8 bits over floats */
     BENCH_BLOCKED,   /* blocks of channels over NCHW */
     BENCH_PLACES,    /* slices and padded planes over dense tensors */
     BENCH_EPILOGUES, /* what costs no more than its bytes over the op without it */
@@ -26,9 +26,10 @@ enum bench_group {
     BENCH_GROUPS
 };
 
-/* What the time is divided by. */
+/* What the time is divided by: counters in the JSON, as "over_f32". */
 enum bench_rival {
     BENCH_OVER_NOTHING = 0,
+    BENCH_OVER_ROOF,  /* the fastest copy of the same bytes */
     BENCH_OVER_F32,   /* the same with floats */
     BENCH_OVER_PLAIN, /* the same with plain, dense tensors */
     BENCH_OVER_BARE,  /* the same without activation, residual and mask */
@@ -39,8 +40,6 @@ enum bench_rival {
     BENCH_RIVALS
 };
 
-extern const char *const bench_rival_names[BENCH_RIVALS]; /* counters in the JSON: "over_f32" */
-
 enum { BENCH_MAX_RIVALS = 2 };
 
 typedef struct bench_entry {
@@ -50,8 +49,10 @@ typedef struct bench_entry {
     unsigned layouts;         /* 1 << BNORM_NHWC | 1 << BNORM_NCHW */
     size_t fewer;             /* channels less than the shape has: none of its blocks is full */
     enum bench_job_list jobs; /* of BENCH_JOBS */
-    enum bench_rival rivals[BENCH_MAX_RIVALS]; /* BARE before BYTES */
-    enum { BENCH_WHEN_FULL, BENCH_WHEN_QUICK, BENCH_WHEN_QUICK_ALL_SETS } when;
+    enum bench_rival rivals[BENCH_MAX_RIVALS]; /* ROOF comes first, BARE before BYTES */
+    int on_screen;                             /* one of those that are measured by default */
+    /* For the project's claims not at all, beyond the caches with the best set alone, always. */
+    enum { BENCH_CLAIMS_NOTHING, BENCH_CLAIMS_BEST, BENCH_CLAIMS_ALL_SETS } claims;
 } bench_entry;
 
 /* The columns of a table: where a tensor of floats of the shape lies; for jobs the threads. */
@@ -65,19 +66,21 @@ enum bench_column {
 };
 
 /* One entry with one layout, shape and kernel set. */
-typedef struct bench_pair {
+typedef struct bench_row {
     const bench_entry *entry;
     bnorm_layout layout;
     enum bench_column column;
     const bench_shape *shape; /* NULL for jobs */
     size_t n, c, hw;
     bench_jobs *jobs;
-    const bnorm_isa *isa;
-    enum { BENCH_PAIR_UNCHECKED, BENCH_PAIR_RIGHT, BENCH_PAIR_WRONG } state;
-    bench_samples samples; /* figures: one per rival */
-} bench_pair;
+    const bnorm_isa *isa;    /* NULL = the plain C loop */
+    size_t rivals;           /* how many of the entry's are timed */
+    struct bench_row *first; /* of those that differ in the kernel set alone, which share a check */
+    enum { BENCH_UNCHECKED, BENCH_RIGHT, BENCH_WRONG } state; /* of the first one */
+    bench_samples samples;                                    /* figures: one per rival */
+} bench_row;
 
-/* What all pairs need to run. */
+/* What all rows need to run. */
 typedef struct bench_lab {
     bench_memory *memory;
     bench_roof *roof;
@@ -90,21 +93,27 @@ typedef struct bench_lab {
  * free(). NULL without memory. */
 bench_entry *bench_entries_create(size_t *count, int *unsupported);
 
-/* The pair's shape is set, the rest is not. */
-bench_pair bench_pair_make(const bench_entry *entry, bnorm_layout layout, const bench_shape *shape,
-                           const bnorm_isa *isa);
+/* What an entry is on a shape, with all its rivals; "first" is not set. */
+bench_row bench_row_make(const bench_entry *entry, bnorm_layout layout, const bench_shape *shape,
+                         const bnorm_isa *isa);
 /* 0 where the form mostly moves what lies between the elements, as blocks of 16 with C = 3 do. */
-int bench_pair_is_sensible(const bench_pair *pair);
-/* Adds what the pair needs to the sizes for bench_memory_add_forms(). */
-void bench_pair_sizes(const bench_pair *pair, size_t elements[BENCH_DTYPES], size_t *ws_size);
+int bench_row_is_sensible(const bench_row *row);
+/* Adds what the row needs to the sizes for bench_memory_add_forms(). */
+void bench_row_sizes(const bench_row *row, size_t elements[BENCH_DTYPES], size_t *ws_size);
 
+/* Bytes that a call must at least read or write; not of jobs. */
+double bench_row_traffic(const bench_row *row);
+
+const char *bench_set_name(const bnorm_isa *isa);
+enum { BENCH_ROW_NAME = 192 };
 /* op/layout/dtype/set/network/shape */
-void bench_pair_name(const bench_pair *pair, char *name, size_t size);
+void bench_row_name(const bench_row *row, char *name, size_t size);
 /* The parts of a line of a table: "inference_relu", "bf16", "nChw8c" or "". */
 void bench_entry_names(const bench_entry *entry, char *op, size_t op_size, char *dtype,
                        size_t dtype_size, char *layout, size_t layout_size);
 
+int bench_row_is_checked(const bench_row *row);
 /* 0 where a result is wrong: nothing is timed. */
-int bench_pair_measure(bench_pair *pair, const bench_lab *lab, shim_state *state);
+int bench_row_measure(bench_row *row, const bench_lab *lab, shim_state *state);
 
 #endif
