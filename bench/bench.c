@@ -54,6 +54,8 @@ typedef struct options {
 
 typedef struct session {
     options options;
+    char *flags[8], **args; /* of Google Benchmark */
+    size_t flag_count;
     bench_memory memory;
     bench_pool *pool;
     bnorm_exec exec;
@@ -162,6 +164,9 @@ static void add_own_shape(const char *text, options *o) {
         fail("%s is no shape: --shape 8,64,56,56 is 8 images of 64 channels of 56x56, 8,1000 is "
              "(N, C) data, and name:8,64,56,56 has a name.",
              text);
+    if (shape->n * shape->hw < 2)
+        fail("%s has one value per channel, from which there are no statistics: make N larger.",
+             text);
     if (bytes_of(shape) > memory_limit)
         fail("the tensors of %s take more than 2 GiB: make N smaller.", text);
 }
@@ -209,9 +214,10 @@ static void parse_options(int *argc, char **argv, options *o) {
     parse_threads(threads && *threads ? threads : "1", &o->threads);
 }
 
+/* For Google Benchmark, which takes flags out of its array. */
 static char *flag(const char *name, const char *value) {
     const size_t size = strlen(name) + strlen(value) + 1;
-    char *text = required(malloc(size));
+    char *text = bench.flags[bench.flag_count++] = required(malloc(size));
     snprintf(text, size, "%s%s", name, value);
     return text;
 }
@@ -233,10 +239,9 @@ static void initialize_benchmark(int argc, char **argv) {
                     [CLAIMS] = {"0.001", "9"},
                     [FULL] = {"0.002", "7"},
                     [SMOKE] = {"0.0002", "3"}};
-    static char **args; /* static, so that checkers of leaks see it */
     const options *o = &bench.options;
     int count = 0;
-    args = required(calloc((size_t)argc + 8, sizeof *args));
+    char **args = bench.args = required(calloc((size_t)argc + 8, sizeof *args));
     args[count++] = argv[0];
     args[count++] = flag("--benchmark_min_time=", defaults[o->selection].min_time);
     args[count++] = flag("--benchmark_repetitions=", defaults[o->selection].repetitions);
@@ -527,6 +532,9 @@ static void clean_up(void) {
             for (int layout = 0; layout < 2; layout++)
                 bench_jobs_destroy(bench.jobs[list][op][layout]);
     bench_memory_destroy(&bench.memory);
+    for (size_t i = 0; i < bench.flag_count; i++)
+        free(bench.flags[i]);
+    free(bench.args);
     free(bench.entries);
     free(bench.rows);
     if (bench.shapes != bench.options.own)
