@@ -380,7 +380,7 @@ tsan = -O1 -g -fsanitize=thread
 
 ##@ Measure
 
-bench: $(BUILD)/bnorm-bench ## speed against plain C and the memory's roof, in a minute and a half (BENCH='--shape 8,64,56,56': of this shape)
+bench: $(BUILD)/bnorm-bench ## speed against plain C and the memory's roof, in about a minute (BENCH='--shape 8,64,56,56': of this shape)
 	$(strip $< $(BENCH))
 	@$(if $(BENCH),,! command -v gnuplot >/dev/null || bench/plot.py $(BUILD)/bench.json)
 

@@ -501,12 +501,11 @@ static void print_result(const char *cpu) {
            o->own_count ? "" : "; geometric means over shapes");
     if (o->selection != CLAIMS) {
         report_screen(bench.rows, bench.row_count, o->own, o->own_count);
-        printf(
-            "\n"
-            "GB/s  of the bytes that have to be read and written, each tensor once\n"
-            "roof  percent of what the fastest copy of the same bytes reached in this run; NHWC\n"
-            "      training and backward read twice: beyond the caches they end at 67 and 60 %%\n"
-            "vs C  times as fast as a plain C loop on floats (-O3 -march=native, 1 thread)\n");
+        printf("\n"
+               "GB/s  of the bytes that have to be read and written, each tensor once\n"
+               "roof  percent of the rate of the fastest copy of these bytes in this run; beyond\n"
+               "      the caches NHWC training and backward read twice and end at 67 and 60 %%\n"
+               "vs C  times as fast as a plain C loop on floats (-O3 -march=native, 1 thread)\n");
     }
     if (o->selection != QUICK) {
         report_groups(bench.rows, bench.row_count);

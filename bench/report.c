@@ -185,7 +185,7 @@ static const struct {
     const char *title;
     int own, one, more;
 } figures[FIGURES] = {
-    [MICROSECONDS] = {"us", 9, 0, 0},
+    [MICROSECONDS] = {"us", 8, 0, 0},
     [RATE] = {"GB/s", 6, 8, 5},
     [ROOF] = {"roof", 6, 8, 5},
     [SPEEDUP] = {"vs C", 6, 8, 5},
