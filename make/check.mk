@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: MIT
+#
+# What has to hold of the sources, and of what the documents say about the library.
+
+##@ Sources
+
+scripts := .ci/run $(wildcard scripts/* tests/*.sh tools/*.sh examples/*/*.sh mpi/*.sh)
+formatted := $(shell find include src dispatch tests bench examples tools mpi -name '*.[ch]' -o -name '*.cc')
+
+format: ## formats every C and C++ file
+	clang-format -i $(formatted)
+
+lint: warnings ## formatting, scripts, static analysis, the README's code
+	clang-format --dry-run -Werror $(formatted)
+	shellcheck $(scripts)
+	scripts/check-readme
+	printf '%s\n' $(lib_sources) | xargs -P $(JOBS) -I{} clang-tidy --quiet {} -- \
+		-std=c11 -DBNORM_SLEEF=1 -Iinclude $(warnings)
+
+warnings: warnings-unoptimized ## builds everything with gcc and with clang; a warning is an error
+	$(MAKE) BUILD=$(BUILD)/gcc CC=gcc CXX=g++ CFLAGS='-O2 -Werror' CXXFLAGS='-O2 -Werror' everything
+	$(MAKE) BUILD=$(BUILD)/clang CC=clang CXX=clang++ CFLAGS='-O2 -Werror' CXXFLAGS='-O2 -Werror' everything
+
+# The library alone, with what is installed. Without optimization gcc's intrinsics are macros, and other
+# systems have other macros in their headers.
+warnings-unoptimized: $(BUILD)/unoptimized
+
+$(BUILD)/unoptimized: $(lib_sources) $(wildcard include/*.h dispatch/*.h src/*.h src/*/*.h)
+	@mkdir -p $(@D)
+	@for cc in 'gcc -std=c11' 'gcc -std=gnu2x -fsyntax-only' x86_64-w64-mingw32-gcc aarch64-linux-gnu-gcc; do \
+		command -v $${cc%% *} >/dev/null || continue; \
+		echo " WARN  $$cc -O0"; \
+		printf '%s\n' $(lib_sources) | xargs -n 1 -P 2 \
+			$$cc -O0 $(warnings) -Werror -Iinclude -o /dev/null -c || exit; \
+	done
+	@touch $@
+
+everything: all examples $(BUILD)/bnorm-tests $(BUILD)/bnorm-bench $(BUILD)/bnorm-verify \
+	$(BUILD)/bnorm-balance $(BUILD)/bnorm-support $(BUILD)/digits
+
+# Side by side, like test-cross.
+sanitize: ## the tests under ASan and UBSan, those with threads and of jobs under TSan
+	BNORM_TEST_QUICK=1 $(MAKE) --output-sync=recurse sanitized
+
+sanitized: sanitize-memory sanitize-threads
+
+# All but element types, variants and pieces, of which some are enough here: they differ in the layout
+# or the kernel set alone. What frameworks have computed the same bits give again.
+sanitize-memory:
+	$(MAKE) BUILD=$(BUILD)/asan LDFLAGS= CFLAGS='$(asan)' run-tests \
+		TESTS='$(or $(TESTS),!frameworks/* !types/* !variants/* !pieces/* types/nhwc/*/avx2/* variants/nhwc/avx2/* pieces/*/avx2/*)'
+
+sanitize-threads:
+	$(MAKE) BUILD=$(BUILD)/tsan LDFLAGS= CFLAGS='$(tsan)' run-tests TESTS='$(or $(TESTS),*threads* jobs/*)'
+
+asan = -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
+tsan = -O1 -g -fsanitize=thread
+
+support: $(BUILD)/bnorm-support ## which op, layout, type and activation each kernel set has, as in the README
+	@$<
+
+support-update: $(BUILD)/support.md
+	sed -i -e '/^<!-- support/,/^<!-- end of support/{//!d}' -e '/^<!-- support/r $<' README.md
+
+support-check: $(BUILD)/support.md ## is the README's table of that true?
+	@sed -n '/^<!-- support/,/^<!-- end of support/{//!p}' README.md | diff - $< || \
+		{ echo 'The tables of README.md are not those of this build: run make support-update.'; exit 1; }
+
+$(BUILD)/support.md: $(BUILD)/bnorm-support FORCE
+	$< >$@
+
+$(BUILD)/bnorm-support: $(BUILD)/tools/support.c.o $(static_lib)
+	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(libs)
+
+.PHONY: format lint warnings warnings-unoptimized everything sanitize sanitized sanitize-memory sanitize-threads \
+	support support-update support-check

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: MIT
+#
+# The same bits elsewhere: other CPUs, under emulators, and other compilers.
+
+##@ Elsewhere
+
+# Side by side, as emulation is slow; what a target prints comes out when it is done.
+test-cross: ## the tests for Arm and older x86 CPUs under qemu, and two CPUs without SIMD kernels
+	BNORM_TEST_QUICK=1 $(MAKE) --output-sync=recurse emulated
+
+emulated: emulate-aarch64 emulate-Haswell emulate-Nehalem verify-riscv64 verify-s390x
+
+# The scalar set's cases run on the machine itself.
+emulate-aarch64:
+	BNORM_REQUIRE=neon $(MAKE) run-tests RUN=qemu-aarch64 \
+		TESTS='$(or $(TESTS),*neon* !frameworks/* !types/nchw/* !types/blocked/* !variants/nchw/* !variants/blocked/*)' \
+		BUILD=$(BUILD)/aarch64 CC=aarch64-linux-gnu-gcc LDFLAGS= SLEEF=$(SLEEF)
+
+# Has AVX2 but not AVX-512. Emulated AVX2 is slow: the hashes, and the cases of inference.
+emulate-Haswell: $(BUILD)/bnorm-tests $(BUILD)/bnorm-verify
+	qemu-x86_64 -cpu Haswell $(BUILD)/bnorm-verify --quick
+	BNORM_REQUIRE=avx2 BNORM_TEST_READABLE_GUARDS=1 qemu-x86_64 -cpu Haswell $< -j $(JOBS) \
+		$(or $(TESTS),'apply/*avx2*')
+
+# Has no AVX: an illegal instruction ends the run.
+emulate-Nehalem: $(BUILD)/bnorm-tests $(BUILD)/bnorm-verify
+	qemu-x86_64 -cpu Nehalem $(BUILD)/bnorm-verify --quick
+	BNORM_REQUIRE=scalar qemu-x86_64 -cpu Nehalem $< -j $(JOBS) \
+		$(or $(TESTS),'apply/*scalar*' 'train/*scalar*' 'backward/*scalar*' 'smooth/*' 'errors/*')
+
+# Has AVX-512, which takes a whole PC; see there why F16 needs a header of its own.
+emulate-SkylakeX:
+	$(MAKE) BUILD=$(BUILD)/SkylakeX CFLAGS='-O2 -g -D_GNU_SOURCE -include tools/bochs_f16.h' SLEEF=0 \
+		$(addprefix $(BUILD)/SkylakeX/bnorm-,verify tests)
+	tools/emulate_avx512.sh $(BUILD)/SkylakeX/bnorm-verify --quick
+	BNORM_REQUIRE=avx512 BNORM_TEST_QUICK=1 tools/emulate_avx512.sh $(BUILD)/SkylakeX/bnorm-tests \
+		$(or $(TESTS),'kernel/*avx512*')
+
+# The hashes of everything that the library computes, under qemu. Debian has no SLEEF for these.
+verify-%:
+	$(MAKE) BUILD=$(BUILD)/$* CC=$*-linux-gnu-gcc LDFLAGS=-static SLEEF=0 $(BUILD)/$*/bnorm-verify
+	qemu-$* $(BUILD)/$*/bnorm-verify --quick
+
+verify-compilers: ## the same with every compiler, option and emulated CPU that is installed
+	tools/verify_compilers.sh
+
+# After a change that is meant to change bits.
+verify-update: $(BUILD)/bnorm-verify
+	$< --write >$(BUILD)/verify_hashes.inc
+	cp $(BUILD)/verify_hashes.inc tools/verify_hashes.inc
+
+.PHONY: test-cross emulated emulate-aarch64 emulate-Haswell emulate-Nehalem emulate-SkylakeX verify-compilers verify-update

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: MIT
+#
+# What is installed, and what for.
+
+##@ Packages
+
+deps_lint_packages = clang clang-format clang-tidy shellcheck
+deps_peers_packages = libdnnl-dev libtorch-dev libpthreadpool-dev python3-torch
+# For the frameworks of PyPI, and PyTorch.
+deps_conformance_packages = python3-venv python3-torch python3-numpy ca-certificates
+deps_mca_packages = llvm-19 gcc-aarch64-linux-gnu libc6-dev-arm64-cross python3
+deps_mpi_packages = libopenmpi-dev openmpi-bin libmpich-dev mpich libcmocka-dev
+deps_cross_packages = qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross libcmocka-dev:arm64 \
+	libsleef-dev:arm64 gcc-riscv64-linux-gnu libc6-dev-riscv64-cross gcc-s390x-linux-gnu libc6-dev-s390x-cross
+deps_avx512_packages = bochs bochs-term binutils xorriso
+
+deps-lint: ## installs what lint and format need
+	@scripts/apt-install 'to check and format the sources' $(deps_lint_packages)
+
+deps-peers: ## installs what bench-peers and accuracy compare with, oneDNN and PyTorch (about 1 GB)
+	@scripts/apt-install 'to compare with' $(deps_peers_packages)
+
+deps-conformance: ## installs what conformance needs: PyTorch, and Python's venv for the other frameworks
+	@scripts/apt-install 'to compare with frameworks' $(deps_conformance_packages)
+
+deps-mca: ## installs what mca needs
+	@scripts/apt-install 'to look at Arm loops' $(deps_mca_packages)
+
+deps-mpi: ## installs what mpi, test-mpi and bench-mpi need: Open MPI and MPICH
+	@scripts/apt-install 'to train over MPI' $(deps_mpi_packages)
+
+deps-cross: ## installs what test-cross needs; adds Debian's arm64 architecture
+	@scripts/apt-install 'to cross-compile and emulate' --arch arm64 $(deps_cross_packages)
+
+deps-avx512: ## installs what emulate-SkylakeX needs, Bochs; fetches a kernel for it, which it doesn't install
+	@scripts/apt-install 'to emulate AVX-512' $(deps_avx512_packages)
+	@tools/emulate_avx512.sh --prepare
+
+.PHONY: deps-lint deps-peers deps-conformance deps-mca deps-mpi deps-cross deps-avx512
