@@ -4,16 +4,18 @@
 
 ##@ Sources
 
-scripts := .ci/run $(wildcard scripts/* tests/*.sh tools/*.sh examples/*/*.sh mpi/*.sh)
+scripts := .ci/run $(filter-out scripts/check-calls,$(wildcard scripts/*)) \
+	$(wildcard tests/*.sh tools/*.sh examples/*/*.sh mpi/*.sh)
 formatted := $(shell find include src dispatch tests bench examples tools mpi -name '*.[ch]' -o -name '*.cc')
 
 format: ## formats every C and C++ file
 	clang-format -i $(formatted)
 
-lint: warnings ## formatting, scripts, static analysis, the README's code
+lint: warnings ## formatting, scripts, static analysis, the README's code, CONTRIBUTING's tree
 	clang-format --dry-run -Werror $(formatted)
 	shellcheck $(scripts)
 	scripts/check-readme
+	scripts/check-calls --tree
 	printf '%s\n' $(lib_sources) | xargs -P $(JOBS) -I{} clang-tidy --quiet {} -- \
 		-std=c11 -DBNORM_SLEEF=1 -Iinclude $(warnings)
 
