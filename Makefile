@@ -194,7 +194,7 @@ $(BUILD)/bnorm-verify: $(BUILD)/tools/verify.c.o $(static_lib)
 
 ##@ Measure
 
-bench: $(BUILD)/bnorm-bench ## speed against plain C and the memory's roof, in a minute (BENCH='--shape 8,64,56,56')
+bench: $(BUILD)/bnorm-bench ## speed against plain C and the roof, in a minute; BENCH=--help
 	$(strip $< $(BENCH))
 	@$(if $(BENCH),,! command -v gnuplot >/dev/null || bench/plot.py $(BUILD)/bench.json)
 
