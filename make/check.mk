@@ -11,7 +11,7 @@ formatted := $(shell find include src dispatch tests bench examples tools mpi -n
 format: ## formats every C and C++ file
 	clang-format -i $(formatted)
 
-lint: warnings ## formatting, scripts, static analysis, the README's code, CONTRIBUTING's tree
+lint: warnings ## formatting, scripts, static analysis, the documents' code, CONTRIBUTING's tree
 	clang-format --dry-run -Werror $(formatted)
 	shellcheck $(scripts)
 	scripts/check-readme
@@ -58,15 +58,15 @@ sanitize-threads:
 asan = -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 tsan = -O1 -g -fsanitize=thread
 
-support: $(BUILD)/bnorm-support ## which op, layout, type and activation each kernel set has, as in the README
+support: $(BUILD)/bnorm-support ## which op, layout, type and activation each kernel set has, as in docs/support.md
 	@$<
 
 support-update: $(BUILD)/support.md
-	sed -i -e '/^<!-- support/,/^<!-- end of support/{//!d}' -e '/^<!-- support/r $<' README.md
+	sed -i -e '/^<!-- support/,/^<!-- end of support/{//!d}' -e '/^<!-- support/r $<' docs/support.md
 
-support-check: $(BUILD)/support.md ## is the README's table of that true?
-	@sed -n '/^<!-- support/,/^<!-- end of support/{//!p}' README.md | diff - $< || \
-		{ echo 'The tables of README.md are not those of this build: run make support-update.'; exit 1; }
+support-check: $(BUILD)/support.md ## are the tables of docs/support.md true?
+	@sed -n '/^<!-- support/,/^<!-- end of support/{//!p}' docs/support.md | diff - $< || \
+		{ echo 'The tables of docs/support.md are not those of this build: run make support-update.'; exit 1; }
 
 $(BUILD)/support.md: $(BUILD)/bnorm-support FORCE
 	$< >$@

@@ -2,8 +2,8 @@
  *
  * What bnorm supports, asked of the built library itself: every operation, layout, type, activation
  * and way to recover an activation's argument is called on tiny tensors, on every kernel set of
- * this CPU. Prints the README's tables in Markdown (make support-update puts them there). The
- * kernels that a call uses are named by a kernel set, made from the one list, that only records. */
+ * this CPU. Prints the tables of docs/support.md (make support-update puts them there). The kernels
+ * that a call uses are named by a kernel set, made from the one list, that only records. */
 #include <stdio.h>
 #include <string.h>
 #include "bnorm.h"
