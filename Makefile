@@ -56,7 +56,8 @@ if_links = $(if $(shell echo '$(1)' | $(CC) $(CFLAGS) $(LDFLAGS) -xc - -o /dev/n
 
 api_sources := $(wildcard src/*.c dispatch/*.c)
 kernel_sources := $(wildcard src/*/*.c)
-lib_sources := $(api_sources) $(kernel_sources)
+# What takes longest to compile comes first, so that no core waits for it in the end.
+lib_sources := $(kernel_sources) $(api_sources)
 test_sources := $(wildcard tests/*.c)
 bench_sources := $(wildcard bench/*.c)
 

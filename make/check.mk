@@ -29,12 +29,12 @@ warnings-unoptimized: $(BUILD)/unoptimized
 
 $(BUILD)/unoptimized: $(lib_sources) $(wildcard include/*.h dispatch/*.h src/*.h src/*/*.h)
 	@mkdir -p $(@D)
-	@for cc in 'gcc -std=c11' 'gcc -std=gnu2x -fsyntax-only' x86_64-w64-mingw32-gcc aarch64-linux-gnu-gcc; do \
-		command -v $${cc%% *} >/dev/null || continue; \
-		echo " WARN  $$cc -O0"; \
-		printf '%s\n' $(lib_sources) | xargs -n 1 -P 2 \
-			$$cc -O0 $(warnings) -Werror -Iinclude -o /dev/null -c || exit; \
-	done
+	@for source in $(lib_sources); do \
+		for cc in 'gcc -std=c11' 'gcc -std=gnu2x -fsyntax-only' x86_64-w64-mingw32-gcc aarch64-linux-gnu-gcc; do \
+			command -v $${cc%% *} >/dev/null || continue; \
+			echo "$$cc -O0 $(warnings) -Werror -Iinclude -o /dev/null -c $$source"; \
+		done; \
+	done | xargs -P $(JOBS) -I{} sh -c '{}'
 	@touch $@
 
 everything: all examples $(BUILD)/bnorm-tests $(BUILD)/bnorm-bench $(BUILD)/bnorm-verify \
