@@ -8,6 +8,7 @@ deps_lint_packages = clang clang-format clang-tidy shellcheck
 deps_peers_packages = libdnnl-dev libtorch-dev libpthreadpool-dev python3-torch
 # For the frameworks of PyPI, and PyTorch.
 deps_conformance_packages = python3-venv python3-torch python3-numpy ca-certificates
+deps_ci_packages = ccache
 deps_mca_packages = llvm-19 gcc-aarch64-linux-gnu libc6-dev-arm64-cross python3
 deps_mpi_packages = libopenmpi-dev openmpi-bin libmpich-dev mpich libcmocka-dev
 deps_cross_packages = qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross libcmocka-dev:arm64 \
@@ -16,6 +17,9 @@ deps_avx512_packages = bochs bochs-term binutils xorriso
 
 deps-lint: ## installs what lint and format need
 	@scripts/apt-install 'to check and format the sources' $(deps_lint_packages)
+
+deps-ci: ## installs what .ci/run needs, besides what deps, deps-lint, deps-cross and deps-mpi do
+	@scripts/apt-install 'to compile nothing twice' $(deps_ci_packages)
 
 deps-peers: ## installs what bench-peers and accuracy compare with, oneDNN and PyTorch (about 1 GB)
 	@scripts/apt-install 'to compare with' $(deps_peers_packages)
@@ -36,4 +40,4 @@ deps-avx512: ## installs what emulate-SkylakeX needs, Bochs; fetches a kernel fo
 	@scripts/apt-install 'to emulate AVX-512' $(deps_avx512_packages)
 	@tools/emulate_avx512.sh --prepare
 
-.PHONY: deps-lint deps-peers deps-conformance deps-mca deps-mpi deps-cross deps-avx512
+.PHONY: deps-ci deps-lint deps-peers deps-conformance deps-mca deps-mpi deps-cross deps-avx512
