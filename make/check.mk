@@ -55,8 +55,9 @@ sanitize-memory:
 sanitize-threads:
 	$(MAKE) BUILD=$(BUILD)/tsan LDFLAGS= CFLAGS='$(tsan)' run-tests TESTS='$(or $(TESTS),*threads* jobs/*)'
 
-asan = -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
-tsan = -O1 -g -fsanitize=thread
+# Lines, but no variables: gcc takes long to follow these through the kernels' inlined functions.
+asan = -O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
+tsan = -O1 -g1 -fsanitize=thread
 
 support: $(BUILD)/bnorm-support ## which op, layout, type and activation each kernel set has, as in docs/support.md
 	@$<
