@@ -58,13 +58,14 @@ static bnorm_status check_options(const bnorm_shape *shape, const bnorm_exec *ex
 }
 
 /* Where the checks pass, *map says what there is to do; x absent = nothing. */
-static bnorm_status plan(const bnorm_job *job, const bnorm_exec *exec, bnorm_map *map) {
+static bnorm_status plan(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
+                         const bnorm_affine *affine, const bnorm_exec *exec, bnorm_map *map) {
     static const bnorm_affine copy = {0};
-    const bnorm_shape *shape = job->shape;
-    const bnorm_affine *affine = job->affine ? job->affine : &copy;
     bnorm_map_args *const args = &map->args;
     struct options options;
     bnorm_uses uses;
+    if (!affine)
+        affine = &copy;
     bnorm_status status = check_options(shape, exec, affine, &options);
     args->x.data = NULL;
     if (bnorm_failed(status) || bnorm_is_empty(shape))
@@ -72,10 +73,10 @@ static bnorm_status plan(const bnorm_job *job, const bnorm_exec *exec, bnorm_map
     const size_t c = shape->c;
     bnorm_view view = bnorm_view_of(shape);
     bnorm_begin_uses(&uses, shape, &view);
-    bnorm_requires(&uses, job->x.data);
-    bnorm_requires(&uses, job->out.data);
-    bnorm_reads_tensor(&uses, job->x, &args->x);
-    bnorm_writes_tensor(&uses, job->out, options.y_type, &args->out);
+    bnorm_requires(&uses, x.data);
+    bnorm_requires(&uses, y.data);
+    bnorm_reads_tensor(&uses, x, &args->x);
+    bnorm_writes_tensor(&uses, y, options.y_type, &args->out);
     bnorm_reads_tensor(&uses, affine->residual, &args->argument);
     bnorm_writes_mask(&uses, options.mask);
     bnorm_reads_floats(&uses, affine->center, c);
@@ -123,12 +124,13 @@ static void map_with_defaults(const void *self, const bnorm_part *whole, int nea
 
 bnorm_status bnorm_check_apply(const bnorm_job *job, const bnorm_exec *exec) {
     bnorm_map map;
-    return plan(job, exec, &map);
+    return plan(job->shape, job->x, job->out, job->affine, exec, &map);
 }
 
-bnorm_status bnorm_call_apply(const bnorm_job *job, const bnorm_exec *exec) {
+bnorm_status bnorm_apply(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
+                         const bnorm_affine *affine, const bnorm_exec *exec) {
     bnorm_map map;
-    const bnorm_status status = plan(job, exec, &map);
+    const bnorm_status status = plan(shape, x, y, affine, exec, &map);
     if (status || !map.args.x.data)
         return status;
     const int complete = map.args.scale && map.args.shift;
@@ -140,14 +142,7 @@ bnorm_status bnorm_call_apply(const bnorm_job *job, const bnorm_exec *exec) {
         .map = complete ? map_part : map_with_defaults,
         .map_whole = complete ? map_whole : NULL,
     };
-    bnorm_end_mask(job->shape, &map.args.mask);
+    bnorm_end_mask(shape, &map.args.mask);
     bnorm_run_pass(&pass, exec);
     return BNORM_OK;
-}
-
-bnorm_status bnorm_apply(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
-                         const bnorm_affine *affine, const bnorm_exec *exec) {
-    const bnorm_job job = {
-        .op = BNORM_OP_APPLY, .shape = shape, .x = x, .out = y, .affine = affine};
-    return bnorm_call_apply(&job, exec);
 }

@@ -369,30 +369,20 @@ static void clear(float *array, size_t c) {
         array[i] = 0;
 }
 
-bnorm_status bnorm_call_backward(const bnorm_job *job, const bnorm_exec *exec) {
+bnorm_status bnorm_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in dy, bnorm_out dx,
+                            const bnorm_grad *grad, void *ws, size_t ws_size,
+                            const bnorm_exec *exec) {
+    const bnorm_job job = {
+        .shape = shape, .x = x, .dy = dy, .out = dx, .grad = grad, .ws = ws, .ws_size = ws_size};
     bnorm_backward_plan b;
-    const bnorm_status status = bnorm_plan_backward(job, &whole, exec, &b);
+    const bnorm_status status = bnorm_plan_backward(&job, &whole, exec, &b);
     if (status)
         return status;
     if (b.map.args.x.data) {
         bnorm_run_backward(&b, exec);
     } else {
-        clear(job->grad->dgamma, job->shape->c);
-        clear(job->grad->dbeta, job->shape->c);
+        clear(grad->dgamma, shape->c);
+        clear(grad->dbeta, shape->c);
     }
     return BNORM_OK;
-}
-
-bnorm_status bnorm_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in dy, bnorm_out dx,
-                            const bnorm_grad *grad, void *ws, size_t ws_size,
-                            const bnorm_exec *exec) {
-    const bnorm_job job = {.op = BNORM_OP_BACKWARD,
-                           .shape = shape,
-                           .x = x,
-                           .dy = dy,
-                           .out = dx,
-                           .grad = grad,
-                           .ws = ws,
-                           .ws_size = ws_size};
-    return bnorm_call_backward(&job, exec);
 }

@@ -49,9 +49,6 @@ __attribute__((used)) static void bnorm_refuse_no_honor_nans(float x) {
 /* What is shared between sources, as the functions of bnorm.h. */
 #if defined(BNORM_PREFIX)
 #define bnorm_bits_of               BNORM_NAME(bnorm_bits_of)
-#define bnorm_call_apply            BNORM_NAME(bnorm_call_apply)
-#define bnorm_call_backward         BNORM_NAME(bnorm_call_backward)
-#define bnorm_call_forward          BNORM_NAME(bnorm_call_forward)
 #define bnorm_check_act             BNORM_NAME(bnorm_check_act)
 #define bnorm_check_apply           BNORM_NAME(bnorm_check_apply)
 #define bnorm_check_backward        BNORM_NAME(bnorm_check_backward)

@@ -31,9 +31,4 @@ bnorm_status bnorm_check_apply(const bnorm_job *job, const bnorm_exec *exec);
 bnorm_status bnorm_check_forward(const bnorm_job *job, const bnorm_exec *exec);
 bnorm_status bnorm_check_backward(const bnorm_job *job, const bnorm_exec *exec);
 
-bnorm_status bnorm_call_apply(const bnorm_job *job, const bnorm_exec *exec);
-/* bnorm_moments or bnorm_forward_train. */
-bnorm_status bnorm_call_forward(const bnorm_job *job, const bnorm_exec *exec);
-bnorm_status bnorm_call_backward(const bnorm_job *job, const bnorm_exec *exec);
-
 #endif

@@ -225,50 +225,22 @@ void bnorm_run_forward(bnorm_forward *f, const bnorm_exec *exec) {
 static const bnorm_batch whole = {.stage = BNORM_STAGE_ALL, .ghosts = 1};
 static const bnorm_batch statistics = {.stage = BNORM_STAGE_FINISH, .ghosts = 1};
 
-static const bnorm_batch *batch_of(const bnorm_job *job) {
-    return job->op == BNORM_OP_MOMENTS ? &statistics : &whole;
-}
-
-/* mean and var of a job as running statistics that take the batch's values. */
-static bnorm_job with_train(const bnorm_job *job, const bnorm_weights *weights,
-                            bnorm_train *train) {
-    bnorm_job with = *job;
-    if (job->op == BNORM_OP_MOMENTS) {
-        *train = (bnorm_train){.running = {.mean = job->mean, .var = job->var, .rate = 1}};
-        if (weights)
-            train->weights = *weights;
-        with.train = train;
-    }
-    return with;
+/* mean and var of bnorm_moments are running statistics that take the batch's values. */
+static bnorm_train as_running(float *mean, float *var, const bnorm_weights *weights) {
+    bnorm_train train = {.running = {.mean = mean, .var = var, .rate = 1}};
+    if (weights)
+        train.weights = *weights;
+    return train;
 }
 
 bnorm_status bnorm_check_forward(const bnorm_job *job, const bnorm_exec *exec) {
-    bnorm_train train;
     bnorm_forward f;
-    const bnorm_job with = with_train(job, NULL, &train);
-    return bnorm_plan_forward(&with, batch_of(job), exec, &f);
-}
-
-static bnorm_status call(const bnorm_job *job, const bnorm_weights *weights,
-                         const bnorm_exec *exec) {
-    bnorm_train train;
-    bnorm_forward f;
-    const bnorm_job with = with_train(job, weights, &train);
-    const bnorm_status status = bnorm_plan_forward(&with, batch_of(job), exec, &f);
-    if (status)
-        return status;
-    if (f.map.args.x.data) {
-        if (f.stage == BNORM_STAGE_ALL)
-            bnorm_end_mask(job->shape, &f.map.args.mask);
-        bnorm_run_forward(&f, exec);
-    } else if (job->op != BNORM_OP_MOMENTS) {
-        bnorm_keep_running(&with.train->running, job->shape->c);
-    }
-    return BNORM_OK;
-}
-
-bnorm_status bnorm_call_forward(const bnorm_job *job, const bnorm_exec *exec) {
-    return call(job, NULL, exec);
+    if (job->op == BNORM_OP_FORWARD_TRAIN)
+        return bnorm_plan_forward(job, &whole, exec, &f);
+    const bnorm_train train = as_running(job->mean, job->var, NULL);
+    bnorm_job moments = *job;
+    moments.train = &train;
+    return bnorm_plan_forward(&moments, &statistics, exec, &f);
 }
 
 bnorm_status bnorm_moments(const bnorm_shape *shape, bnorm_in x, float *mean, float *var, void *ws,
@@ -279,25 +251,29 @@ bnorm_status bnorm_moments(const bnorm_shape *shape, bnorm_in x, float *mean, fl
 bnorm_status bnorm_weighted_moments(const bnorm_shape *shape, bnorm_in x,
                                     const bnorm_weights *weights, float *mean, float *var, void *ws,
                                     size_t ws_size, const bnorm_exec *exec) {
-    const bnorm_job job = {.op = BNORM_OP_MOMENTS,
-                           .shape = shape,
-                           .x = x,
-                           .mean = mean,
-                           .var = var,
-                           .ws = ws,
-                           .ws_size = ws_size};
-    return call(&job, weights, exec);
+    const bnorm_train train = as_running(mean, var, weights);
+    const bnorm_job job = {.shape = shape, .x = x, .train = &train, .ws = ws, .ws_size = ws_size};
+    bnorm_forward f;
+    const bnorm_status status = bnorm_plan_forward(&job, &statistics, exec, &f);
+    if (!status && f.map.args.x.data)
+        bnorm_run_forward(&f, exec);
+    return status;
 }
 
 bnorm_status bnorm_forward_train(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
                                  const bnorm_train *train, void *ws, size_t ws_size,
                                  const bnorm_exec *exec) {
-    const bnorm_job job = {.op = BNORM_OP_FORWARD_TRAIN,
-                           .shape = shape,
-                           .x = x,
-                           .out = y,
-                           .train = train,
-                           .ws = ws,
-                           .ws_size = ws_size};
-    return call(&job, NULL, exec);
+    const bnorm_job job = {
+        .shape = shape, .x = x, .out = y, .train = train, .ws = ws, .ws_size = ws_size};
+    bnorm_forward f;
+    const bnorm_status status = bnorm_plan_forward(&job, &whole, exec, &f);
+    if (status)
+        return status;
+    if (f.map.args.x.data) {
+        bnorm_end_mask(shape, &f.map.args.mask);
+        bnorm_run_forward(&f, exec);
+    } else {
+        bnorm_keep_running(&train->running, shape->c);
+    }
+    return BNORM_OK;
 }

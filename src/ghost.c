@@ -206,7 +206,7 @@ bnorm_status bnorm_backward_ghost(const bnorm_shape *shape, bnorm_in x, bnorm_in
         grad->renorm_r)
         return BNORM_UNSUPPORTED;
     if (bnorm_is_empty(shape)) /* clears dgamma and dbeta */
-        return bnorm_call_backward(&job, exec);
+        return bnorm_backward(shape, x, dy, dx, grad, ws, ws_size, exec);
     for (size_t k = 0; k < ghost->groups; k++) {
         bnorm_backward_plan group = backward_group(&all, shape, ghost, k, exec);
         struct gradient_sums sums = {&group, k};

@@ -22,12 +22,21 @@ static bnorm_status check_job(const bnorm_job *job, const bnorm_exec *exec) {
 }
 
 static void run_job(const bnorm_job *job, const bnorm_exec *exec) {
-    if (job->op == BNORM_OP_APPLY)
-        bnorm_call_apply(job, exec);
-    else if (job->op == BNORM_OP_BACKWARD)
-        bnorm_call_backward(job, exec);
-    else
-        bnorm_call_forward(job, exec);
+    switch (job->op) {
+    case BNORM_OP_APPLY:
+        bnorm_apply(job->shape, job->x, job->out, job->affine, exec);
+        break;
+    case BNORM_OP_MOMENTS:
+        bnorm_moments(job->shape, job->x, job->mean, job->var, job->ws, job->ws_size, exec);
+        break;
+    case BNORM_OP_FORWARD_TRAIN:
+        bnorm_forward_train(job->shape, job->x, job->out, job->train, job->ws, job->ws_size, exec);
+        break;
+    case BNORM_OP_BACKWARD:
+        bnorm_backward(job->shape, job->x, job->dy, job->out, job->grad, job->ws, job->ws_size,
+                       exec);
+        break;
+    }
 }
 
 /* What a job weighs when jobs are shared out: its elements, and something for the call. */

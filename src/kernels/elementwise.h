@@ -460,9 +460,9 @@ BNORM_FORMS(backward_narrow_rows, BACKWARD, 0, 1, BNORM_NO_FORMS)
 BNORM_FORMS(backward_narrow_span, BACKWARD, 1, 1, BNORM_NO_FORMS)
 
 /* Element 0 of a group. */
-BNORM_INLINE void *group_at(const bnorm_tensor *t, size_t image, size_t group) {
+BNORM_INLINE void *group_at(const bnorm_tensor *t, size_t size, size_t image, size_t group) {
     const size_t i = image * t->image_stride + group * t->group_stride;
-    return t->data ? (char *)t->data + i * size_of(t->type) : NULL;
+    return t->data ? (char *)t->data + i * size : NULL;
 }
 
 /* The rows of a group, or with `planes` all planes of an image, of which `group` is the first.
@@ -475,13 +475,14 @@ BNORM_INLINE void fill_streams(struct streams *s, const bnorm_map_args *a, enum 
     s->count = planes ? a->groups : a->rows;
     s->total = s->len = a->lanes;
     s->first = 0;
-    s->x = group_at(&a->x, image, group);
-    s->dy = backward ? group_at(&a->dy, image, group) : NULL;
-    s->extra = reads_extra(a->pre) ? group_at(&a->argument, image, group) : NULL;
-    s->out = group_at(&a->out, image, group);
-    s->dresidual = backward ? group_at(&a->dresidual, image, group) : NULL;
     s->type = a->x.type;
     s->out_type = backward ? a->x.type : a->out.type;
+    const size_t size = size_of(s->type), out_size = backward ? size : size_of(s->out_type);
+    s->x = group_at(&a->x, size, image, group);
+    s->dy = backward ? group_at(&a->dy, size, image, group) : NULL;
+    s->extra = reads_extra(a->pre) ? group_at(&a->argument, size, image, group) : NULL;
+    s->out = group_at(&a->out, out_size, image, group);
+    s->dresidual = backward ? group_at(&a->dresidual, size, image, group) : NULL;
     s->x_stride = BNORM_STRIDE(x);
     s->dy_stride = BNORM_STRIDE(dy);
     s->extra_stride = BNORM_STRIDE(argument);

@@ -169,24 +169,18 @@ ALWAYS_INLINE void store(void *data, bnorm_dtype type, const bnorm_quant *quant,
         store_converted(data, type, quant, i, v);
 }
 
-/* Where in a view an element is, and the channel that its parameters are those of. */
-struct place {
-    size_t image, group, row, lane, channel;
-};
-
-static size_t bit_of(const bnorm_bits *mask, const struct place *at) {
-    return mask->at + at->image * mask->image_stride + at->group * mask->group_stride +
-           at->row * mask->row_stride + at->lane;
+static size_t bit_of(const bnorm_bits *mask, size_t r, size_t i) {
+    return mask->at + r * mask->row_stride + i;
 }
 
-static float load_bit(const bnorm_bits *mask, const struct place *at) {
-    const size_t n = bit_of(mask, at);
+static float load_bit(const bnorm_bits *mask, size_t r, size_t i) {
+    const size_t n = bit_of(mask, r, i);
     return (float)(mask->bits[n / 8] >> n % 8 & 1);
 }
 
 /* Other threads may write the other bits of the byte. */
-static void store_bit(const bnorm_bits *mask, const struct place *at, int bit) {
-    const size_t n = bit_of(mask, at);
+static void store_bit(const bnorm_bits *mask, size_t r, size_t i, int bit) {
+    const size_t n = bit_of(mask, r, i);
     unsigned char *const byte = mask->bits + n / 8;
 #if __GCC_ATOMIC_CHAR_LOCK_FREE == 2
     const unsigned char own = (unsigned char)(1u << n % 8);
@@ -513,94 +507,119 @@ static int passes(const bnorm_act *act, float v) {
     return act->kind == BNORM_ACT_CLAMP ? v > act->a && v < act->b : v > 0;
 }
 
-ALWAYS_INLINE size_t index_of(const bnorm_tensor *t, const struct place *at) {
-    return at->image * t->image_stride + at->group * t->group_stride + at->row * t->row_stride +
-           at->lane;
+/* A tensor from one of its groups on. */
+static bnorm_tensor group_of(bnorm_tensor t, size_t image, size_t group, int planes) {
+    static const size_t sizes[] = {4, 2, 2, 1, 1}; /* by bnorm_dtype */
+    if (t.data)
+        t.data = (char *)t.data + (image * t.image_stride + group * t.group_stride) * sizes[t.type];
+    if (planes)
+        t.row_stride = t.group_stride;
+    return t;
 }
 
-ALWAYS_INLINE float load_at(const bnorm_tensor *t, const struct place *at) {
-    return load(t->data, t->type, &t->quant, index_of(t, at));
+/* The rows of one group alone; or the planes of one image, as rows. */
+static bnorm_map_args rows_of(const bnorm_map_args *whole, size_t image, size_t group, int planes) {
+    bnorm_map_args a = *whole;
+    a.x = group_of(a.x, image, group, planes);
+    a.dy = group_of(a.dy, image, group, planes);
+    a.argument = group_of(a.argument, image, group, planes);
+    a.out = group_of(a.out, image, group, planes);
+    a.dresidual = group_of(a.dresidual, image, group, planes);
+    a.mask.at += image * a.mask.image_stride + group * a.mask.group_stride;
+    if (planes) {
+        a.mask.row_stride = a.mask.group_stride;
+        a.rows = a.groups;
+    }
+    return a;
 }
 
-ALWAYS_INLINE void store_at(const bnorm_tensor *t, const struct place *at, float v) {
-    if (t->data)
-        store(t->data, t->type, &t->quant, index_of(t, at), v);
+ALWAYS_INLINE float load_at(const bnorm_tensor *t, size_t r, size_t i) {
+    return load(t->data, t->type, &t->quant, r * t->row_stride + i);
 }
 
-/* Calls `element` for every place, and `padding` for those whose channels are none. */
-ALWAYS_INLINE void visit(const bnorm_map_args *a, int planes,
-                         void (*element)(const bnorm_map_args *a, const struct place *at),
-                         void (*padding)(const bnorm_map_args *a, const struct place *at)) {
-    struct place at;
-    for (at.image = 0; at.image < a->images; at.image++)
-        for (at.group = 0; at.group < a->groups; at.group++)
-            for (at.row = 0; at.row < a->rows; at.row++)
-                for (at.lane = 0; at.lane < a->lanes; at.lane++) {
-                    at.channel = planes ? at.group : at.group * a->lanes + at.lane;
-                    (planes || at.lane < a->valid ? element : padding)(a, &at);
-                }
+ALWAYS_INLINE void store_at(const bnorm_tensor *t, size_t r, size_t i, float v) {
+    store(t->data, t->type, &t->quant, r * t->row_stride + i, v);
 }
 
-ALWAYS_INLINE void apply_element(const bnorm_map_args *a, const struct place *at) {
-    const size_t ch = at->channel;
-    float v = load_at(&a->x, at);
+/* Element i of row r; parameters of channel ch. */
+typedef void element_function(const bnorm_map_args *a, size_t r, size_t i, size_t ch);
+
+ALWAYS_INLINE void each_row(const bnorm_map_args *whole, element_function *element,
+                            element_function *padding) {
+    for (size_t image = 0; image < whole->images; image++)
+        for (size_t group = 0; group < whole->groups; group++) {
+            const bnorm_map_args a = rows_of(whole, image, group, 0);
+            for (size_t r = 0; r < a.rows; r++) {
+                for (size_t i = 0; i < a.valid; i++)
+                    element(&a, r, i, group * a.lanes + i);
+                for (size_t i = a.valid; i < a.lanes; i++)
+                    padding(&a, r, i, 0);
+            }
+        }
+}
+
+ALWAYS_INLINE void each_plane(const bnorm_map_args *whole, element_function *element) {
+    for (size_t image = 0; image < whole->images; image++) {
+        const bnorm_map_args a = rows_of(whole, image, 0, 1);
+        for (size_t r = 0; r < a.rows; r++)
+            for (size_t i = 0; i < a.lanes; i++)
+                element(&a, r, i, r);
+    }
+}
+
+ALWAYS_INLINE void apply_element(const bnorm_map_args *a, size_t r, size_t i, size_t ch) {
+    float v = load_at(&a->x, r, i);
     if (a->center)
         v = v - a->center[ch];
     v = bnorm_fmaf(v, a->scale[ch], a->shift[ch]);
     if (a->argument.data)
-        v = v + load_at(&a->argument, at);
+        v = v + load_at(&a->argument, r, i);
     if (a->mask.bits)
-        store_bit(&a->mask, at, passes(&a->act, v));
-    store_at(&a->out, at, activate(&a->act, v));
+        store_bit(&a->mask, r, i, passes(&a->act, v));
+    store_at(&a->out, r, i, activate(&a->act, v));
 }
 
 /* Its bits in a mask are 0. */
-static void apply_padding(const bnorm_map_args *a, const struct place *at) {
+static void apply_padding(const bnorm_map_args *a, size_t r, size_t i, size_t ch) {
+    (void)ch;
     if (a->mask.bits)
-        store_bit(&a->mask, at, 0);
-    store_at(&a->out, at, 0);
+        store_bit(&a->mask, r, i, 0);
+    store_at(&a->out, r, i, 0);
 }
 
 static void apply_rows(const bnorm_map_args *a) {
-    visit(a, 0, apply_element, apply_padding);
+    each_row(a, apply_element, apply_padding);
 }
 
 static void apply_span(const bnorm_map_args *a) {
-    visit(a, 1, apply_element, apply_padding);
+    each_plane(a, apply_element);
 }
 
-ALWAYS_INLINE float x_minus_center(const bnorm_map_args *a, const struct place *at) {
-    return load_at(&a->x, at) - a->center[at->channel];
+ALWAYS_INLINE float x_minus_center(const bnorm_map_args *a, size_t r, size_t i, size_t ch) {
+    return load_at(&a->x, r, i) - a->center[ch];
 }
 
-ALWAYS_INLINE float grad_element(const bnorm_map_args *a, const struct place *at) {
-    const float dy = load_at(&a->dy, at);
-    const size_t ch = at->channel;
+ALWAYS_INLINE float grad_element(const bnorm_map_args *a, size_t r, size_t i, size_t ch) {
+    const float dy = load_at(&a->dy, r, i);
     float v = 0;
     switch (a->pre) {
     case BNORM_PRE_NONE:
         return dy;
     case BNORM_PRE_X:
-        v = bnorm_fmaf(x_minus_center(a, at), a->scale[ch], a->shift[ch]);
+        v = bnorm_fmaf(x_minus_center(a, r, i, ch), a->scale[ch], a->shift[ch]);
         break;
     case BNORM_PRE_RESIDUAL:
-        v = bnorm_fmaf(x_minus_center(a, at), a->scale[ch], a->shift[ch]);
-        v = v + load_at(&a->argument, at);
+        v = bnorm_fmaf(x_minus_center(a, r, i, ch), a->scale[ch], a->shift[ch]);
+        v = v + load_at(&a->argument, r, i);
         break;
     case BNORM_PRE_Y:
-        v = load_at(&a->argument, at);
+        v = load_at(&a->argument, r, i);
         break;
     case BNORM_PRE_MASK:
-        v = load_bit(&a->mask, at);
+        v = load_bit(&a->mask, r, i);
         break;
     }
     return gradient(&a->act, v, dy);
-}
-
-/* Element q of a channel: by rows or along a plane. */
-ALWAYS_INLINE struct place place_of_channel(size_t ch, size_t q, int along_plane) {
-    return along_plane ? (struct place){.group = ch, .lane = q, .channel = ch}
-                       : (struct place){.row = q, .lane = ch, .channel = ch};
 }
 
 /* Sums of one channel of `count` elements. g by pairs in double; g*(x - center) in groups of 16, in
@@ -613,9 +632,10 @@ static void sums_channel(const bnorm_map_args *a, size_t ch, size_t count, size_
             double g[BNORM_GROUP] = {0}, wide_products[2] = {0, 0};
             float products[4] = {0, 0, 0, 0};
             for (size_t k = 0; k < BNORM_GROUP && q + k * chains < count; k++) {
-                const struct place at = place_of_channel(ch, q + k * chains, along_plane);
-                const float x = load_at(&a->x, &at), center = a->center[ch];
-                const float g_float = grad_element(a, &at), d = x - center;
+                const size_t r = along_plane ? ch : q + k * chains,
+                             i = along_plane ? q + k * chains : ch;
+                const float x = load_at(&a->x, r, i), center = a->center[ch];
+                const float g_float = grad_element(a, r, i, ch), d = x - center;
                 g[k] = (double)g_float;
                 if (wide)
                     wide_products[k % 2] =
@@ -647,9 +667,10 @@ static void sums_rows(const bnorm_map_args *a, size_t chains, double *sum_g, dou
         accurate_sums(a, ch, a->rows, chains, 0, &sum_g[ch], &sum_gx[ch]);
 }
 
-static void sums_span(const bnorm_map_args *a, double *sum_g, double *sum_gx) {
-    for (size_t ch = 0; ch < a->groups; ch++)
-        accurate_sums(a, ch, a->lanes, BNORM_SPAN_LANES, 1, &sum_g[ch], &sum_gx[ch]);
+static void sums_span(const bnorm_map_args *whole, double *sum_g, double *sum_gx) {
+    const bnorm_map_args a = rows_of(whole, 0, 0, 1);
+    for (size_t ch = 0; ch < a.rows; ch++)
+        accurate_sums(&a, ch, a.lanes, BNORM_SPAN_LANES, 1, &sum_g[ch], &sum_gx[ch]);
 }
 
 /* Rows [r, r + rows) of one channel, two halves; products in double. */
@@ -657,9 +678,8 @@ static void tree_products(const bnorm_map_args *a, size_t i, size_t r, size_t ro
                           double *sum_gx) {
     double next_g, next_gx;
     if (rows == 1) {
-        const struct place at = place_of_channel(i, r, 0);
-        const float x = load_at(&a->x, &at);
-        *sum_g = (double)grad_element(a, &at);
+        const float x = load_at(&a->x, r, i);
+        *sum_g = (double)grad_element(a, r, i, i);
         /* + 0 is what a compiler may contract the product with, instead of the sum of two. */
         *sum_gx = *sum_g * ((double)x - (double)a->center[i]) + 0;
         return;
@@ -679,30 +699,33 @@ static void sums_tree(const bnorm_map_args *a, double *sum_g, double *sum_gx) {
     }
 }
 
-ALWAYS_INLINE void dx_element(const bnorm_map_args *a, const struct place *at) {
-    const size_t ch = at->channel;
-    const float g = grad_element(a, at);
+ALWAYS_INLINE void dx_element(const bnorm_map_args *a, size_t r, size_t i, size_t ch) {
+    const float g = grad_element(a, r, i, ch);
     if (a->out.data && a->slope) {
-        const float xh = x_minus_center(a, at) * a->invstd[ch];
+        const float xh = x_minus_center(a, r, i, ch) * a->invstd[ch];
         const float dx = bnorm_fmaf(xh, a->slope[ch], bnorm_fmaf(g, a->scale[ch], a->offset[ch]));
-        store_at(&a->out, at, dx);
+        store_at(&a->out, r, i, dx);
     } else if (a->out.data) {
-        store_at(&a->out, at, g * a->scale[ch]);
+        store_at(&a->out, r, i, g * a->scale[ch]);
     }
-    store_at(&a->dresidual, at, g);
+    if (a->dresidual.data)
+        store_at(&a->dresidual, r, i, g);
 }
 
-static void dx_padding(const bnorm_map_args *a, const struct place *at) {
-    store_at(&a->out, at, 0);
-    store_at(&a->dresidual, at, 0);
+static void dx_padding(const bnorm_map_args *a, size_t r, size_t i, size_t ch) {
+    (void)ch;
+    if (a->out.data)
+        store_at(&a->out, r, i, 0);
+    if (a->dresidual.data)
+        store_at(&a->dresidual, r, i, 0);
 }
 
 static void dx_rows(const bnorm_map_args *a) {
-    visit(a, 0, dx_element, dx_padding);
+    each_row(a, dx_element, dx_padding);
 }
 
 static void dx_span(const bnorm_map_args *a) {
-    visit(a, 1, dx_element, dx_padding);
+    each_plane(a, dx_element);
 }
 
 /* ---------------------------------------------------------------------------------------------- */
