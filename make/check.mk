@@ -11,11 +11,11 @@ formatted := $(shell find include src dispatch tests bench examples tools mpi -n
 format: ## formats every C and C++ file
 	clang-format -i $(formatted)
 
-lint: warnings ## formatting, scripts, static analysis, the documents' code, CONTRIBUTING's tree
+lint: warnings ## formatting, scripts, static analysis, the documents' code, the tree, who calls whom
 	clang-format --dry-run -Werror $(formatted)
 	shellcheck $(scripts)
 	scripts/check-readme
-	scripts/check-calls --tree
+	AR='$(AR)' NM='$(NM)' scripts/check-calls $(BUILD)/gcc/libbnorm.a
 	printf '%s\n' $(lib_sources) | xargs -P $(JOBS) -I{} clang-tidy --quiet {} -- \
 		-std=c11 -DBNORM_SLEEF=1 -Iinclude $(warnings)
 
