@@ -4,7 +4,7 @@
  * positions, so that each tensor needs two strides only. */
 #include "base.h"
 
-#include "check.h"
+#include "tensor.h"
 
 #include <stdint.h>
 

@@ -6,6 +6,7 @@
 #include "call.h"
 #include "check.h"
 #include "run.h"
+#include "running.h"
 
 /* ---------------------------------------------------------------------------------------------- */
 /* The plan */

@@ -11,7 +11,6 @@
 #include "map.h"
 #include "reduce.h"
 #include "renorm.h"
-#include "uses.h"
 #include "weights.h"
 
 typedef struct bnorm_forward {
@@ -36,16 +35,5 @@ bnorm_status bnorm_plan_forward(const bnorm_job *job, const bnorm_batch *batch,
 void bnorm_lay_out_forward(bnorm_forward *f, const bnorm_view *view, size_t first,
                            const bnorm_exec *exec);
 void bnorm_run_forward(bnorm_forward *f, const bnorm_exec *exec);
-
-/* Of M2, in the running variance. */
-double bnorm_running_divisor(const bnorm_running *running, double n);
-/* What an empty batch leaves of running statistics that go elsewhere. */
-void bnorm_keep_running(const bnorm_running *running, size_t c);
-/* Where an array of running statistics is updated. */
-static inline float *bnorm_updated(float *running, float *elsewhere) {
-    return elsewhere ? elsewhere : running;
-}
-/* What running statistics read and write. */
-void bnorm_uses_running(bnorm_uses *uses, const bnorm_running *running, size_t c);
 
 #endif

@@ -8,6 +8,7 @@
 #include "channel.h"
 #include "forward.h"
 #include "run.h"
+#include "running.h"
 
 static bnorm_status check_ghost(const bnorm_shape *shape, const bnorm_ghost *ghost) {
     if (!shape || !ghost)

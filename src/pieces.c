@@ -8,6 +8,7 @@
 #include "check.h"
 #include "forward.h"
 #include "run.h"
+#include "running.h"
 #include "uses.h"
 
 #include <string.h>

@@ -3,9 +3,10 @@
  * Presets: what each framework means by "momentum". The update of running statistics alone. */
 #include "base.h"
 
-#include "channel.h"
+#include "running.h"
+
 #include "check.h"
-#include "forward.h"
+#include "fma.h"
 
 /* Channels whose statistics lie on the stack in double. */
 #define CHANNELS ((size_t)128)

@@ -611,7 +611,7 @@ int main(int argc, char **argv) {
     if (failed)
         printf(
             "\nbalance: FAILED: %zu of %zu lines are above %g %%. The last columns name the phase "
-            "that loses most:\nits tasks are too large or too few (src/reduce.c, src/driver.h).\n",
+            "that loses most:\nits tasks are too large or too few (src/run.c).\n",
             failed, judged, o.limit);
     else
         printf("\nbalance: all %zu lines are within %g %%.\n", judged, o.limit);
