@@ -56,10 +56,6 @@ double *test_doubles(struct test *t, size_t count);
 /* ---------------------------------------------------------------------------------------------- */
 /* The buffers of one call                                                                        */
 
-/* Where a forward pass writes to. */
-enum in_place { SEPARATE = 0, ONTO_X, ONTO_RESIDUAL, IN_PLACE_COUNT };
-const char *in_place_text(enum in_place in_place);
-
 struct item {
     const char *name;
     bnorm_shape shape;

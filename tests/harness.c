@@ -102,7 +102,7 @@ struct buffer_slot {
     int used;
 };
 
-static struct buffer_slot slots[128];
+static struct buffer_slot slots[512];
 static size_t slot_count;
 
 static _Noreturn void die(const char *what) {

@@ -247,24 +247,24 @@ struct part {
 };
 
 static void part_new(struct part *p, const struct ready *r, size_t begin, size_t end) {
-    const bnorm_shape *whole = &r->shape;
+    const bnorm_shape *whole = &r->call.shape;
     const size_t n = end - begin, image = shape_runs(whole) * shape_len(whole);
     p->shape = *whole;
     p->shape.n = n;
-    p->x = in_from(whole, r->job.x, begin, n);
-    p->dy = in_from(whole, r->job.dy, begin, n);
-    p->out = out_from(whole, r->job.out, begin, n);
-    p->grad = r->grad;
-    p->grad.residual = in_from(whole, r->grad.residual, begin, n);
-    p->grad.y = in_from(whole, r->grad.y, begin, n);
-    p->grad.dresidual = out_from(whole, r->grad.dresidual, begin, n);
+    p->x = in_from(whole, r->args.job.x, begin, n);
+    p->dy = in_from(whole, r->args.job.dy, begin, n);
+    p->out = out_from(whole, r->args.job.out, begin, n);
+    p->grad = r->args.grad;
+    p->grad.residual = in_from(whole, r->args.grad.residual, begin, n);
+    p->grad.y = in_from(whole, r->args.grad.y, begin, n);
+    p->grad.dresidual = out_from(whole, r->args.grad.dresidual, begin, n);
     p->bits = n * image;
     p->first_bit = begin * image;
     p->mask.slot = NULL;
-    if (r->grad.mask || r->arrays.mask)
+    if (r->args.grad.mask || r->at.mask)
         buffer_new(&p->mask, (p->bits + 7) / 8, r->fixture.side, 0);
-    if (r->grad.mask) {
-        const unsigned char *mask = r->grad.mask;
+    if (r->args.grad.mask) {
+        const unsigned char *mask = r->args.grad.mask;
         for (size_t i = 0; i < p->bits; i++)
             copy_bit(p->mask.data, i, mask, p->first_bit + i);
         p->grad.mask = p->mask.data;
@@ -330,7 +330,7 @@ bnorm_partial collect_parts(struct test *t, const struct ready *r, bnorm_op op,
     for (size_t i = 0; i < cut->parts; i++) {
         const size_t begin = cut->at[i], end = cut->at[i + 1];
         if (!count || !(joining == JOIN_APPEND || (joining == JOIN_MIXED && rng_below(&t->rng, 2))))
-            pieces[count++] = piece_empty(op, r->shape.c, first + begin);
+            pieces[count++] = piece_empty(op, r->call.shape.c, first + begin);
         pieces[count - 1] = collect_part(t, r, &pieces[count - 1], begin, end, exec);
     }
     for (; count > 1; count--) {
@@ -346,20 +346,20 @@ bnorm_partial collect_parts(struct test *t, const struct ready *r, bnorm_op op,
 /* Of an array that was all canaries: each element is written, or with wanted = 0 none. */
 static void check_written(struct test *t, const char *what, const float *x, size_t count,
                           int wanted) {
-    for (size_t i = 0; i < count; i++)
+    for (size_t i = 0; x && i < count; i++)
         if ((float_bits(x[i]) != CANARY_BITS) != wanted)
             test_fail(t, "%s[%zu] was %s", what, i, wanted ? "not written" : "written too early");
 }
 
 static void forward_in_pieces(struct test *t, struct ready *r, const struct cut *cut,
                               enum joining joining, const bnorm_exec *exec) {
-    const size_t c = r->shape.c;
+    const size_t c = r->call.shape.c;
     const bnorm_partial piece = collect_parts(t, r, BNORM_OP_MOMENTS, cut, joining, 0, exec);
     float *coefficients = fixture_output(&r->fixture, "coefficients", NULL, 3 * c);
     struct placed placed;
     placed_new(t, &placed, &piece, piece.size);
     check_status(t, "bnorm_partial_finish",
-                 bnorm_partial_finish(&placed.piece, &r->train, coefficients), BNORM_OK);
+                 bnorm_partial_finish(&placed.piece, &r->args.train, coefficients), BNORM_OK);
     check_written(t, "the coefficients", coefficients, 3 * c, 1);
     placed_unchanged(t, &placed);
     for (size_t i = 0; i < cut->parts; i++) {
@@ -370,30 +370,32 @@ static void forward_in_pieces(struct test *t, struct ready *r, const struct cut 
             .center = coefficients,
             .scale = coefficients + c,
             .shift = coefficients + 2 * c,
-            .residual = in_from(&r->shape, r->train.residual, cut->at[i], p.shape.n),
-            .act = r->train.act,
+            .residual = in_from(&r->call.shape, r->args.train.residual, cut->at[i], p.shape.n),
+            .act = r->args.train.act,
             .mask = p.mask.slot ? p.mask.data : NULL,
         };
         check_status(t, "bnorm_apply", bnorm_apply(&p.shape, p.x, p.out, &affine, &chosen),
                      BNORM_OK);
-        part_free(t, &p, r->arrays.mask);
+        part_free(t, &p, r->at.mask);
     }
-    for (size_t i = shape_count(&r->shape); i < 8 * r->arrays.mask_bytes; i++)
-        r->arrays.mask[i / 8] &= (unsigned char)~(1u << i % 8);
+    unsigned char *mask = r->at.mask;
+    for (size_t i = shape_count(&r->call.shape); mask && i < 8 * bnorm_mask_size(&r->call.shape);
+         i++)
+        mask[i / 8] &= (unsigned char)~(1u << i % 8);
 }
 
 static void backward_in_pieces(struct test *t, struct ready *r, const struct cut *cut,
                                enum joining joining, const bnorm_exec *exec) {
-    const size_t c = r->shape.c;
+    const size_t c = r->call.shape.c;
     const bnorm_partial piece = collect_parts(t, r, BNORM_OP_BACKWARD, cut, joining, 0, exec);
-    const int applied = r->job.out.data || r->grad.dresidual.data;
+    const int applied = r->args.job.out.data || r->args.grad.dresidual.data;
     float *coefficients = applied ? fixture_output(&r->fixture, "coefficients", NULL, 5 * c) : NULL;
-    check_written(t, "dgamma", r->arrays.dgamma, c, 0);
-    check_written(t, "dbeta", r->arrays.dbeta, c, 0);
+    check_written(t, "dgamma", r->at.dgamma, c, 0);
+    check_written(t, "dbeta", r->at.dbeta, c, 0);
     struct placed placed;
     placed_new(t, &placed, &piece, piece.size);
     check_status(t, "bnorm_partial_finish_grad",
-                 bnorm_partial_finish_grad(&placed.piece, &r->grad, coefficients), BNORM_OK);
+                 bnorm_partial_finish_grad(&placed.piece, &r->args.grad, coefficients), BNORM_OK);
     check_written(t, "the coefficients", coefficients, applied ? 5 * c : 0, 1);
     placed_unchanged(t, &placed);
     for (size_t i = 0; applied && i < cut->parts; i++) {
@@ -410,7 +412,7 @@ static void backward_in_pieces(struct test *t, struct ready *r, const struct cut
 
 void run_in_pieces(struct test *t, struct ready *r, const struct cut *cut, enum joining joining,
                    const bnorm_exec *exec) {
-    if (r->job.op == BNORM_OP_BACKWARD)
+    if (r->args.job.op == BNORM_OP_BACKWARD)
         backward_in_pieces(t, r, cut, joining, exec);
     else
         forward_in_pieces(t, r, cut, joining, exec);
@@ -419,44 +421,13 @@ void run_in_pieces(struct test *t, struct ready *r, const struct cut *cut, enum 
 /* ---------------------------------------------------------------------------------------------- */
 /* A training step                                                                                */
 
-static void step_forward(struct test *t, const struct step *s, struct ready *r) {
-    ready_new(t, r, &s->forward, &s->forward_data, (enum side)rng_below(&t->rng, 2));
-    const size_t bytes = s->forward_data.c * sizeof(float);
-    memcpy(r->arrays.running_mean, s->running[0], bytes);
-    memcpy(r->arrays.running_var, s->running[1], bytes);
-    r->train.eps = s->eps;
-    r->train.running.rate = s->rate;
-    r->train.running.variance = s->variance;
-    if (!s->tracked)
-        r->train.running.mean = r->train.running.var = NULL;
-    if (!s->saved)
-        r->train.save_mean = r->train.save_invstd = r->train.save_mean_lo = NULL;
-}
-
-static void step_backward(struct test *t, const struct step *s, struct ready *r) {
-    ready_new(t, r, &s->backward, &s->backward_data, (enum side)rng_below(&t->rng, 2));
-    if (!s->dx) {
-        r->y = NULL;
-        r->job.out.data = NULL;
-    }
-    if (!s->dresidual) {
-        r->dresidual = NULL;
-        r->grad.dresidual.data = NULL;
-    }
-    if (!s->dgamma)
-        r->grad.dgamma = NULL;
-    if (!s->dbeta)
-        r->grad.dbeta = NULL;
-}
-
 /* Ways to recover the argument of the activation, of those that there are. */
 static void choose_recovery(struct test *t, struct step *s) {
     struct call *b = &s->backward;
-    const bnorm_act act = b->act;
-    const int from_y = act_has_mask(act) && (act.kind != BNORM_ACT_LEAKY_RELU || act.a > 0);
-    b->mask = 0;
+    b->given_y = NULL;
+    b->given_mask = NULL;
     b->residual = (int)rng_below(&t->rng, 2);
-    if (from_y && rng_below(&t->rng, 3) == 0) {
+    if (y_tells_argument(b->act) && rng_below(&t->rng, 3) == 0) {
         b->given_y = s->want_y.y;
         b->residual = 0;
     } else if (s->forward.mask && rng_below(&t->rng, 2)) {
@@ -467,85 +438,64 @@ static void choose_recovery(struct test *t, struct step *s) {
 
 void step_solve(struct test *t, struct step *s) {
     const bnorm_exec exec = {.isa = scalar_isa()};
-    struct ready r;
-    char text[256];
-    test_context(t, "in one call: %s", call_text(&s->forward, text));
-    step_forward(t, s, &r);
-    check_status(t, "bnorm_forward_train", run_job(&r.job, &exec), BNORM_OK);
-    s->want_y = ready_finish(t, &r);
-
-    s->backward = s->forward;
-    s->backward.op = BNORM_OP_BACKWARD;
-    s->backward.frozen = rng_below(&t->rng, 4) == 0;
-    s->backward.lo = (int)rng_below(&t->rng, 2);
-    s->backward.reuse = (enum reuse)rng_below(&t->rng, REUSE_COUNT);
+    s->want_y = run_call(t, &s->forward, &s->forward_data, &exec);
     s->backward_data = s->forward_data;
     choose_recovery(t, s);
-    if (!s->backward.frozen && s->saved) {
-        s->backward_data.mean = s->want_y.mean;
-        s->backward_data.invstd = s->want_y.invstd;
-        s->backward_data.lo = s->want_y.lo ? s->want_y.lo : s->forward_data.lo;
+    if (!s->backward.frozen && s->want_y.mean) {
+        data_take(&s->backward_data, &s->want_y);
+        if (!s->want_y.lo)
+            s->backward_data.lo = s->forward_data.lo;
     }
-    test_context(t, "in one call: %s", call_text(&s->backward, text));
-    step_backward(t, s, &r);
-    check_status(t, "bnorm_backward", run_job(&r.job, &exec), BNORM_OK);
-    s->want_dx = ready_finish(t, &r);
+    s->want_dx = run_call(t, &s->backward, &s->backward_data, &exec);
 }
 
 void step_new(struct test *t, struct step *s, const bnorm_shape *shape, enum values values) {
     static const double rates[] = {.1, 1, 0, -.5, .003, 2}, epsilons[] = {1e-5, 1e-3, 0, 1e-9};
-    memset(s, 0, sizeof *s);
     struct data *d = &s->forward_data;
-    data_new(t, d, shape);
-    if (values != VALUES_NORMAL) {
-        const bnorm_shape plain = {.layout = BNORM_NCHW, .n = d->n, .c = d->c, .hw = d->hw};
-        fill_values(&t->rng, &plain, values, d->x);
-        for (size_t i = 0; i < data_count(d); i++)
-            d->x[i] = element_round(shape->dtype, d->x[i]);
-    }
     struct rng *rng = &t->rng;
-    s->forward = (struct call){
-        .op = BNORM_OP_FORWARD_TRAIN,
-        .shape = *shape,
-        .act = rng_below(rng, 2) ? random_mask_act(rng) : type_act(t, rng_below(rng, 64)),
-        .reuse = (enum reuse)rng_below(rng, REUSE_COUNT),
-        .residual = (int)rng_below(rng, 2),
-        .lo = (int)rng_below(rng, 2),
-        .dense = rng_below(rng, 3) == 0,
-        .padding = (int)rng_below(rng, 3),
-    };
+    memset(s, 0, sizeof *s);
+    data_new(t, d, shape);
+    if (values != VALUES_NORMAL)
+        data_fill(t, d, values, shape->dtype);
+    if (rng_below(rng, 4) == 0)
+        d->running_mean = d->running_var = NULL;
+    s->forward = random_call(t, BNORM_OP_FORWARD_TRAIN, shape);
+    if (rng_below(rng, 2))
+        s->forward.act = random_mask_act(rng);
     s->forward.mask = act_has_mask(s->forward.act) && rng_below(rng, 2);
-    s->eps = epsilons[rng_below(rng, COUNT_OF(epsilons))];
-    s->rate = rates[rng_below(rng, COUNT_OF(rates))];
-    s->variance = (bnorm_variance)rng_below(rng, 2);
-    s->tracked = rng_below(rng, 4) != 0;
+    s->forward.eps = epsilons[rng_below(rng, COUNT_OF(epsilons))];
+    s->forward.rate = rates[rng_below(rng, COUNT_OF(rates))];
+    s->forward.variance = (bnorm_variance)rng_below(rng, 2);
     /* Of one value, backward relies on the mean being that value. */
-    s->saved = rng_below(rng, 4) != 0 || d->n * d->hw == 1;
-    s->dx = rng_below(rng, 8) != 0;
-    s->dresidual = rng_below(rng, 4) != 0;
-    s->dgamma = rng_below(rng, 4) != 0;
-    s->dbeta = rng_below(rng, 4) != 0;
-    s->running[0] = uniform_floats(t, 1, d->c, -2, 2);
-    s->running[1] = uniform_floats(t, 1, d->c, .5, 2);
+    if (rng_below(rng, 4) == 0 && d->n * d->hw != 1) {
+        s->forward.omit = OMIT_MEAN | OMIT_INVSTD;
+        s->forward.lo = 0;
+    }
+    s->backward = random_call(t, BNORM_OP_BACKWARD, shape);
+    s->backward.act = s->forward.act;
+    if (rng_below(rng, 8) == 0)
+        s->backward.out = NOWHERE;
+    if (rng_below(rng, 4) == 0)
+        s->backward.dresidual = NOWHERE;
+    s->backward.omit = (rng_below(rng, 4) ? 0 : OMIT_DGAMMA) | (rng_below(rng, 4) ? 0 : OMIT_DBETA);
     step_solve(t, s);
+}
+
+static void check_pieces(struct test *t, const struct call *call, const struct data *data,
+                         const struct results *want, const struct cut *cut, enum joining joining,
+                         const bnorm_exec *exec) {
+    struct ready r;
+    char text[320], parts[96];
+    ready_new(t, &r, call, data);
+    test_context(t, "%s, %s: %s", cut_text(cut, parts), joining_text(joining),
+                 call_text(call, text));
+    run_in_pieces(t, &r, cut, joining, exec);
+    const struct results got = ready_finish(t, &r);
+    check_results(t, &got, want, data);
 }
 
 void step_check(struct test *t, const struct step *s, const struct cut *cut, enum joining joining,
                 const bnorm_exec *exec) {
-    struct ready r;
-    struct results got;
-    char text[256], parts[96];
-    test_context(t, "%s, %s: %s", cut_text(cut, parts), joining_text(joining),
-                 call_text(&s->forward, text));
-    step_forward(t, s, &r);
-    run_in_pieces(t, &r, cut, joining, exec);
-    got = ready_finish(t, &r);
-    check_results(t, &got, &s->want_y, &s->forward_data);
-
-    test_context(t, "%s, %s: %s", cut_text(cut, parts), joining_text(joining),
-                 call_text(&s->backward, text));
-    step_backward(t, s, &r);
-    run_in_pieces(t, &r, cut, joining, exec);
-    got = ready_finish(t, &r);
-    check_results(t, &got, &s->want_dx, &s->backward_data);
+    check_pieces(t, &s->forward, &s->forward_data, &s->want_y, cut, joining, exec);
+    check_pieces(t, &s->backward, &s->backward_data, &s->want_dx, cut, joining, exec);
 }

@@ -93,13 +93,6 @@ void run_in_pieces(struct test *t, struct ready *r, const struct cut *cut, enum 
 struct step {
     struct data forward_data, backward_data;
     struct call forward, backward;
-    double eps, rate;
-    bnorm_variance variance;
-    int tracked;           /* running statistics are */
-    int saved;             /* mean and invstd are */
-    int dx, dresidual;     /* are wanted */
-    int dgamma, dbeta;     /* are wanted */
-    float *running[2];     /* as they were */
     struct results want_y; /* of forward */
     struct results want_dx;
 };

@@ -5,7 +5,6 @@
  * that block alone, whose padding channels are zero; and they are compared to the oracle. Padding
  * of inputs holds NaN, huge values or zeros; ready_finish() sees that padding of outputs is zero. */
 #include "calls.h"
-#include "oracle.h"
 #include "types.h"
 
 #include <math.h>
@@ -41,27 +40,13 @@ static bnorm_dtype pick_dtype(struct rng *r) {
     return rng_below(r, 2) ? BNORM_F32 : rng_below(r, 2) ? BNORM_BF16 : BNORM_F16;
 }
 
-static struct call random_call(struct test *t, bnorm_op op, const bnorm_shape *shape) {
-    return (struct call){
-        .op = op,
-        .shape = *shape,
-        .act = type_act(t, rng_below(&t->rng, ALL_ACT_KINDS)),
-        .reuse = (enum reuse)rng_below(&t->rng, REUSE_COUNT),
-        .residual = (int)rng_below(&t->rng, 2),
-        .lo = (int)rng_below(&t->rng, 2),
-        .frozen = rng_below(&t->rng, 4) == 0,
-        .padding = (int)rng_below(&t->rng, 3),
-    };
-}
-
 /* ---------------------------------------------------------------------------------------------- */
 /* bnorm_apply                                                                                    */
 
 static void compare_apply(struct test *t, const struct call *call, const struct data *d, size_t i) {
-    struct call plain = *call;
+    struct call plain = on_floats(call);
+    plain.shape = call->shape;
     plain.shape.c_block = 0;
-    plain.reuse = REUSE_NOTHING;
-    plain.dense = 1;
     const bnorm_exec scalar = {.isa = scalar_isa()}, exec = type_exec(t, i);
     const struct results want = run_call(t, &plain, d, &scalar);
     const struct results got = run_call(t, call, d, &exec);
@@ -87,79 +72,37 @@ static void test_options(struct test *t) {
         {2, 3, 7, 4}, {1, 13, 10, 8}, {2, 21, 5, 16}, {3, 40, 3, 32}, {6, 11, 1, 8}};
     for (size_t s = 0; s < COUNT_OF(few); s++)
         for (size_t kind = 0; kind < ALL_ACT_KINDS; kind++)
-            for (size_t k = 0; k < 2 * REUSE_COUNT; k++) {
+            for (size_t k = 0; k < 2 * (ONTO_EXTRA + 1); k++) {
                 const bnorm_shape shape = shape_of(few[s], (bnorm_dtype)((s + kind + k) % 3));
                 struct data d;
                 data_new(t, &d, &shape);
                 struct call call = random_call(t, BNORM_OP_APPLY, &shape);
                 call.act = type_act(t, kind);
-                call.reuse = (enum reuse)(k / 2);
+                call.out = (enum target)(k / 2);
                 call.residual = k % 2;
-                compare_apply(t, &call, &d, kind + k);
+                if (targets_fit(&call))
+                    compare_apply(t, &call, &d, kind + k);
                 test_release(t);
             }
 }
 
-/* x, residual and y as neighbouring slices of one buffer that holds more blocks of channels. */
+/* x, y and the residual as neighbouring slices of one buffer that holds more blocks of channels. */
 static void test_slices(struct test *t) {
     static const size_t few[][4] = {{2, 3, 7, 4}, {3, 13, 10, 8}, {1, 40, 33, 16}, {5, 9, 1, 8}};
+    const bnorm_exec exec = {.isa = t->isa};
     for (size_t s = 0; s < COUNT_OF(few); s++) {
         const bnorm_shape shape = shape_of(few[s], BNORM_F32);
         struct data d;
         data_new(t, &d, &shape);
-        bnorm_shape wide = shape;
-        wide.c = 3 * shape_runs(&shape) * shape.c_block;
-        struct fixture f;
-        fixture_start(&f, t, (enum side)(s % 2));
-        const struct placement dense = {.side = f.side};
-        struct tensor *all = fixture_tensor(&f, "wide", &wide, &dense, NULL);
-        struct tensor slices[3];
-        const size_t count = shape_count(&shape);
-        float *in = test_floats(t, count), *added = test_floats(t, count);
-        for (size_t i = 0; i < count; i++) {
-            const size_t at = plain_index(&shape, i);
-            in[i] = at == SIZE_MAX ? bits_float(NAN_BITS) : d.x[at];
-            added[i] = at == SIZE_MAX ? bits_float(NAN_BITS) : d.residual[at];
-        }
-        for (size_t k = 0; k < 3; k++) {
-            slices[k] = *all;
-            slices[k].data = (float *)all->data + k * shape_runs(&shape) * shape_len(&shape);
-            slices[k].given_run_stride = all->run_stride;
-            slices[k].given_image_stride = all->image_stride;
-        }
-        tensor_put(&slices[0], &shape, in);
-        tensor_put(&slices[2], &shape, added);
-        char text[96];
-        test_context(t, "%s, slices of one buffer", shape_text(&shape, text));
-        const bnorm_affine affine = {.center = d.mean,
-                                     .scale = d.invstd,
-                                     .shift = d.beta,
-                                     .residual = tensor_in(&slices[2]),
-                                     .act = {.kind = BNORM_ACT_RELU}};
-        const bnorm_exec exec = {.isa = t->isa};
-        check_status(
-            t, "bnorm_apply",
-            bnorm_apply(&shape, tensor_in(&slices[0]), tensor_out(&slices[1]), &affine, &exec),
-            BNORM_OK);
-        d.gamma = NULL;
-        struct call plain = {.op = BNORM_OP_APPLY, .shape = shape, .act = affine.act, .dense = 1};
-        plain.shape.c_block = 0;
-        plain.residual = 1;
-        const bnorm_exec scalar = {.isa = scalar_isa()};
-        const struct results want = run_call(t, &plain, &d, &scalar);
-        float *got = test_floats(t, count);
-        tensor_get(&slices[1], &shape, got);
-        for (size_t i = 0; i < count; i++) {
-            const size_t at = plain_index(&shape, i);
-            const float zero = 0;
-            check_bits(t, "y", &got[i], at == SIZE_MAX ? &zero : &want.y[at], 1);
-        }
-        tensor_get(&slices[0], &shape, got);
-        check_bits(t, "x", got, in, count);
-        tensor_get(&slices[2], &shape, got);
-        check_bits(t, "residual", got, added, count);
-        fixture_check(&f);
-        fixture_end(&f);
+        struct call call = {.op = BNORM_OP_APPLY,
+                            .shape = shape,
+                            .act = {.kind = BNORM_ACT_RELU},
+                            .residual = 1,
+                            .side = (int)(s % 2)};
+        const struct results got = run_sliced(t, &call, &d, &exec);
+        call.shape.c_block = 0;
+        const struct results want = run_scalar(t, &call, &d);
+        check_results(t, &got, &want, &d);
         test_release(t);
     }
 }
@@ -182,6 +125,8 @@ static struct data block_data(struct test *t, const struct data *d, const struct
         .mean = take_channels(t, d->mean, &array, which),
         .invstd = take_channels(t, d->invstd, &array, which),
         .lo = take_channels(t, d->lo, &array, which),
+        .running_mean = take_channels(t, d->running_mean, &array, which),
+        .running_var = take_channels(t, d->running_var, &array, which),
     };
 }
 
@@ -213,113 +158,22 @@ static void check_blocks(struct test *t, const struct call *call, const struct d
         const struct channels padded = {first, valid, b}, in_all = {first, valid, valid};
         const struct channels in_block = {0, valid, valid};
         const struct data block = block_data(t, d, &padded);
-        struct call one = *call;
+        struct call one = on_floats(call);
+        one.shape = call->shape;
         one.shape.layout = BNORM_NHWC;
         one.shape.c = b;
         one.shape.c_block = 0;
-        one.reuse = REUSE_NOTHING;
-        one.dense = 1;
         if (call->given_y)
             one.given_y = take_channels(t, call->given_y, d, &padded);
         const struct results result = run_call(t, &one, &block, &scalar);
         const struct results want = take_results(t, &result, &block, &in_block);
         const struct results have = take_results(t, got, d, &in_all);
         const struct data dims = {.n = d->n, .c = valid, .hw = d->hw};
-        char text[256];
+        char text[320];
         test_context(t, "%s on %s, channels from %zu", call_text(call, text),
                      bnorm_isa_name(t->isa), first);
         check_results(t, &have, &want, &dims);
     }
-}
-
-static void check_train_oracle(struct test *t, const struct call *call, const struct data *d,
-                               const struct results *got) {
-    const size_t count = data_count(d), c = d->c;
-    const struct oracle_train train = {
-        .gamma = to_double(t, d->gamma, c),
-        .beta = to_double(t, d->beta, c),
-        .residual = call->residual ? to_double(t, d->residual, count) : NULL,
-        .eps = 1e-5,
-        .act = call->act,
-    };
-    const struct oracle_train_out out = {
-        .stats = {test_doubles(t, c), test_doubles(t, c), test_doubles(t, c), test_doubles(t, c)},
-        .invstd = test_doubles(t, c),
-        .invstd_bound = test_doubles(t, c),
-        .y = test_doubles(t, count),
-        .y_bound = test_doubles(t, count),
-    };
-    oracle_train(&call->shape, to_double(t, d->x, count), &train, &out);
-    for (size_t i = 0; i < c; i++) {
-        const double mean = out.stats.mean[i], invstd = out.invstd[i];
-        check_near(t, "save_mean", i, got->mean[i], mean,
-                   out.stats.mean_bound[i] + 0x1p-24 * fabs(mean) + 0x1p-149);
-        check_near(t, "save_invstd", i, got->invstd[i], invstd,
-                   out.invstd_bound[i] + 0x1p-24 * invstd + 0x1p-149);
-    }
-    for (size_t i = 0; i < count; i++)
-        check_near(t, "y", i, got->y[i], out.y[i], out.y_bound[i]);
-}
-
-static void check_grad_oracle(struct test *t, const struct call *call, const struct data *d,
-                              const struct results *got) {
-    const size_t count = data_count(d), c = d->c;
-    const bnorm_shape plain = {.layout = BNORM_NCHW, .n = d->n, .c = c, .hw = d->hw};
-    double *mean = to_double(t, d->mean, c), *scale = to_double(t, d->invstd, c);
-    for (size_t i = 0; i < c; i++) {
-        mean[i] += call->lo ? (double)d->lo[i] : 0;
-        scale[i] *= d->gamma ? (double)d->gamma[i] : 1;
-    }
-    const struct oracle_affine affine = {
-        .center = mean,
-        .scale = scale,
-        .shift = to_double(t, d->beta, c),
-        .residual = call->residual ? to_double(t, d->residual, count) : NULL,
-    };
-    double *x = to_double(t, d->x, count), *v = test_doubles(t, count);
-    oracle_apply(&plain, x, &affine, v, test_doubles(t, count), NULL);
-    const struct oracle_grad grad = {
-        .gamma = to_double(t, d->gamma, c),
-        .beta = affine.shift,
-        .mean = mean,
-        .mean_hi = to_double(t, d->mean, c),
-        .invstd = to_double(t, d->invstd, c),
-        .v = v,
-        .frozen = call->frozen,
-        .act = call->act,
-    };
-    const struct oracle_grad_out e = {
-        test_doubles(t, c),     test_doubles(t, c),     test_doubles(t, c),
-        test_doubles(t, c),     test_doubles(t, count), test_doubles(t, count),
-        test_doubles(t, count), test_doubles(t, count),
-    };
-    oracle_backward(&plain, x, to_double(t, d->dy, count), &grad, &e);
-    for (size_t i = 0; i < c; i++) {
-        check_near(t, "dbeta", i, got->dbeta[i], e.dbeta[i], e.dbeta_bound[i]);
-        check_near(t, "dgamma", i, got->dgamma[i], e.dgamma[i], e.dgamma_bound[i]);
-    }
-    for (size_t i = 0; i < count; i++) {
-        check_near(t, "dresidual", i, got->dresidual[i], e.g[i], e.g_bound[i]);
-        check_near(t, "dx", i, got->dx[i], e.dx[i], e.dx_bound[i]);
-    }
-}
-
-/* No gradient where rounding decides on which side of a kink the argument lies: v is forward's. */
-static void avoid_kinks(struct data *d, bnorm_act act, const float *v) {
-    for (size_t i = 0; i < data_count(d); i++)
-        if (oracle_kink_distance(act, (double)v[i]) < 1e-4)
-            d->dy[i] = 0;
-}
-
-/* The activation's argument, by a forward pass of floats without activation. */
-static float *argument_of(struct test *t, const struct call *forward, const struct data *d) {
-    const bnorm_exec scalar = {.isa = scalar_isa()};
-    struct call call = *forward;
-    call.shape.dtype = BNORM_F32;
-    call.act = (bnorm_act){.kind = BNORM_ACT_IDENTITY};
-    call.reuse = REUSE_NOTHING;
-    call.dense = 1;
-    return run_call(t, &call, d, &scalar).y;
 }
 
 static void compare_reductions(struct test *t, const bnorm_shape *shape, size_t i) {
@@ -338,7 +192,7 @@ static void compare_reductions(struct test *t, const bnorm_shape *shape, size_t 
     const struct results forward = run_call(t, &train, &d, &exec);
     check_blocks(t, &train, &d, &forward);
     if (is_scalar(t) && !spoilt && shape->dtype == BNORM_F32)
-        check_train_oracle(t, &train, &d, &forward);
+        check_oracle(t, &train, &d, NULL, &forward);
 
     /* Backward of that forward pass, or of bnorm_apply with other statistics. */
     struct call backward = random_call(t, BNORM_OP_BACKWARD, shape);
@@ -346,24 +200,20 @@ static void compare_reductions(struct test *t, const bnorm_shape *shape, size_t 
     backward.residual = train.residual;
     backward.lo = train.lo || train.residual;
     if (!backward.frozen) {
-        d.mean = forward.mean;
-        d.invstd = forward.invstd;
-        d.lo = forward.lo ? forward.lo : test_floats(t, d.c);
+        data_take(&d, &forward);
+        if (!forward.lo)
+            d.lo = test_floats(t, d.c);
     } else {
         backward.lo = 0;
     }
-    struct call again = train;
-    again.op = BNORM_OP_APPLY;
-    avoid_kinks(&d, train.act, argument_of(t, &again, &d));
+    avoid_kinks(t, &backward, &d, 0);
     const struct results gradients = run_call(t, &backward, &d, &exec);
     check_blocks(t, &backward, &d, &gradients);
     if (is_scalar(t) && !spoilt && shape->dtype == BNORM_F32)
-        check_grad_oracle(t, &backward, &d, &gradients);
+        check_oracle(t, &backward, &d, NULL, &gradients);
 
     /* The same from forward's y. */
-    const int y_tells =
-        act_has_mask(train.act) && (train.act.kind != BNORM_ACT_LEAKY_RELU || train.act.a > 0);
-    if (y_tells && !backward.frozen) {
+    if (y_tells_argument(train.act) && !backward.frozen) {
         backward.residual = 0;
         backward.given_y = forward.y;
         const struct results from_y = run_call(t, &backward, &d, &exec);

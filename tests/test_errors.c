@@ -55,11 +55,11 @@ struct view {
     size_t run_stride, image_stride;
 };
 
-struct call;
+struct attempt;
 
 struct function {
     const char *name;
-    bnorm_status (*invoke)(const struct call *k);
+    bnorm_status (*invoke)(const struct attempt *k);
     int op; /* of bnorm_workspace(), or -1 */
     /* Bit sets of enum view_id and enum param_id. */
     unsigned views_in, views_out, views_required;
@@ -67,7 +67,7 @@ struct function {
 };
 
 /* The arguments of one call, whatever the function. */
-struct call {
+struct attempt {
     struct test *t;
     const struct function *function;
     struct memory *memory, *before;
@@ -86,25 +86,25 @@ struct call {
     size_t ws_size;
 };
 
-static bnorm_in in(const struct call *k, enum view_id id) {
+static bnorm_in in(const struct attempt *k, enum view_id id) {
     const struct view *v = &k->view[id];
     return (bnorm_in){v->data, v->run_stride, v->image_stride};
 }
 
-static bnorm_out out(const struct call *k, enum view_id id) {
+static bnorm_out out(const struct attempt *k, enum view_id id) {
     const struct view *v = &k->view[id];
     return (bnorm_out){v->data, v->run_stride, v->image_stride};
 }
 
-static const bnorm_shape *shape_of(const struct call *k) {
+static const bnorm_shape *shape_of(const struct attempt *k) {
     return k->no_shape ? NULL : &k->shape;
 }
 
-static const bnorm_exec *exec_of(const struct call *k) {
+static const bnorm_exec *exec_of(const struct attempt *k) {
     return k->no_exec ? NULL : &k->exec;
 }
 
-static bnorm_status invoke_apply(const struct call *k) {
+static bnorm_status invoke_apply(const struct attempt *k) {
     const bnorm_affine affine = {.center = k->param[CENTER],
                                  .scale = k->param[SCALE],
                                  .shift = k->param[SHIFT],
@@ -118,12 +118,12 @@ static bnorm_status invoke_apply(const struct call *k) {
                        exec_of(k));
 }
 
-static bnorm_status invoke_moments(const struct call *k) {
+static bnorm_status invoke_moments(const struct attempt *k) {
     return bnorm_moments(shape_of(k), in(k, X), k->param[MEAN], k->param[VAR], k->ws, k->ws_size,
                          exec_of(k));
 }
 
-static bnorm_status invoke_train(const struct call *k) {
+static bnorm_status invoke_train(const struct attempt *k) {
     const bnorm_train train = {
         .gamma = k->param[GAMMA],
         .beta = k->param[BETA],
@@ -145,7 +145,7 @@ static bnorm_status invoke_train(const struct call *k) {
                                k->ws, k->ws_size, exec_of(k));
 }
 
-static bnorm_status invoke_backward(const struct call *k) {
+static bnorm_status invoke_backward(const struct attempt *k) {
     const bnorm_grad grad = {
         .gamma = k->param[GAMMA],
         .beta = k->param[BETA],
@@ -165,12 +165,12 @@ static bnorm_status invoke_backward(const struct call *k) {
                           k->no_options ? NULL : &grad, k->ws, k->ws_size, exec_of(k));
 }
 
-static bnorm_status invoke_fold(const struct call *k) {
+static bnorm_status invoke_fold(const struct attempt *k) {
     return bnorm_fold(k->shape.c, k->param[GAMMA], k->param[BETA], k->param[MEAN], k->param[VAR],
                       k->eps, k->param[SCALE], k->param[SHIFT]);
 }
 
-static bnorm_status invoke_fold_conv(const struct call *k) {
+static bnorm_status invoke_fold_conv(const struct attempt *k) {
     return bnorm_fold_conv(k->no_options ? NULL : &k->conv, k->param[GAMMA], k->param[BETA],
                            k->param[MEAN], k->param[VAR], k->eps, k->view[X].data, k->param[BIAS],
                            k->view[Y].data, k->param[OUT_BIAS]);
@@ -270,16 +270,16 @@ static const struct function fold_conv = {
     .params_required = BIT(MEAN) | BIT(VAR) | BIT(OUT_BIAS),
 };
 
-static unsigned views_of(const struct call *k) {
+static unsigned views_of(const struct attempt *k) {
     return k->function->views_in | k->function->views_out;
 }
 
-static unsigned params_of(const struct call *k) {
+static unsigned params_of(const struct attempt *k) {
     return k->function->params_in | k->function->params_out;
 }
 
 /* Makes *k a valid call of its function on fresh memory. */
-static void fresh(struct call *k, bnorm_layout layout) {
+static void fresh(struct attempt *k, bnorm_layout layout) {
     struct memory *m = k->memory;
     memset(m, 0xa5, sizeof *m);
     for (size_t i = 0; i < VIEWS; i++)
@@ -313,7 +313,7 @@ static void fresh(struct call *k, bnorm_layout layout) {
 }
 
 /* Runs *k; where it is refused, no byte may have changed. */
-static void attempt(struct call *k, bnorm_status want, const char *what) {
+static void attempt(struct attempt *k, bnorm_status want, const char *what) {
     test_context(k->t, "%s, %s, %s", k->function->name,
                  k->shape.layout == BNORM_NCHW ? "nchw" : "nhwc", what);
     *k->before = *k->memory;
@@ -323,11 +323,11 @@ static void attempt(struct call *k, bnorm_status want, const char *what) {
         test_fail(k->t, "the call was refused but wrote memory");
 }
 
-static struct call new_call(struct test *t) {
-    return (struct call){.t = t,
-                         .function = t->param,
-                         .memory = test_alloc(t, sizeof(struct memory)),
-                         .before = test_alloc(t, sizeof(struct memory))};
+static struct attempt new_call(struct test *t) {
+    return (struct attempt){.t = t,
+                            .function = t->param,
+                            .memory = test_alloc(t, sizeof(struct memory)),
+                            .before = test_alloc(t, sizeof(struct memory))};
 }
 
 /* A valid call with one thing changed, named by the code that changes it. */
@@ -343,10 +343,10 @@ static struct call new_call(struct test *t) {
          layout = (bnorm_layout)(layout + 1))
 
 /* As EXPECT, for changes made in a loop: what is a printf format. */
-static void attempt_named(struct call *k, bnorm_status want, const char *format, ...)
+static void attempt_named(struct attempt *k, bnorm_status want, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
-static void attempt_named(struct call *k, bnorm_status want, const char *format, ...) {
+static void attempt_named(struct attempt *k, bnorm_status want, const char *format, ...) {
     char what[128];
     va_list args;
     va_start(args, format);
@@ -359,7 +359,7 @@ static void attempt_named(struct call *k, bnorm_status want, const char *format,
 /* NULL                                                                                           */
 
 static void test_null(struct test *t) {
-    struct call call = new_call(t), *k = &call;
+    struct attempt call = new_call(t), *k = &call;
     const struct function *f = k->function;
     FOR_EACH_LAYOUT {
         EXPECT(BNORM_OK, (void)0);
@@ -383,7 +383,7 @@ static void test_null(struct test *t) {
 }
 
 static void test_null_structs(struct test *t) {
-    struct call call = new_call(t), *k = &call;
+    struct attempt call = new_call(t), *k = &call;
     FOR_EACH_LAYOUT {
         EXPECT(BNORM_NULL_POINTER, k->no_shape = 1);
         if (k->function->op >= 0)
@@ -403,7 +403,7 @@ static void test_null_structs(struct test *t) {
 /* Shapes and strides                                                                             */
 
 static void test_shape(struct test *t) {
-    struct call call = new_call(t), *k = &call;
+    struct attempt call = new_call(t), *k = &call;
     const size_t max = SIZE_MAX;
     FOR_EACH_LAYOUT {
         EXPECT(BNORM_BAD_ENUM, k->shape.layout = (bnorm_layout)2);
@@ -441,7 +441,7 @@ static void test_shape(struct test *t) {
 
 /* Blocks of channels, with the padding of the last one. */
 static void test_blocked_shape(struct test *t) {
-    struct call call = new_call(t), *k = &call;
+    struct attempt call = new_call(t), *k = &call;
     const bnorm_layout layout = BNORM_NCHW;
     const size_t max = SIZE_MAX, most = (size_t)PTRDIFF_MAX / sizeof(float);
 #define BLOCKED k->shape.c_block = 32
@@ -494,7 +494,7 @@ static void test_blocked_shape(struct test *t) {
 
 /* Elements of other sizes than four bytes: no alignment but their own, other limits. */
 static void test_small_elements(struct test *t) {
-    struct call call = new_call(t), *k = &call;
+    struct attempt call = new_call(t), *k = &call;
     const size_t max = SIZE_MAX;
     FOR_EACH_LAYOUT {
         EXPECT(BNORM_BAD_SHAPE, (k->shape.dtype = BNORM_BF16, k->shape.n = max / 2 / (C * HW) + 1));
@@ -515,7 +515,7 @@ static void test_small_elements(struct test *t) {
 }
 
 static void test_stride(struct test *t) {
-    struct call call = new_call(t), *k = &call;
+    struct attempt call = new_call(t), *k = &call;
     FOR_EACH_LAYOUT {
         const size_t len = layout == BNORM_NHWC ? C : HW;
         const size_t max = SIZE_MAX;
@@ -583,13 +583,13 @@ static int params_may_be_same(const struct function *f, enum param_id a, enum pa
     return (f == &fold || f == &fold_conv) && !(f->params_out & BIT(a) && f->params_out & BIT(b));
 }
 
-static void move_view(struct call *k, bnorm_layout layout, size_t a, size_t b, size_t offset) {
+static void move_view(struct attempt *k, bnorm_layout layout, size_t a, size_t b, size_t offset) {
     fresh(k, layout);
     k->view[a].data = k->view[b].data + offset;
 }
 
 static void test_view_overlap(struct test *t) {
-    struct call call = new_call(t), *k = &call;
+    struct attempt call = new_call(t), *k = &call;
     const struct function *f = k->function;
     FOR_EACH_LAYOUT {
         for (size_t a = 0; a < VIEWS; a++) {
@@ -617,7 +617,7 @@ static void test_view_overlap(struct test *t) {
 
 /* Tensors that interleave in one buffer, as the slices of a concatenation do. */
 static void test_slices(struct test *t) {
-    struct call call = new_call(t), *k = &call;
+    struct attempt call = new_call(t), *k = &call;
     const struct function *f = k->function;
     FOR_EACH_LAYOUT {
         const size_t len = layout == BNORM_NHWC ? C : HW;
@@ -661,7 +661,7 @@ static void test_slices(struct test *t) {
 }
 
 static void test_param_overlap(struct test *t) {
-    struct call call = new_call(t), *k = &call;
+    struct attempt call = new_call(t), *k = &call;
     const struct function *f = k->function;
     FOR_EACH_LAYOUT {
         for (size_t a = 0; a < PARAMS; a++) {
@@ -701,7 +701,7 @@ static void test_param_overlap(struct test *t) {
 }
 
 static void test_options_of_apply(struct test *t) {
-    struct call call = new_call(t), *k = &call;
+    struct attempt call = new_call(t), *k = &call;
     FOR_EACH_LAYOUT {
         EXPECT(BNORM_OK, k->param[CENTER] = k->param[SCALE]);
         EXPECT(BNORM_OK, k->param[CENTER] = k->param[SHIFT]);
@@ -710,7 +710,7 @@ static void test_options_of_apply(struct test *t) {
 
 /* Another type of y. In place only where the elements have one size. */
 static void test_y_dtype(struct test *t) {
-    struct call call = new_call(t), *k = &call;
+    struct attempt call = new_call(t), *k = &call;
     FOR_EACH_LAYOUT {
         EXPECT(BNORM_BAD_ENUM, k->y_dtype = (bnorm_y_dtype)6);
         EXPECT(BNORM_BAD_ENUM, k->y_dtype = (bnorm_y_dtype)-1);
@@ -752,7 +752,7 @@ static void test_y_dtype(struct test *t) {
 
 /* scale positive and finite or 0, zero_point a value of the type; only where it matters. */
 static void test_quant(struct test *t) {
-    struct call call = new_call(t), *k = &call;
+    struct attempt call = new_call(t), *k = &call;
     static const struct {
         bnorm_quant quant;
         bnorm_status s8, u8;
@@ -796,7 +796,7 @@ static void test_quant(struct test *t) {
 /* Workspace                                                                                      */
 
 static void test_workspace_refusals(struct test *t) {
-    struct call call = new_call(t), *k = &call;
+    struct attempt call = new_call(t), *k = &call;
     FOR_EACH_LAYOUT {
         EXPECT(BNORM_WORKSPACE_TOO_SMALL, k->ws_size -= 1);
         EXPECT(BNORM_WORKSPACE_TOO_SMALL, k->ws_size = 0);
@@ -830,7 +830,7 @@ static void test_workspace_refusals(struct test *t) {
 
 /* Empty batches: BNORM_OK, nothing touched but dgamma and dbeta; a workspace is not needed. */
 static void test_empty(struct test *t) {
-    struct call call = new_call(t), *k = &call;
+    struct attempt call = new_call(t), *k = &call;
     FOR_EACH_LAYOUT {
         for (size_t i = 0; i < 3; i++) {
             fresh(k, layout);
@@ -986,7 +986,7 @@ static void test_workspace_memory(struct test *t) {
 /* Parameters                                                                                     */
 
 static void test_act(struct test *t) {
-    struct call call = new_call(t), *k = &call;
+    struct attempt call = new_call(t), *k = &call;
     FOR_EACH_LAYOUT {
         EXPECT(BNORM_BAD_ENUM, k->act.kind = (bnorm_act_kind)12);
         if (act_usable(NULL, BNORM_ACT_ELU)) {
@@ -1022,7 +1022,7 @@ static void test_act(struct test *t) {
 }
 
 static void test_eps(struct test *t) {
-    struct call call = new_call(t), *k = &call;
+    struct attempt call = new_call(t), *k = &call;
     FOR_EACH_LAYOUT {
         EXPECT(BNORM_BAD_EPSILON, k->eps = -1e-9);
         EXPECT(BNORM_BAD_EPSILON, k->eps = (double)NAN);
@@ -1041,7 +1041,7 @@ static void test_eps(struct test *t) {
 }
 
 static void test_running(struct test *t) {
-    struct call call = new_call(t), *k = &call;
+    struct attempt call = new_call(t), *k = &call;
     FOR_EACH_LAYOUT {
         EXPECT(BNORM_BAD_RATE, k->rate = (double)NAN);
         EXPECT(BNORM_OK, k->rate = -1.2);
@@ -1052,7 +1052,7 @@ static void test_running(struct test *t) {
 }
 
 static void test_exec(struct test *t) {
-    struct call call = new_call(t), *k = &call;
+    struct attempt call = new_call(t), *k = &call;
     FOR_EACH_LAYOUT {
         EXPECT(BNORM_BAD_ENUM, k->exec.denormals = (bnorm_denormals)2);
         EXPECT(BNORM_BAD_ENUM, k->exec.denormals = (bnorm_denormals)-1);
@@ -1071,7 +1071,7 @@ static void test_exec(struct test *t) {
 
 /* bnorm_fold and bnorm_fold_conv. */
 static void test_fold_parameters(struct test *t) {
-    struct call call = new_call(t), *k = &call;
+    struct attempt call = new_call(t), *k = &call;
     const bnorm_layout layout = BNORM_NHWC;
     const size_t max = SIZE_MAX;
     EXPECT(BNORM_BAD_VARIANCE, k->memory->param[VAR][C - 1] = -1);

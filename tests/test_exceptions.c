@@ -101,14 +101,14 @@ static void fill_ordinary(struct test *t, struct problem *p, bnorm_dtype dtype, 
                        : kind == ZEROS   ? few[rng_below(&t->rng, 2)]
                                          : few[rng_below(&t->rng, COUNT_OF(few))];
     if (kind < FIRST_OWN && dtype == BNORM_F32)
-        problem_fill(t, p, (enum values)kind);
+        data_fill(t, &p->data, (enum values)kind, BNORM_F32);
     /* y and dx stay within the range of their type. */
     const int may_be_0 =
         dtype == BNORM_F16 ? kind == ZEROS || kind == ONE_VALUE : kind != VALUES_DENORMAL;
     if (dtype == BNORM_F16)
-        p->variant.eps = 1e-3;
-    if (may_be_0 && !p->variant.weights && rng_below(&t->rng, 4) == 0)
-        p->variant.eps = 0;
+        p->call.eps = 1e-3;
+    if (may_be_0 && !p->data.weights && rng_below(&t->rng, 4) == 0)
+        p->call.eps = 0;
 }
 
 static bnorm_shape shape_of(struct test *t, size_t i, bnorm_dtype dtype) {
@@ -126,48 +126,48 @@ static bnorm_shape shape_of(struct test *t, size_t i, bnorm_dtype dtype) {
 /* ---------------------------------------------------------------------------------------------- */
 /* Training, backward and moments, with all variants                                              */
 
-static struct variant_results run_watched(struct test *t, const struct problem *p,
-                                          const struct call *call, size_t i) {
-    struct variant_ready v;
+static struct results run_watched(struct test *t, const struct problem *p, const struct call *call,
+                                  size_t i) {
+    struct ready v;
     const bnorm_exec exec = exec_of(t, i);
-    problem_say(t, p, call, bnorm_isa_name(t->isa));
-    variant_ready(t, &v, call, &p->data, &p->variant, (enum side)rng_below(&t->rng, 2));
-    fill_pattern(t, v.base.job.ws, v.base.job.ws_size);
-    if (call->op == BNORM_OP_BACKWARD && rng_below(&t->rng, 6) == 0) {
-        v.base.job.out.data = NULL;
-        v.base.y = NULL;
-    }
+    struct call one = *call;
+    one.side = (int)rng_below(&t->rng, 2);
+    if (one.op == BNORM_OP_BACKWARD && rng_below(&t->rng, 6) == 0)
+        one.out = NOWHERE;
+    ready_new(t, &v, &one, &p->data);
+    ready_say(t, &v, &exec);
+    fill_pattern(t, v.at.ws, v.at.ws_size);
     watch(t);
-    const bnorm_status status = variant_start(&v, &exec);
+    const bnorm_status status = call_run(&v.args, &exec);
     quiet(t, "the call");
     check_status(t, "the call", status, BNORM_OK);
-    return variant_finish(t, &v);
+    return ready_finish(t, &v);
 }
 
 /* Every way to tell backward of the activation's argument. */
-static void run_backwards(struct test *t, struct problem *p, const struct variant_results *saved,
+static void run_backwards(struct test *t, struct problem *p, const struct results *saved,
                           size_t i) {
     const bnorm_act act = p->call.act;
     struct call call = p->call;
-    problem_take_saved(p, saved);
+    data_take(&p->data, saved);
     call.op = BNORM_OP_BACKWARD;
     call.mask = 0;
     run_watched(t, p, &call, i);
-    if (act_has_mask(act) && saved->all.mask) {
+    if (act_has_mask(act) && saved->mask) {
         call.residual = 0;
-        call.given_mask = saved->all.mask;
+        call.given_mask = saved->mask;
         run_watched(t, p, &call, i);
         call.given_mask = NULL;
     }
-    if (act_has_mask(act) && (act.kind != BNORM_ACT_LEAKY_RELU || act.a > 0)) {
+    if (y_tells_argument(act)) {
         call.residual = 0;
-        call.given_y = saved->all.y;
+        call.given_y = saved->y;
         run_watched(t, p, &call, i);
         call.given_y = NULL;
     }
     call.residual = p->call.residual;
     call.frozen = 1;
-    p->variant.r = p->variant.d = NULL;
+    p->data.r = p->data.d = NULL;
     run_watched(t, p, &call, i);
 }
 
@@ -189,19 +189,19 @@ static void test_training(struct test *t) {
         p.call.dense = rng_below(&t->rng, 3) == 0;
         p.call.act = type_act(t, i);
         p.call.mask = act_has_mask(p.call.act);
-        p.call.reuse = (enum reuse)rng_below(&t->rng, REUSE_COUNT);
+        random_targets(&t->rng, &p.call);
         fill_ordinary(t, &p, dtype, rng_below(&t->rng, 2 * ORDINARY_COUNT));
         if (rng_below(&t->rng, 4) == 0) {
             problem_add_renorm(t, &p);
         } else if (!weighted && rng_below(&t->rng, 4) == 0) {
-            p.variant.ghost = &ghost;
+            p.call.ghost = &ghost;
             p.call.mask = 0;
         }
         struct call moments = p.call;
         moments.op = BNORM_OP_MOMENTS;
-        if (!p.variant.ghost)
+        if (!p.call.ghost)
             run_watched(t, &p, &moments, i);
-        const struct variant_results saved = run_watched(t, &p, &p.call, i);
+        const struct results saved = run_watched(t, &p, &p.call, i);
         run_backwards(t, &p, &saved, i);
         test_release(t);
     }
@@ -388,7 +388,7 @@ static void test_jobs(struct test *t) {
     for (size_t round = 0; round < rounds_of(8, 60); round++) {
         const bnorm_exec exec = exec_of(t, round);
         struct problem *problems = test_alloc(t, JOBS * sizeof *problems);
-        struct variant_ready *ready = test_alloc(t, JOBS * sizeof *ready);
+        struct ready *ready = test_alloc(t, JOBS * sizeof *ready);
         bnorm_job jobs[JOBS];
         for (size_t i = 0; i < JOBS; i++) {
             static const bnorm_op ops[] = {BNORM_OP_APPLY, BNORM_OP_MOMENTS, BNORM_OP_FORWARD_TRAIN,
@@ -400,9 +400,9 @@ static void test_jobs(struct test *t) {
             problems[i].call.shape.dtype = shape.dtype;
             problems[i].call.dense = 0;
             problems[i].call.mask &= problems[i].call.op != BNORM_OP_BACKWARD;
-            variant_ready(t, &ready[i], &problems[i].call, &problems[i].data, &problems[i].variant,
-                          (enum side)(i % 2));
-            jobs[i] = ready[i].base.job;
+            problems[i].call.side = i % 2;
+            ready_new(t, &ready[i], &problems[i].call, &problems[i].data);
+            jobs[i] = ready[i].args.job;
         }
         test_context(t, "round %zu", round);
         watch(t);
@@ -410,13 +410,13 @@ static void test_jobs(struct test *t) {
         quiet(t, "bnorm_run_jobs");
         check_status(t, "bnorm_run_jobs", status, BNORM_OK);
         for (size_t i = 0; i < JOBS; i++)
-            variant_finish(t, &ready[i]);
+            ready_finish(t, &ready[i]);
         test_release(t);
     }
 }
 
 /* The images of a call twice: as two pieces, merged. */
-static void collect_twice(struct test *t, const struct ready *r, bnorm_op op,
+static void collect_twice(struct test *t, const struct call_args *r, bnorm_op op,
                           const bnorm_exec *exec, bnorm_partial *piece) {
     bnorm_partial next;
     const size_t n = r->shape.n, c = r->shape.c, size = bnorm_partial_size(c, 3 * n);
@@ -444,7 +444,7 @@ static void collect_twice(struct test *t, const struct ready *r, bnorm_op op,
     quiet(t, "merging");
 }
 
-static void pieces_forward(struct test *t, const struct ready *r, const bnorm_exec *exec) {
+static void pieces_forward(struct test *t, const struct call_args *r, const bnorm_exec *exec) {
     const size_t c = r->shape.c;
     float *const given = test_floats(t, 3 * c);
     bnorm_partial piece;
@@ -462,7 +462,7 @@ static void pieces_forward(struct test *t, const struct ready *r, const bnorm_ex
     quiet(t, "finishing");
 }
 
-static void pieces_backward(struct test *t, const struct ready *r, const bnorm_exec *exec) {
+static void pieces_backward(struct test *t, const struct call_args *r, const bnorm_exec *exec) {
     float *const given = test_floats(t, 5 * r->shape.c);
     bnorm_partial piece;
     collect_twice(t, r, BNORM_OP_BACKWARD, exec, &piece);
@@ -492,11 +492,12 @@ static void test_pieces(struct test *t) {
         p.call.mask = 0;
         p.call.op = i % 2 ? BNORM_OP_BACKWARD : BNORM_OP_FORWARD_TRAIN;
         fill_ordinary(t, &p, dtype, rng_below(&t->rng, 2 * ORDINARY_COUNT));
-        problem_say(t, &p, &p.call, "in pieces");
-        ready_new(t, &r, &p.call, &p.data, (enum side)(i % 2));
-        r.train.eps = p.variant.eps;
-        fill_pattern(t, r.job.ws, r.job.ws_size);
-        (i % 2 ? pieces_backward : pieces_forward)(t, &r, &exec);
+        p.call.what = "in pieces";
+        p.call.side = i % 2;
+        ready_new(t, &r, &p.call, &p.data);
+        ready_say(t, &r, &exec);
+        fill_pattern(t, r.at.ws, r.at.ws_size);
+        (i % 2 ? pieces_backward : pieces_forward)(t, &r.args, &exec);
         ready_finish(t, &r);
         test_release(t);
     }

@@ -35,18 +35,12 @@ static bnorm_shape shape_of(const struct test *t, const size_t size[3], bnorm_dt
                          .c_block = order == BLOCKED ? (size_t)4 << i % 4 : 0};
 }
 
-static struct call random_call(struct test *t, bnorm_op op, const bnorm_shape *shape) {
-    return (struct call){
-        .op = op,
-        .shape = *shape,
-        .act = random_mask_act(&t->rng),
-        .reuse = (enum reuse)rng_below(&t->rng, REUSE_COUNT),
-        .residual = (int)rng_below(&t->rng, 2),
-        .lo = (int)rng_below(&t->rng, 2),
-        .dense = rng_below(&t->rng, 3) == 0,
-        .padding = (int)rng_below(&t->rng, 3),
-        .mask = 1,
-    };
+static struct call random_mask_call(struct test *t, bnorm_op op, const bnorm_shape *shape) {
+    struct call call = random_call(t, op, shape);
+    call.act = random_mask_act(&t->rng);
+    call.mask = 1;
+    call.frozen = 0;
+    return call;
 }
 
 static int bit_of(const unsigned char *mask, size_t i) {
@@ -60,20 +54,16 @@ static int bit_of(const unsigned char *mask, size_t i) {
  * pass that saves the mean alone uses no more of it. */
 static float *argument_of(struct test *t, const struct call *call, const struct data *d,
                           const struct results *forward) {
-    const bnorm_exec scalar = {.isa = scalar_isa()};
     struct call plain = *call;
     struct data data = *d;
     plain.act = (bnorm_act){.kind = BNORM_ACT_IDENTITY};
-    plain.shape.dtype = BNORM_F32;
-    plain.reuse = REUSE_NOTHING;
     plain.mask = 0;
-    plain.dense = 1;
     if (call->op == BNORM_OP_FORWARD_TRAIN && !call->residual && !call->lo) {
         plain.op = BNORM_OP_APPLY;
         data.mean = forward->mean;
         data.invstd = forward->invstd;
     }
-    return run_call(t, &plain, &data, &scalar).y;
+    return run_scalar(t, &plain, &data).y;
 }
 
 /* Moves arguments to the very points where the bit changes, as far as rounding lets it. */
@@ -145,9 +135,8 @@ static void compare_forward(struct test *t, const struct call *call, size_t i) {
         const float special[] = {bits_float(0xffc00001u), INFINITY, -INFINITY, -0.0f};
         d.x[rng_below(&t->rng, data_count(&d))] = special[i / 5 % 4];
     }
-    struct call dense = *call;
-    dense.reuse = REUSE_NOTHING;
-    dense.dense = 1;
+    struct call dense = on_floats(call);
+    dense.shape.dtype = call->shape.dtype;
     const struct results want = run_call(t, &dense, &d, &scalar);
     const float *v = argument_of(t, call, &d, &want);
     if (call->op == BNORM_OP_APPLY)
@@ -168,7 +157,7 @@ static void test_forward(struct test *t) {
         for (size_t k = 0; k < test_repeat(24, 6, 6); k++) {
             const bnorm_shape shape = shape_of(t, sizes[s], (bnorm_dtype)(k % 3), s + k);
             const struct call call =
-                random_call(t, k % 2 ? BNORM_OP_APPLY : BNORM_OP_FORWARD_TRAIN, &shape);
+                random_mask_call(t, k % 2 ? BNORM_OP_APPLY : BNORM_OP_FORWARD_TRAIN, &shape);
             compare_forward(t, &call, s + k);
             test_release(t);
         }
@@ -182,37 +171,34 @@ static void compare_backward(struct test *t, const bnorm_shape *shape, int froze
     const bnorm_exec exec = type_exec(t, i), scalar = {.isa = scalar_isa()};
     struct data d;
     data_new(t, &d, shape);
-    struct call forward = random_call(t, frozen ? BNORM_OP_APPLY : BNORM_OP_FORWARD_TRAIN, shape);
+    struct call forward =
+        random_mask_call(t, frozen ? BNORM_OP_APPLY : BNORM_OP_FORWARD_TRAIN, shape);
     forward.lo = 1;
     forward.dense = 1;
     aim_at_kinks(t, &forward, &d, shape->dtype);
     const struct results f = run_call(t, &forward, &d, &scalar);
-    if (!frozen) {
-        d.mean = f.mean;
-        d.invstd = f.invstd;
-        d.lo = f.lo;
-    }
+    if (!frozen)
+        data_take(&d, &f);
     struct call backward = forward;
     backward.op = BNORM_OP_BACKWARD;
     backward.frozen = frozen;
     backward.lo = !frozen;
-    backward.mask = 0;
-    backward.reuse = REUSE_NOTHING;
+    backward.out = backward.dresidual = OWN;
     const struct results want = run_call(t, &backward, &d, &scalar);
 
     backward.dense = 0;
     backward.residual = 0;
     backward.given_mask = f.mask;
-    for (int reuse = 0; reuse < REUSE_COUNT; reuse++) {
-        backward.reuse = (enum reuse)reuse;
+    for (size_t k = 0; k < 3; k++) {
+        random_targets(&t->rng, &backward);
         const struct results got = run_call(t, &backward, &d, &exec);
         check_results(t, &got, &want, &d);
     }
     /* A small type rounds y onto the points where the derivative jumps. */
-    if (shape->dtype == BNORM_F32 &&
-        (forward.act.kind != BNORM_ACT_LEAKY_RELU || forward.act.a > 0)) {
+    if (shape->dtype == BNORM_F32 && y_tells_argument(forward.act)) {
         backward.given_mask = NULL;
         backward.given_y = f.y;
+        random_targets(&t->rng, &backward);
         const struct results from_y = run_call(t, &backward, &d, &exec);
         check_results(t, &from_y, &want, &d);
     }
@@ -227,42 +213,15 @@ static void test_backward(struct test *t) {
         }
 }
 
-/* The gradients for a mask, as the oracle has them. */
-static void check_oracle(struct test *t, const struct call *call, const struct data *d,
-                         const float *plain_bits, const struct results *got) {
-    const size_t count = data_count(d), c = d->c;
-    const bnorm_shape plain = {.layout = BNORM_NCHW, .n = d->n, .c = c, .hw = d->hw};
-    const bnorm_act act = call->act;
-    double *mean = to_double(t, d->mean, c), *v = test_doubles(t, count);
-    for (size_t i = 0; i < c; i++)
-        mean[i] += call->lo ? (double)d->lo[i] : 0;
+/* Arguments that have these bits. */
+static double *argument_for(struct test *t, bnorm_act act, const float *bits, size_t count) {
+    double *v = test_doubles(t, count);
     const int clamp = act.kind == BNORM_ACT_CLAMP;
     const double upper = clamp ? ((double)act.a + (double)act.b) / 2 : 1;
     const double lower = clamp ? (double)act.b + 1 : -1;
     for (size_t i = 0; i < count; i++)
-        v[i] = plain_bits[i] > 0 ? upper : lower;
-    const struct oracle_grad grad = {
-        .gamma = to_double(t, d->gamma, c),
-        .beta = to_double(t, d->beta, c),
-        .mean = mean,
-        .mean_hi = to_double(t, d->mean, c),
-        .invstd = to_double(t, d->invstd, c),
-        .v = v,
-        .frozen = call->frozen,
-        .act = act,
-    };
-    const struct oracle_grad_out e = {
-        test_doubles(t, c),     test_doubles(t, c),     test_doubles(t, c),
-        test_doubles(t, c),     test_doubles(t, count), test_doubles(t, count),
-        test_doubles(t, count), test_doubles(t, count),
-    };
-    oracle_backward(&plain, to_double(t, d->x, count), to_double(t, d->dy, count), &grad, &e);
-    for (size_t i = 0; i < c; i++) {
-        check_near(t, "dbeta", i, got->dbeta[i], e.dbeta[i], e.dbeta_bound[i]);
-        check_near(t, "dgamma", i, got->dgamma[i], e.dgamma[i], e.dgamma_bound[i]);
-    }
-    for (size_t i = 0; i < count; i++)
-        check_near(t, "dx", i, got->dx[i], e.dx[i], e.dx_bound[i]);
+        v[i] = bits[i] > 0 ? upper : lower;
+    return v;
 }
 
 /* Any bits that a user may write, those of padding and behind the last included. */
@@ -270,16 +229,14 @@ static void compare_any_bits(struct test *t, const bnorm_shape *shape, size_t i)
     const bnorm_exec exec = type_exec(t, i), scalar = {.isa = scalar_isa()};
     struct data d;
     data_new(t, &d, shape);
-    struct call call = random_call(t, BNORM_OP_BACKWARD, shape);
+    struct call call = random_mask_call(t, BNORM_OP_BACKWARD, shape);
     call.residual = call.mask = 0;
     call.frozen = i % 3 == 0;
     if (!call.frozen) {
-        struct call forward = random_call(t, BNORM_OP_FORWARD_TRAIN, shape);
+        struct call forward = random_mask_call(t, BNORM_OP_FORWARD_TRAIN, shape);
         forward.lo = 1;
         const struct results f = run_call(t, &forward, &d, &scalar);
-        d.mean = f.mean;
-        d.invstd = f.invstd;
-        d.lo = f.lo;
+        data_take(&d, &f);
     }
     const size_t bytes = bnorm_mask_size(shape), count = shape_count(shape);
     unsigned char *mask = test_alloc(t, bytes);
@@ -298,13 +255,12 @@ static void compare_any_bits(struct test *t, const bnorm_shape *shape, size_t i)
         g[k] = bits[k] > 0 ? d.dy[k] : leaky ? call.act.a * d.dy[k] : 0;
         g[k] = element_round(shape->dtype, g[k]);
     }
-    struct call dense = call;
-    dense.dense = 1;
-    dense.reuse = REUSE_NOTHING;
+    struct call dense = on_floats(&call);
+    dense.shape.dtype = shape->dtype;
     const struct results want = run_call(t, &dense, &d, &scalar);
     check_bits(t, "dresidual", want.dresidual, g, data_count(&d));
     if (shape->dtype == BNORM_F32)
-        check_oracle(t, &call, &d, bits, &want);
+        check_oracle(t, &call, &d, argument_for(t, call.act, bits, data_count(&d)), &want);
     if (!leaky) /* the gradient is 0 whatever dy is */
         for (size_t k = 0; k < data_count(&d); k++)
             if (bits[k] == 0 && rng_below(&t->rng, 4) == 0)
@@ -334,7 +290,7 @@ static void test_threads(struct test *t) {
             const size_t k = s % 2 + i;
             const bnorm_shape shape = shape_of(t, large[s], (bnorm_dtype)((s + k) % 3), s + k);
             const bnorm_op op = k % 2 ? BNORM_OP_APPLY : BNORM_OP_FORWARD_TRAIN;
-            const struct call call = random_call(t, op, &shape);
+            const struct call call = random_mask_call(t, op, &shape);
             struct data d;
             data_new(t, &d, &shape);
             const bnorm_exec serial = {.isa = scalar_isa()};
@@ -359,26 +315,12 @@ static void test_threads(struct test *t) {
 
 static void refuse(struct test *t, struct ready *r, bnorm_status want) {
     const bnorm_exec exec = {.isa = t->isa};
-    struct fixture *f = &r->fixture;
-    unsigned char *before[COUNT_OF(f->items)];
-    for (size_t i = 0; i < f->count; i++) {
-        const struct buffer *b = &f->items[i].tensor.buffer;
-        before[i] = test_alloc(t, b->bytes);
-        memcpy(before[i], b->data, b->bytes);
-    }
-    check_status(t, "the call", run_job(&r->job, &exec), want);
-    for (size_t i = 0; i < f->count; i++) {
-        const struct buffer *b = &f->items[i].tensor.buffer;
-        if (memcmp(before[i], b->data, b->bytes) != 0)
-            test_fail(t, "the call was refused but wrote %s", f->items[i].name);
-    }
-    fixture_end(f);
+    const unsigned char *before = snapshot(t, &r->fixture);
+    ready_say(t, r, &exec);
+    check_status(t, "the call", call_run(&r->args, &exec), want);
+    check_snapshot(t, &r->fixture, before);
+    fixture_end(&r->fixture);
     test_release(t);
-}
-
-static void say(struct test *t, const struct call *call, const char *what) {
-    char text[256];
-    test_context(t, "%s: %s", call_text(call, text), what);
 }
 
 static const size_t refused[3] = {2, 5, 9};
@@ -390,15 +332,15 @@ static void test_kinds(struct test *t) {
             const bnorm_shape shape = shape_of(t, refused, BNORM_F32, 0);
             struct data d;
             data_new(t, &d, &shape);
-            struct call call = random_call(t, (bnorm_op)op, &shape);
+            struct call call = random_mask_call(t, (bnorm_op)op, &shape);
             call.act = (bnorm_act){.kind = (bnorm_act_kind)kind, .a = 1};
             call.residual = op != BNORM_OP_BACKWARD;
             unsigned char *mask = test_alloc(t, bnorm_mask_size(&shape));
             if (op == BNORM_OP_BACKWARD)
                 call.given_mask = mask;
             struct ready r;
-            ready_new(t, &r, &call, &d, SIDE_END);
-            say(t, &call, "this activation has no mask");
+            call.what = "this activation has no mask";
+            ready_new(t, &r, &call, &d);
             refuse(t, &r, BNORM_UNSUPPORTED);
         }
 }
@@ -409,19 +351,19 @@ static void test_too_many(struct test *t) {
         const bnorm_shape shape = shape_of(t, refused, BNORM_F32, 1);
         struct data d;
         data_new(t, &d, &shape);
-        struct call call = random_call(t, BNORM_OP_BACKWARD, &shape);
+        struct call call = random_mask_call(t, BNORM_OP_BACKWARD, &shape);
         call.act = (bnorm_act){.kind = BNORM_ACT_RELU};
-        call.reuse = REUSE_NOTHING;
+        call.out = call.dresidual = OWN;
         call.residual = which & 1;
         call.given_y = which & 2 ? d.residual : NULL;
         call.given_mask = which & 4 ? test_alloc(t, bnorm_mask_size(&shape)) : NULL;
         struct ready r;
-        ready_new(t, &r, &call, &d, SIDE_START);
-        say(t, &call, "residual, y and mask");
+        call.what = "residual, y and mask";
+        ready_new(t, &r, &call, &d);
         const int alone = which == 1 || which == 2 || which == 4;
         if (alone) {
             const bnorm_exec exec = {.isa = t->isa};
-            check_status(t, "the call", run_job(&r.job, &exec), BNORM_OK);
+            check_status(t, "the call", call_run(&r.args, &exec), BNORM_OK);
             ready_finish(t, &r);
             test_release(t);
         } else {
@@ -447,15 +389,16 @@ static void test_overlap(struct test *t) {
             data_new(t, &d, &shape);
             d.gamma = d.mean;
             d.beta = d.mean;
-            struct call call = random_call(t, (bnorm_op)op, &shape);
+            struct call call = random_mask_call(t, (bnorm_op)op, &shape);
             call.act = (bnorm_act){.kind = BNORM_ACT_RELU};
             call.residual = op != BNORM_OP_BACKWARD;
-            call.reuse = REUSE_NOTHING;
+            call.out = call.dresidual = OWN;
             call.lo = 1;
+            call.side = SIDE_START;
             if (op == BNORM_OP_BACKWARD)
                 call.given_mask = test_alloc(t, bnorm_mask_size(&shape));
             struct ready r;
-            ready_new(t, &r, &call, &d, SIDE_START);
+            ready_new(t, &r, &call, &d);
             count = r.fixture.count;
             const char *what;
             void *target = mask_target(&r, i, &what);
@@ -469,9 +412,9 @@ static void test_overlap(struct test *t) {
                 test_release(t);
                 continue;
             }
-            r.affine.mask = r.train.mask = target;
-            r.grad.mask = target;
-            say(t, &call, what);
+            r.args.affine.mask = r.args.train.mask = target;
+            r.args.grad.mask = target;
+            r.call.what = what;
             refuse(t, &r, BNORM_BAD_OVERLAP);
         }
 }
@@ -483,7 +426,7 @@ static void test_identity(struct test *t) {
         const bnorm_shape shape = shape_of(t, refused, BNORM_F32, 3);
         struct data d;
         data_new(t, &d, &shape);
-        struct call call = random_call(t, (bnorm_op)op, &shape);
+        struct call call = random_mask_call(t, (bnorm_op)op, &shape);
         call.act = (bnorm_act){.kind = BNORM_ACT_IDENTITY};
         call.residual = 0;
         const size_t bytes = bnorm_mask_size(&shape);
@@ -493,11 +436,11 @@ static void test_identity(struct test *t) {
         if (op == BNORM_OP_BACKWARD)
             call.given_mask = mask;
         struct ready r;
-        ready_new(t, &r, &call, &d, SIDE_END);
-        if (r.arrays.mask)
-            memcpy(r.arrays.mask, mask, bytes);
-        say(t, &call, "IDENTITY with a mask");
-        check_status(t, "the call", run_job(&r.job, &exec), BNORM_OK);
+        call.what = "IDENTITY with a mask";
+        ready_new(t, &r, &call, &d);
+        memcpy(r.at.mask, mask, bytes);
+        ready_say(t, &r, &exec);
+        check_status(t, "the call", call_run(&r.args, &exec), BNORM_OK);
         const struct results got = ready_finish(t, &r);
         if (got.mask && memcmp(got.mask, mask, bytes) != 0)
             test_fail(t, "the mask has been written");

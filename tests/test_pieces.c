@@ -178,16 +178,18 @@ static void test_y_types(struct test *t) {
         struct ready r;
         data_new(t, &d, &shape);
         d.beta = copy_floats(t, shift, 5);
-        const struct call call = {.op = BNORM_OP_FORWARD_TRAIN, .shape = wide, .lo = 1};
+        const struct call call = {
+            .op = BNORM_OP_FORWARD_TRAIN, .shape = wide, .eps = 1e-5, .rate = .1, .lo = 1};
         const struct results want = run_call(t, &call, &d, &exec);
-        const struct call narrow = {.op = BNORM_OP_FORWARD_TRAIN, .shape = shape, .lo = 1};
-        ready_new(t, &r, &narrow, &d, SIDE_END);
+        struct call narrow = call;
+        narrow.shape = shape;
+        ready_new(t, &r, &narrow, &d);
         const struct cut cut = cut_new(t, CUT_IMAGES, shape.n);
         const bnorm_partial piece =
             collect_parts(t, &r, BNORM_OP_MOMENTS, &cut, JOIN_TREE, 0, &exec);
         float coefficients[15];
         check_status(t, "bnorm_partial_finish",
-                     bnorm_partial_finish(&piece, &r.train, coefficients), BNORM_OK);
+                     bnorm_partial_finish(&piece, &r.args.train, coefficients), BNORM_OK);
         for (bnorm_dtype to = BNORM_F32; to <= BNORM_F16; to = (bnorm_dtype)(to + 1)) {
             const bnorm_affine affine = {.center = coefficients,
                                          .scale = coefficients + 5,
@@ -196,7 +198,7 @@ static void test_y_types(struct test *t) {
             float y[90];
             test_context(t, "%s to %s", dtype_name(from), dtype_name(to));
             check_status(t, "bnorm_apply",
-                         bnorm_apply(&shape, r.job.x, (bnorm_out){y, 0, 0}, &affine, &exec),
+                         bnorm_apply(&shape, r.args.job.x, (bnorm_out){y, 0, 0}, &affine, &exec),
                          BNORM_OK);
             for (size_t i = 0; i < 90; i++) {
                 const float rounded = element_round(to, want.y[plain_index(&shape, i)]);
@@ -216,14 +218,12 @@ static void random_ready(struct test *t, struct ready *r, struct data *d, bnorm_
                          size_t i) {
     const size_t hw = i % 2 ? 1 : 1 + rng_below(&t->rng, 9);
     const bnorm_shape shape = shape_of(t, n, 1 + rng_below(&t->rng, 20), hw, i);
-    const struct call call = {.op = op,
-                              .shape = shape,
-                              .act = random_mask_act(&t->rng),
-                              .residual = (int)rng_below(&t->rng, 2),
-                              .lo = (int)rng_below(&t->rng, 2)};
-    char text[256];
+    struct call call = random_call(t, op, &shape);
+    char text[320];
+    call.act = random_mask_act(&t->rng);
+    call.out = call.dresidual = OWN; /* what is collected twice is not to change */
     data_new(t, d, &shape);
-    ready_new(t, r, &call, d, (enum side)rng_below(&t->rng, 2));
+    ready_new(t, r, &call, d);
     test_context(t, "%s", call_text(&call, text));
 }
 
@@ -246,14 +246,14 @@ static void test_first(struct test *t) {
             const enum joining joining = (enum joining)rng_below(&t->rng, JOIN_COUNT);
             char text[96];
             test_context(t, "images from %zu on, %s, %s, %s n=%zu c=%zu hw=%zu", first,
-                         cut_text(&cut, text), joining_text(joining), dtype_name(r.shape.dtype), n,
-                         r.shape.c, r.shape.hw);
+                         cut_text(&cut, text), joining_text(joining),
+                         dtype_name(r.call.shape.dtype), n, r.call.shape.c, r.call.shape.hw);
             const bnorm_partial got = collect_parts(t, &r, op, &cut, joining, first, &exec);
             check_same_piece(t, &got, &want);
             const struct totals totals = piece_totals(t, &got);
             if (totals.count != all.count ||
-                memcmp(totals.mean, all.mean, r.shape.c * sizeof(double)) != 0 ||
-                memcmp(totals.m2, all.m2, r.shape.c * sizeof(double)) != 0)
+                memcmp(totals.mean, all.mean, r.call.shape.c * sizeof(double)) != 0 ||
+                memcmp(totals.m2, all.m2, r.call.shape.c * sizeof(double)) != 0)
                 test_fail(t, "the totals of equal pieces differ");
         }
         test_release(t);
@@ -288,16 +288,17 @@ static void test_exec_null(struct test *t) {
     for (size_t k = 0; k < 2; k++) {
         const bnorm_op op = k ? BNORM_OP_BACKWARD : BNORM_OP_MOMENTS;
         const bnorm_partial want = collect_parts(t, &r, op, &whole, JOIN_APPEND, 0, &exec);
-        bnorm_partial got = piece_empty(op, r.shape.c, 0);
-        got.size = bnorm_partial_size(r.shape.c, 7);
+        bnorm_partial got = piece_empty(op, r.call.shape.c, 0);
+        got.size = bnorm_partial_size(r.call.shape.c, 7);
         got.nodes = test_alloc(t, got.size);
-        const size_t ws_size = bnorm_workspace(op, &r.shape);
+        const size_t ws_size = bnorm_workspace(op, &r.call.shape);
         void *ws = test_alloc(t, ws_size);
-        check_status(t, "collecting",
-                     k ? bnorm_partial_collect_grad(&r.shape, r.job.x, r.job.dy, &r.grad, &got, ws,
-                                                    ws_size, NULL)
-                       : bnorm_partial_collect(&r.shape, r.job.x, &got, ws, ws_size, NULL),
-                     BNORM_OK);
+        check_status(
+            t, "collecting",
+            k ? bnorm_partial_collect_grad(&r.call.shape, r.args.job.x, r.args.job.dy, &r.args.grad,
+                                           &got, ws, ws_size, NULL)
+              : bnorm_partial_collect(&r.call.shape, r.args.job.x, &got, ws, ws_size, NULL),
+            BNORM_OK);
         check_same_piece(t, &got, &want);
     }
 }
@@ -376,17 +377,14 @@ static void test_totals(struct test *t) {
         /* Some values are for floats only. */
         const size_t type = values == VALUES_NORMAL || values == VALUES_HALF_CONSTANT ? i : 0;
         const bnorm_shape shape = shape_of(t, size[0], size[1], size[2], 3 * i + type / 8 % 3);
-        const bnorm_shape plain = {.layout = BNORM_NCHW, .n = size[0], .c = size[1], .hw = size[2]};
         struct data d;
         data_new(t, &d, &shape);
-        fill_values(&t->rng, &plain, values, d.x);
-        for (size_t k = 0; k < data_count(&d); k++)
-            d.x[k] = element_round(shape.dtype, d.x[k]);
+        data_fill(t, &d, values, shape.dtype);
         for (size_t c = 0; values == VALUES_MEAN_1E6 && c < d.c; c++)
             d.mean[c] = 1e6f;
-        const struct call call = {.op = BNORM_OP_BACKWARD, .shape = shape};
+        const struct call call = {.op = BNORM_OP_BACKWARD, .shape = shape, .side = SIDE_END};
         struct ready r;
-        ready_new(t, &r, &call, &d, SIDE_END);
+        ready_new(t, &r, &call, &d);
         for (size_t k = 0; k < 2; k++) {
             const bnorm_op op = k ? BNORM_OP_BACKWARD : BNORM_OP_MOMENTS;
             const struct cut cut = cut_new(t, CUT_RANDOM, d.n);
@@ -418,20 +416,20 @@ static void test_nan(struct test *t) {
         const bnorm_op op = i % 2 ? BNORM_OP_MOMENTS : BNORM_OP_BACKWARD;
         const size_t n = 1 + rng_below(&t->rng, i % 3 ? 9 : 150), hw = i % 5 < 2 ? 1 : 1 + i % 7;
         const bnorm_shape shape = shape_of(t, n, 1 + rng_below(&t->rng, 12), hw, i / 2);
-        const struct call call = {.op = BNORM_OP_BACKWARD, .shape = shape};
+        const struct call call = {.op = BNORM_OP_BACKWARD, .shape = shape, .side = SIDE_END};
         const struct cut cut = cut_new(t, CUT_RANDOM, n);
         const enum joining joining = (enum joining)rng_below(&t->rng, JOIN_COUNT);
         struct data d;
         struct ready r;
-        char text[256];
+        char text[320];
         data_new(t, &d, &shape);
-        ready_new(t, &r, &call, &d, SIDE_END);
+        ready_new(t, &r, &call, &d);
         const bnorm_partial without = collect_parts(t, &r, op, &cut, joining, 0, &exec);
         const struct totals want = piece_totals(t, &without);
         const size_t at = rng_below(&t->rng, data_count(&d)), channel = at / hw % d.c;
         const float value = special[rng_below(&t->rng, COUNT_OF(special))];
         (op == BNORM_OP_MOMENTS ? d.x : d.dy)[at] = value;
-        ready_new(t, &r, &call, &d, SIDE_END);
+        ready_new(t, &r, &call, &d);
         test_context(t, "%g in channel %zu, %s", (double)value, channel, call_text(&call, text));
         const bnorm_partial with = collect_parts(t, &r, op, &cut, joining, 0, &exec);
         const struct totals got = piece_totals(t, &with);
@@ -616,7 +614,7 @@ static void test_empty_merges(struct test *t) {
     for (size_t k = 0; k < 2; k++) {
         const bnorm_op op = k ? BNORM_OP_BACKWARD : BNORM_OP_MOMENTS;
         random_ready(t, &r, &d, BNORM_OP_BACKWARD, 5, 2 * k);
-        const size_t c = r.shape.c, first = 11;
+        const size_t c = r.call.shape.c, first = 11;
         const struct cut whole = cut_new(t, CUT_WHOLE, 5);
         const bnorm_partial full = collect_parts(t, &r, op, &whole, JOIN_APPEND, first, &exec);
         bnorm_partial before = piece_empty(op, c, first), after = piece_empty(op, c, first + 5);

@@ -106,10 +106,9 @@ static void test_cumulative(struct test *t) {
         for (size_t step = 1; step <= steps; step++) {
             const bnorm_running now = bnorm_running_pytorch_cumulative(running, running + c, step);
             struct data d;
-            struct call call = {.shape = shape};
+            const struct call call = {.shape = shape, .eps = 1e-5};
             data_new(t, &d, &shape);
-            const struct variant none = {.eps = 1e-5};
-            const struct wide_data w = wide_data(t, &call, &d, &none);
+            const struct wide_data w = wide_data(t, &call, &d);
             const struct wide_stats s = wide_stats(t, &w);
             test_context(t, "step %zu%s", step, alone ? ", bnorm_running_update" : "");
             if (alone) {

@@ -166,57 +166,45 @@ static bnorm_shape shape_of(const size_t size[3], size_t i) {
                          .c_block = i % 3 == 2 ? (size_t)4 << i / 3 % 4 : 0};
 }
 
-static struct call random_call(struct test *t, bnorm_op op, const bnorm_shape *shape,
+static struct call smooth_call(struct test *t, bnorm_op op, const bnorm_shape *shape,
                                bnorm_act act) {
-    return (struct call){
-        .op = op,
-        .shape = *shape,
-        .act = act,
-        .reuse = (enum reuse)rng_below(&t->rng, REUSE_COUNT),
-        .residual = (int)rng_below(&t->rng, 2),
-        .lo = 1,
-        .padding = (int)rng_below(&t->rng, 3),
-    };
+    struct call call = random_call(t, op, shape);
+    call.act = act;
+    call.lo = 1;
+    call.frozen = 0;
+    return call;
 }
 
-/* The same call of the scalar set on floats, without activation. */
-static struct call plain_of(const struct call *call) {
+/* The same call without activation, by the scalar set on floats. */
+static struct results run_plain(struct test *t, const struct call *call, const struct data *d) {
     struct call plain = *call;
-    plain.shape.dtype = BNORM_F32;
     plain.act = (bnorm_act){.kind = BNORM_ACT_IDENTITY};
-    plain.reuse = REUSE_NOTHING;
-    plain.dense = 1;
-    return plain;
+    return run_scalar(t, &plain, d);
 }
 
 /* Forward is the argument, then the activation; backward is the gradient, then a call without
  * activation. */
 static void compare_steps(struct test *t, const bnorm_shape *shape, bnorm_act act, int frozen,
                           size_t i) {
-    const bnorm_exec exec = type_exec(t, i), scalar = {.isa = scalar_isa()};
+    const bnorm_exec exec = type_exec(t, i);
     struct data d;
     data_new(t, &d, shape);
     const size_t count = data_count(&d);
     const struct call forward =
-        random_call(t, frozen ? BNORM_OP_APPLY : BNORM_OP_FORWARD_TRAIN, shape, act);
-    const struct call plain = plain_of(&forward);
-    const float *v = run_call(t, &plain, &d, &scalar).y;
+        smooth_call(t, frozen ? BNORM_OP_APPLY : BNORM_OP_FORWARD_TRAIN, shape, act);
+    const float *v = run_plain(t, &forward, &d).y;
     float *y = values_of(t, scalar_isa(), act, v, count);
-    for (size_t k = 0; k < count; k++)
-        y[k] = element_round(shape->dtype, y[k]);
+    round_floats(shape->dtype, y, count);
     const struct results f = run_call(t, &forward, &d, &exec);
     check_bits(t, "y", f.y, y, count);
 
-    if (!frozen) {
-        d.mean = f.mean;
-        d.invstd = f.invstd;
-        d.lo = f.lo;
-    }
+    if (!frozen)
+        data_take(&d, &f);
     struct call backward = forward;
     backward.op = BNORM_OP_BACKWARD;
     backward.frozen = frozen;
     backward.lo = !frozen;
-    backward.reuse = (enum reuse)rng_below(&t->rng, REUSE_COUNT);
+    random_targets(&t->rng, &backward);
     const struct results got = run_call(t, &backward, &d, &exec);
 
     struct data steps = d;
@@ -226,13 +214,9 @@ static void compare_steps(struct test *t, const bnorm_shape *shape, bnorm_act ac
         const float product = d.dy[k] * slopes[k];
         check_bits(t, "dy times the slope", &steps.dy[k], &product, 1);
     }
-    const struct call without = plain_of(&backward);
-    struct results want = run_call(t, &without, &steps, &scalar);
-    for (size_t k = 0; k < count; k++) {
-        want.dx[k] = element_round(shape->dtype, want.dx[k]);
-        want.dresidual[k] = element_round(shape->dtype, want.dresidual[k]);
-    }
-    char text[256];
+    struct results want = run_plain(t, &backward, &steps);
+    round_results(&want, &d, shape->dtype);
+    char text[320];
     test_context(t, "%s beside its steps", call_text(&backward, text));
     check_results(t, &got, &want, &d);
 }
@@ -270,16 +254,13 @@ static void test_threads(struct test *t) {
 static void expect(struct test *t, const struct call *call, const struct data *d,
                    bnorm_status want) {
     const bnorm_exec exec = {.isa = t->isa};
-    char text[256];
     struct ready r;
-    ready_new(t, &r, call, d, SIDE_END);
-    const size_t bytes = r.y->buffer.bytes;
-    unsigned char *before = test_alloc(t, bytes);
-    memcpy(before, r.y->buffer.data, bytes);
-    test_context(t, "%s", call_text(call, text));
-    check_status(t, "the call", run_job(&r.job, &exec), want);
-    if (want != BNORM_OK && memcmp(before, r.y->buffer.data, bytes) != 0)
-        test_fail(t, "the call was refused but wrote its output");
+    ready_new(t, &r, call, d);
+    const unsigned char *before = snapshot(t, &r.fixture);
+    ready_say(t, &r, &exec);
+    check_status(t, "the call", call_run(&r.args, &exec), want);
+    if (want != BNORM_OK)
+        check_snapshot(t, &r.fixture, before);
     fixture_end(&r.fixture);
 }
 
@@ -292,7 +273,7 @@ static void test_refusals(struct test *t) {
             const bnorm_act act = smooth_act((bnorm_act_kind)kind, 0);
             struct data d;
             data_new(t, &d, &shape);
-            struct call call = random_call(t, (bnorm_op)op, &shape, act);
+            struct call call = smooth_call(t, (bnorm_op)op, &shape, act);
             expect(t, &call, &d, status);
             if (op == BNORM_OP_BACKWARD) {
                 call.residual = 0;

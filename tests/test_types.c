@@ -170,40 +170,6 @@ static void test_conversions(struct test *t) {
 /* ---------------------------------------------------------------------------------------------- */
 /* bnorm_apply                                                                                    */
 
-struct options {
-    bnorm_act act;
-    int residual, center, scale, shift; /* given or NULL */
-    int mask;                           /* wanted */
-    bnorm_y_dtype y_dtype;
-    bnorm_denormals denormals;
-};
-
-/* A problem with its dense data as floats; absent arrays are NULL. */
-struct problem {
-    bnorm_shape shape;
-    enum type_values values;
-    struct options options;
-    bnorm_dtype y_type;
-    bnorm_quant x_quant, residual_quant, y_quant;
-    float *x, *residual, *center, *scale, *shift;
-    float *want;         /* elements of y */
-    unsigned char *mask; /* its bits */
-};
-
-static void say_problem(struct test *t, const struct problem *p, const char *how) {
-    char text[96];
-    test_context(
-        t,
-        "%s to %s values=%s act=%d(%.9g, %.9g)%s%s%s%s%s quant x (%.9g, %d) residual (%.9g, %d) "
-        "y (%.9g, %d), %s",
-        shape_text(&p->shape, text), dtype_name(p->y_type), type_values_name(p->values),
-        (int)p->options.act.kind, (double)p->options.act.a, (double)p->options.act.b,
-        p->residual ? " residual" : "", p->center ? " center" : "", p->scale ? " scale" : "",
-        p->shift ? " shift" : "", p->mask ? " mask" : "", (double)p->x_quant.scale,
-        p->x_quant.zero_point, (double)p->residual_quant.scale, p->residual_quant.zero_point,
-        (double)p->y_quant.scale, p->y_quant.zero_point, how);
-}
-
 /* Zero points at both ends and anywhere; scales that leave some values in range and others not. */
 static bnorm_quant random_quant(struct rng *r, bnorm_dtype dtype) {
     const int low = dtype == BNORM_S8 ? -128 : 0;
@@ -220,145 +186,47 @@ static bnorm_quant random_quant(struct rng *r, bnorm_dtype dtype) {
     return quant;
 }
 
-/* x as floats. */
-static const float *widened(struct test *t, bnorm_dtype dtype, bnorm_quant quant, const float *x,
-                            size_t count) {
-    if (!x || !is_whole(dtype))
-        return x;
-    float *wide = test_floats(t, count);
-    for (size_t i = 0; i < count; i++)
-        wide[i] = dequantized(quant, x[i]);
-    return wide;
-}
-
-static void problem_new(struct test *t, struct problem *p, const bnorm_shape *shape,
-                        enum type_values values, const struct options *options) {
-    const size_t c = shape->c;
+/* Random options; `i` picks the activation and the type of y, so that a loop sees all pairs. */
+static struct call random_typed(struct test *t, const bnorm_shape *shape, size_t i) {
     struct rng *r = &t->rng;
-    *p = (struct problem){.shape = *shape, .values = values, .options = *options};
-    p->y_type = y_type_of(options->y_dtype, shape->dtype);
-    p->x_quant = random_quant(r, shape->dtype);
-    p->residual_quant = random_quant(r, shape->dtype);
-    p->y_quant = random_quant(r, p->y_type);
-    p->x = type_floats(t, shape, values);
-    p->residual = options->residual ? type_floats(t, shape, values) : NULL;
-    p->center = uniform_floats(t, options->center, c, -2, 2);
-    p->scale = uniform_floats(t, options->scale, c, -2, 2);
-    p->shift = uniform_floats(t, options->shift, c, -2, 2);
+    struct call call = random_call(t, BNORM_OP_APPLY, shape);
+    call.dense = 0;
+    call.act = type_act(t, i);
+    call.mask = act_has_mask(call.act) && rng_below(r, 2);
+    call.y_dtype = (bnorm_y_dtype)(i % (BNORM_Y_U8 + 1));
+    call.x_quant = random_quant(r, shape->dtype);
+    call.residual_quant = random_quant(r, shape->dtype);
+    call.y_quant = random_quant(r, y_type_of(call.y_dtype, shape->dtype));
+    return call;
 }
 
-/* The same kernel set on floats. */
-static void problem_solve(struct test *t, struct problem *p) {
-    const size_t count = shape_count(&p->shape);
-    const bnorm_shape shape = shape_with(&p->shape, BNORM_F32);
-    p->want = test_floats(t, count);
-    if (p->options.mask)
-        p->mask = test_alloc(t, bnorm_mask_size(&shape));
-    say_problem(t, p, "floats, dense");
-    const bnorm_affine affine = {
-        .center = p->center,
-        .scale = p->scale,
-        .shift = p->shift,
-        .residual = {widened(t, p->shape.dtype, p->residual_quant, p->residual, count), 0, 0},
-        .act = p->options.act,
-        .mask = p->mask,
-    };
-    const bnorm_exec exec = {.isa = t->isa, .denormals = p->options.denormals};
-    const bnorm_in x = {widened(t, p->shape.dtype, p->x_quant, p->x, count), 0, 0};
-    check_status(t, "bnorm_apply",
-                 bnorm_apply(&shape, x, (bnorm_out){p->want, 0, 0}, &affine, &exec), BNORM_OK);
-    for (size_t i = 0; i < count; i++)
-        p->want[i] = is_whole(p->y_type) ? quantized(p->y_type, p->y_quant, p->want[i])
-                                         : element_round(p->y_type, p->want[i]);
+enum { CENTER = 1, SCALE = 2, SHIFT = 4 };
+
+static void problem_new(struct test *t, struct problem *p, const struct call *call,
+                        enum type_values values, unsigned given) {
+    const size_t c = call->shape.c;
+    typed_problem(t, p, call, values);
+    p->data.mean = uniform_floats(t, (given & CENTER) != 0, c, -2, 2);
+    p->data.gamma = uniform_floats(t, (given & SCALE) != 0, c, -2, 2);
+    p->data.invstd = NULL;
+    p->data.beta = uniform_floats(t, (given & SHIFT) != 0, c, -2, 2);
 }
 
-struct how {
-    enum side side;
-    enum in_place in_place;
-    const struct placement *x, *residual, *y; /* NULL: random */
-    bnorm_exec exec;
-};
-
-static int can_be_in_place(const struct problem *p, enum in_place in_place) {
-    return in_place == SEPARATE || (dtype_size(p->shape.dtype) == dtype_size(p->y_type) &&
-                                    (in_place == ONTO_X || p->residual));
+static unsigned mostly_given(struct rng *r) {
+    return (rng_below(r, 2) ? CENTER : 0) | (rng_below(r, 8) ? SCALE : 0) |
+           (rng_below(r, 8) ? SHIFT : 0);
 }
 
-static void run_typed(struct test *t, const struct problem *p, const struct how *how) {
-    const bnorm_shape y_shape = shape_with(&p->shape, p->y_type);
-    const size_t c = p->shape.c, mask_size = bnorm_mask_size(&p->shape);
-    struct fixture f;
-    fixture_start(&f, t, how->side);
-    struct tensor *x = fixture_tensor(&f, "x", &p->shape, how->x, p->x), *residual = NULL, *y = x;
-    if (p->residual)
-        residual = fixture_tensor(&f, "residual", &p->shape, how->residual, p->residual);
-    if (how->in_place == ONTO_RESIDUAL)
-        y = residual;
-    else if (how->in_place == SEPARATE)
-        y = fixture_tensor(&f, "y", &y_shape, how->y, NULL);
-    fixture_writes(&f, y);
-    unsigned char *mask = p->mask ? fixture_bytes(&f, "mask", mask_size) : NULL;
-
-    const bnorm_affine affine = {
-        .center = p->center ? fixture_input(&f, "center", p->center, c) : NULL,
-        .scale = p->scale ? fixture_input(&f, "scale", p->scale, c) : NULL,
-        .shift = p->shift ? fixture_input(&f, "shift", p->shift, c) : NULL,
-        .residual = residual ? tensor_in(residual) : (bnorm_in){NULL, 0, 0},
-        .act = p->options.act,
-        .y_dtype = p->options.y_dtype,
-        .x_quant = p->x_quant,
-        .residual_quant = p->residual_quant,
-        .y_quant = p->y_quant,
-        .mask = mask,
-    };
-    char text[192];
-    snprintf(text, sizeof text,
-             "%s, guard %s, strides (run, image, address mod 64) x (%zu, %zu, %zu) y (%zu, %zu, "
-             "%zu), memory=%d threads=%zu",
-             in_place_text(how->in_place), how->side == SIDE_START ? "before" : "after",
-             x->run_stride, x->image_stride, (size_t)((uintptr_t)x->data % 64), y->run_stride,
-             y->image_stride, (size_t)((uintptr_t)y->data % 64), (int)how->exec.memory,
-             how->exec.threads);
-    say_problem(t, p, text);
-
-    bnorm_exec exec = how->exec;
-    exec.isa = t->isa;
-    exec.denormals = p->options.denormals;
-    check_status(t, "bnorm_apply",
-                 bnorm_apply(&p->shape, tensor_in(x), tensor_out(y), &affine, &exec), BNORM_OK);
-    struct tensor result = *y;
-    result.dtype = p->y_type;
-    check_elements(t, "y", &result, &y_shape, p->want);
-    check_bytes(t, "mask", mask, p->mask, p->mask ? mask_size : 0);
-    fixture_check(&f);
-    fixture_end(&f);
+static void random_problem(struct test *t, struct problem *p, const bnorm_shape *shape,
+                           enum type_values values, size_t i) {
+    const struct call call = random_typed(t, shape, i);
+    problem_new(t, p, &call, values, mostly_given(&t->rng));
 }
 
-static void run_everywhere(struct test *t, const struct problem *p, enum in_place in_place,
-                           size_t i) {
-    if (!can_be_in_place(p, in_place))
-        in_place = SEPARATE;
-    for (int side = SIDE_START; side <= SIDE_END; side++) {
-        const struct how how = {.side = (enum side)side,
-                                .in_place = in_place,
-                                .exec = type_exec(t, 2 * i + (size_t)side)};
-        run_typed(t, p, &how);
-    }
-}
-
-/* `i` picks the activation and the type of y, so that a loop sees all pairs. */
-static struct options random_options(struct test *t, size_t i) {
-    const uint64_t bits = rng_u64(&t->rng);
-    struct options options = {
-        .act = type_act(t, i),
-        .residual = (int)(bits & 1),
-        .center = (int)(bits >> 1 & 1),
-        .scale = (bits >> 2 & 7) != 0,
-        .shift = (bits >> 5 & 7) != 0,
-        .y_dtype = (bnorm_y_dtype)(i % (BNORM_Y_U8 + 1)),
-    };
-    options.mask = act_has_mask(options.act) && (bits >> 8 & 1);
-    return options;
+static void solve_and_check(struct test *t, struct problem *p) {
+    typed_solve(t, p);
+    random_targets(&t->rng, &p->call);
+    problem_check_sides(t, p, &p->call);
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -369,11 +237,9 @@ static void test_sizes(struct test *t) {
     for (size_t s = 0; s < list->count; s++) {
         if (!test_draws(t, 4))
             continue;
-        const struct options options = random_options(t, rng_below(&t->rng, 1000));
         struct problem p;
-        problem_new(t, &p, &list->shapes[s], TYPE_NORMAL, &options);
-        problem_solve(t, &p);
-        run_everywhere(t, &p, (enum in_place)(s % IN_PLACE_COUNT), s);
+        random_problem(t, &p, &list->shapes[s], TYPE_NORMAL, rng_below(&t->rng, 1000));
+        solve_and_check(t, &p);
         test_release(t);
     }
 }
@@ -387,46 +253,34 @@ static void test_options(struct test *t) {
             for (int given = 0; given < 16; given++, i++) {
                 if (test_quick() ? given != (int)(i * 7 / 16 % 16) : !test_draws(t, 4))
                     continue;
-                const struct options options = {
-                    .act = type_act(t, kind),
-                    .residual = given & 1,
-                    .center = given >> 1 & 1,
-                    .scale = given >> 2 & 1,
-                    .shift = given >> 3 & 1,
-                    .y_dtype = (bnorm_y_dtype)y_dtype,
-                };
+                const bnorm_shape *shape = &list->shapes[i % type_few_shapes(t)];
+                struct call call = random_typed(t, shape, (size_t)y_dtype);
+                call.act = type_act(t, kind);
+                call.residual = given & 1;
+                call.mask = act_has_mask(call.act) && given % 3 == 0;
                 struct problem p;
-                problem_new(t, &p, &list->shapes[i % type_few_shapes(t)], TYPE_NORMAL, &options);
-                p.options.mask = act_has_mask(options.act) && given % 3 == 0;
-                problem_solve(t, &p);
-                for (int place = 0; place < IN_PLACE_COUNT; place++)
-                    if (can_be_in_place(&p, (enum in_place)place))
-                        run_everywhere(t, &p, (enum in_place)place, i);
+                problem_new(t, &p, &call, TYPE_NORMAL, (unsigned)given >> 1);
+                typed_solve(t, &p);
+                for (int target = OWN; target < NOWHERE; target++) {
+                    p.call.out = (enum target)target;
+                    if (targets_fit(&p.call))
+                        problem_check_sides(t, &p, &p.call);
+                }
                 test_release(t);
             }
 }
 
-/* Elements at every distance from a cache line's start: x, y, the residual, and all together. */
+/* Elements at every distance from a cache line's start: x, the residual, y, and all together. */
 static void test_misaligned(struct test *t) {
     const struct shape_list *list = type_shapes(t);
     for (size_t s = 0; s < type_few_shapes(t); s++) {
         if (!test_draws(t, 2))
             continue;
-        struct options options = random_options(t, s);
-        options.residual = 1;
         struct problem p;
-        problem_new(t, &p, &list->shapes[s], TYPE_NORMAL, &options);
-        problem_solve(t, &p);
-        for (size_t shift = 0; shift < 32; shift++)
-            for (size_t which = 0; which < 4; which++) {
-                const enum side side = (enum side)((shift + which + s) % 2);
-                struct placement at[3];
-                for (size_t k = 0; k < 3; k++)
-                    at[k] = (struct placement){.side = side,
-                                               .shift = which == k || which == 3 ? shift : 0};
-                const struct how how = {side, SEPARATE, &at[0], &at[1], &at[2], {0}};
-                run_typed(t, &p, &how);
-            }
+        random_problem(t, &p, &list->shapes[s], TYPE_NORMAL, s);
+        p.call.residual = 1;
+        typed_solve(t, &p);
+        problem_check_shifts(t, &p, 32, 2);
         test_release(t);
     }
 }
@@ -451,19 +305,22 @@ static void test_strides(struct test *t) {
             {n * len + 3, len},
             {0, len * runs + 5}, /* padded images */
         };
-        const struct options options = random_options(t, s);
         struct problem p;
-        problem_new(t, &p, shape, TYPE_NORMAL, &options);
-        problem_solve(t, &p);
+        random_problem(t, &p, shape, TYPE_NORMAL, s);
+        typed_solve(t, &p);
         for (size_t k = 0; k < COUNT_OF(strides); k++) {
+            const bnorm_exec exec = type_exec(t, s + k);
             const enum side side = (enum side)((s + k) % 2);
-            struct placement at[3];
-            for (size_t j = 0; j < 3; j++)
+            struct placement at[AT_COUNT], *dense = &at[k % 2 ? AT_X : AT_OUT];
+            for (size_t j = 0; j < AT_COUNT; j++)
                 at[j] = (struct placement){strides[k].run, strides[k].image, side,
                                            rng_below(&t->rng, 32)};
-            at[k % 2 ? 0 : 2].run_stride = at[k % 2 ? 0 : 2].image_stride = 0; /* the other dense */
-            const struct how how = {side, SEPARATE, &at[0], &at[1], &at[2], type_exec(t, s + k)};
-            run_typed(t, &p, &how);
+            dense->run_stride = dense->image_stride = 0; /* one of them */
+            struct call one = p.call;
+            one.out = OWN;
+            one.at = at;
+            one.side = (int)side;
+            problem_check(t, &p, &one, &exec);
         }
         test_release(t);
     }
@@ -479,13 +336,14 @@ static void test_values(struct test *t) {
                 for (size_t k = 0; k < ALL_ACT_KINDS; k++, i++) {
                     if (!test_draws(t, 2))
                         continue;
-                    struct options options = random_options(t, k);
-                    options.y_dtype = (bnorm_y_dtype)(i * 5 / 12 % (BNORM_Y_U8 + 1));
-                    options.denormals = (bnorm_denormals)flush;
+                    struct call call =
+                        random_typed(t, &list->shapes[s], i * 5 / 12 % (BNORM_Y_U8 + 1));
+                    call.act = type_act(t, k);
+                    call.mask &= act_has_mask(call.act);
                     struct problem p;
-                    problem_new(t, &p, &list->shapes[s], (enum type_values)kind, &options);
-                    problem_solve(t, &p);
-                    run_everywhere(t, &p, (enum in_place)(i % IN_PLACE_COUNT), i);
+                    problem_new(t, &p, &call, (enum type_values)kind, mostly_given(&t->rng));
+                    p.denormals = (bnorm_denormals)flush;
+                    solve_and_check(t, &p);
                     test_release(t);
                 }
 }
@@ -496,15 +354,11 @@ static void test_exec(struct test *t) {
     for (size_t s = 0; s < list->count; s++) {
         if (!test_draws(t, 2))
             continue;
-        const struct options options = random_options(t, rng_below(&t->rng, 1000));
         struct problem p;
-        problem_new(t, &p, &list->shapes[s], TYPE_NORMAL, &options);
-        problem_solve(t, &p);
-        for (size_t i = s; i < 20; i += list->count)
-            if (test_full() || i % 5 == s) {
-                const struct how how = {.side = (enum side)(i % 2), .exec = type_exec(t, i)};
-                run_typed(t, &p, &how);
-            }
+        random_problem(t, &p, &list->shapes[s], TYPE_NORMAL, rng_below(&t->rng, 1000));
+        typed_solve(t, &p);
+        p.call.out = OWN;
+        typed_check_execs(t, &p, s);
         test_release(t);
     }
 }
@@ -516,47 +370,50 @@ static void test_large(struct test *t) {
     const bnorm_y_dtype y_dtypes[] = {
         BNORM_Y_SAME, x_type == BNORM_F32 || is_whole(x_type) ? BNORM_Y_BF16 : BNORM_Y_F32};
     const bnorm_shape *first = &type_shapes(t)->shapes[2];
+    char text[320];
     for (size_t k = 0; k < COUNT_OF(y_dtypes); k++) {
         if ((k && is_scalar(t)) || ((k || is_scalar(t)) && !test_full())) /* scalar never streams */
             break;
         bnorm_shape shape = {.layout = layout_of(t), .dtype = x_type, .n = 1, .c = 67, .hw = 997};
         shape.c_block = first->c_block ? 16 : 0;
-        const struct options options = {.act.kind = BNORM_ACT_LEAKY_RELU,
-                                        .act.a = .25f,
-                                        .center = 1,
-                                        .scale = 1,
-                                        .shift = 1,
-                                        .y_dtype = y_dtypes[k]};
+        struct call call = random_typed(t, &shape, y_dtypes[k]);
+        call.act = (bnorm_act){BNORM_ACT_LEAKY_RELU, .25f, 0};
+        call.residual = call.mask = 0;
+        call.what = "as many images as stream";
         struct problem p;
-        problem_new(t, &p, &shape, TYPE_NORMAL, &options);
-        problem_solve(t, &p);
+        problem_new(t, &p, &call, TYPE_NORMAL, CENTER | SCALE | SHIFT);
+        typed_solve(t, &p);
+        const bnorm_dtype y_type = y_type_of(call.y_dtype, x_type);
         const size_t count = shape_count(&shape), x_size = dtype_size(x_type);
-        const size_t y_size = dtype_size(p.y_type);
+        const size_t y_size = dtype_size(y_type);
         const size_t smaller = x_size < y_size ? x_size : y_size;
         shape.n = ((size_t)25 << 20) / smaller / count + 1;
-        say_problem(t, &p, "as many images as stream");
+        test_context(t, "%s", call_text(&call, text));
         struct buffer x, y;
         buffer_new(&x, shape.n * count * x_size, SIDE_END, 0);
         buffer_new(&y, shape.n * count * y_size, SIDE_END, 0);
         unsigned char *want = test_alloc(t, count * y_size);
         for (size_t i = 0; i < count; i++) {
-            element_set(x_type, x.data, i, p.x[i]);
-            element_set(p.y_type, want, i, p.want[i]);
+            const size_t at = plain_index(&shape, i);
+            const int in = at != SIZE_MAX;
+            element_set(x_type, x.data, i, in ? p.data.x[at] : 0);
+            element_set(y_type, want, i,
+                        in                 ? p.want.y[at]
+                        : is_whole(y_type) ? (float)call.y_quant.zero_point
+                                           : 0);
         }
         for (size_t n = 1; n < shape.n; n++)
             memcpy(x.data + n * count * x_size, x.data, count * x_size);
-        const bnorm_affine affine = {.center = p.center,
-                                     .scale = p.scale,
-                                     .shift = p.shift,
-                                     .act = options.act,
-                                     .y_dtype = options.y_dtype,
-                                     .x_quant = p.x_quant,
-                                     .y_quant = p.y_quant};
+        const struct operands operands = {.x = {x.data, 0, 0},
+                                          .out = {y.data, 0, 0},
+                                          .mean = p.data.mean,
+                                          .scale = p.data.gamma,
+                                          .beta = p.data.beta};
         const bnorm_exec exec = {.isa = t->isa};
-        check_status(t, "bnorm_apply",
-                     bnorm_apply(&shape, (bnorm_in){x.data, 0, 0}, (bnorm_out){y.data, 0, 0},
-                                 &affine, &exec),
-                     BNORM_OK);
+        struct call_args args;
+        call.shape = shape;
+        call_arguments(&args, &call, &operands);
+        check_status(t, "bnorm_apply", call_run(&args, &exec), BNORM_OK);
         for (size_t n = 0; n < shape.n; n++)
             if (memcmp(y.data + n * count * y_size, want, count * y_size) != 0)
                 test_fail(t, "image %zu of %zu differs", n, shape.n);

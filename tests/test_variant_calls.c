@@ -16,12 +16,13 @@
 struct mix {
     struct problem problems[JOBS];
     struct call calls[JOBS];
-    struct variant_ready ready[JOBS];
-    struct variant_results want[JOBS];
+    struct ready ready[JOBS];
+    struct results want[JOBS];
     bnorm_job jobs[JOBS];
 };
 
 static struct mix *mix_new(struct test *t) {
+    const bnorm_exec scalar = {.isa = scalar_isa()};
     struct mix *m = test_alloc(t, sizeof *m);
     for (size_t i = 0; i < JOBS; i++) {
         const bnorm_shape shape = problem_shape(t, rng_below(&t->rng, PROBLEM_SMALL),
@@ -32,18 +33,18 @@ static struct mix *mix_new(struct test *t) {
             problem_add_renorm(t, p);
         p->call.shape.dtype = shape.dtype;
         m->calls[i] = p->call;
-        m->want[i] = problem_scalar(t, p, &p->call);
+        m->want[i] = run_call(t, &p->call, &p->data, &scalar);
         if (i < JOBS / 2) {
-            problem_take_saved(p, &m->want[i]);
+            data_take(&p->data, &m->want[i]);
             m->calls[i] = problem_backward_call(t, p, &m->want[i]);
-            m->want[i] = problem_scalar(t, p, &m->calls[i]);
+            m->want[i] = run_call(t, &m->calls[i], &p->data, &scalar);
         }
         m->calls[i].dense = 0;
+        m->calls[i].side = (int)rng_below(&t->rng, 2);
     }
     for (size_t i = 0; i < JOBS; i++) {
-        variant_ready(t, &m->ready[i], &m->calls[i], &m->problems[i].data, &m->problems[i].variant,
-                      (enum side)rng_below(&t->rng, 2));
-        m->jobs[i] = m->ready[i].base.job;
+        ready_new(t, &m->ready[i], &m->calls[i], &m->problems[i].data);
+        m->jobs[i] = m->ready[i].args.job;
     }
     return m;
 }
@@ -55,35 +56,12 @@ static void test_jobs(struct test *t) {
         test_context(t, "round %zu", round);
         check_status(t, "bnorm_run_jobs", bnorm_run_jobs(m->jobs, JOBS, NULL, &exec), BNORM_OK);
         for (size_t i = 0; i < JOBS; i++) {
-            problem_say(t, &m->problems[i], &m->calls[i], "as a job");
-            const struct variant_results got = variant_finish(t, &m->ready[i]);
-            variant_check_bits(t, &got, &m->want[i], &m->problems[i].data, 1);
+            ready_say(t, &m->ready[i], &exec);
+            const struct results got = ready_finish(t, &m->ready[i]);
+            check_results(t, &got, &m->want[i], &m->problems[i].data);
         }
         test_release(t);
     }
-}
-
-/* All bytes of the buffers of a fixture, canaries and inputs included. */
-static unsigned char *snapshot(struct test *t, const struct fixture *f, size_t *size) {
-    *size = 0;
-    for (size_t i = 0; i < f->count; i++)
-        *size += f->items[i].tensor.buffer.bytes;
-    unsigned char *bytes = test_alloc(t, *size + 1), *p = bytes;
-    for (size_t i = 0; i < f->count; i++) {
-        const struct buffer *b = &f->items[i].tensor.buffer;
-        memcpy(p, b->data, b->bytes);
-        p += b->bytes;
-    }
-    return bytes;
-}
-
-static void unchanged(struct test *t, const struct fixture *f, const unsigned char *before) {
-    size_t size;
-    const unsigned char *now = snapshot(t, f, &size);
-    if (memcmp(before, now, size) != 0)
-        test_fail(t, "the call was refused but wrote memory");
-    for (size_t i = 0; i < f->count; i++)
-        buffer_check(t, &f->items[i].tensor.buffer, f->items[i].name);
 }
 
 /* Input arrays lie in writable memory. */
@@ -96,18 +74,16 @@ static void test_bad_job(struct test *t) {
         struct mix *m = mix_new(t);
         const bnorm_exec exec = type_exec(t, round);
         const size_t at = rng_below(&t->rng, JOBS);
-        struct variant_ready *v = &m->ready[at];
+        struct call_args *v = &m->ready[at].args;
         if (v->weights.values) {
             writable(v->weights.values)[0] = -1;
         } else {
-            v->renorm.d_max = -1;         /* forward */
-            v->base.grad.renorm_d = NULL; /* backward: one without the other */
+            v->renorm.d_max = -1;    /* forward */
+            v->grad.renorm_d = NULL; /* backward: one without the other */
         }
         unsigned char *before[JOBS];
-        for (size_t i = 0; i < JOBS; i++) {
-            size_t size;
-            before[i] = snapshot(t, &m->ready[i].base.fixture, &size);
-        }
+        for (size_t i = 0; i < JOBS; i++)
+            before[i] = snapshot(t, &m->ready[i].fixture);
         size_t failed = JOBS;
         const bnorm_status want = v->weights.values                      ? BNORM_BAD_WEIGHTS
                                   : m->calls[at].op == BNORM_OP_BACKWARD ? BNORM_NULL_POINTER
@@ -117,7 +93,7 @@ static void test_bad_job(struct test *t) {
         if (failed != at)
             test_fail(t, "*failed is %zu, expected %zu", failed, at);
         for (size_t i = 0; i < JOBS; i++)
-            unchanged(t, &m->ready[i].base.fixture, before[i]);
+            check_snapshot(t, &m->ready[i].fixture, before[i]);
         test_release(t);
     }
 }
@@ -128,7 +104,7 @@ static void test_bad_job(struct test *t) {
 struct attempt {
     struct problem problem;
     struct call call;
-    struct variant_ready ready;
+    struct ready ready;
     bnorm_ghost ghost;
 };
 
@@ -141,36 +117,37 @@ static void attempt_new(struct test *t, struct attempt *a, bnorm_op op, enum fla
     problem_new(t, p, &shape, flavour == WITH_GHOST ? WEIGHTS_NONE : WEIGHTS_RANDOM);
     problem_add_renorm(t, p);
     if (flavour != WITH_BOTH)
-        p->variant.renorm = NULL;
+        p->call.renorm = NULL;
     p->call.act = (bnorm_act){.kind = BNORM_ACT_RELU};
     p->call.mask = 0;
     p->call.lo = 1;
     p->call.residual = 1;
     if (flavour == WITH_GHOST) {
         a->ghost = (bnorm_ghost){3, BNORM_GHOST_INTERLEAVED, BNORM_GHOST_SUCCESSIVE};
-        p->variant.ghost = &a->ghost;
+        p->call.ghost = &a->ghost;
         p->data.mean = uniform_floats(t, 1, 3 * shape.c, -1, 1);
         p->data.invstd = uniform_floats(t, 1, 3 * shape.c, .5, 1);
         p->data.lo = test_floats(t, 3 * shape.c);
     } else if (op == BNORM_OP_BACKWARD && flavour == WITH_BOTH) {
-        p->variant.r = uniform_floats(t, 1, shape.c, .5, 1);
-        p->variant.d = uniform_floats(t, 1, shape.c, .5, 1);
+        p->data.r = uniform_floats(t, 1, shape.c, .5, 1);
+        p->data.d = uniform_floats(t, 1, shape.c, .5, 1);
     }
     a->call = p->call;
     a->call.op = op;
     a->call.dense = 0;
-    variant_ready(t, &a->ready, &a->call, &p->data, &p->variant, (enum side)rng_below(&t->rng, 2));
+    a->call.side = (int)rng_below(&t->rng, 2);
+    ready_new(t, &a->ready, &a->call, &p->data);
 }
 
 static void attempt_run(struct test *t, struct attempt *a, bnorm_status want, const char *what) {
     const bnorm_exec exec = {.isa = t->isa};
-    size_t size;
-    const unsigned char *before = snapshot(t, &a->ready.base.fixture, &size);
-    problem_say(t, &a->problem, &a->call, what);
-    const bnorm_status got = variant_start(&a->ready, &exec);
+    const unsigned char *before = snapshot(t, &a->ready.fixture);
+    a->ready.call.what = what;
+    ready_say(t, &a->ready, &exec);
+    const bnorm_status got = call_run(&a->ready.args, &exec);
     check_status(t, what, got, want);
     if (got != BNORM_OK)
-        unchanged(t, &a->ready.base.fixture, before);
+        check_snapshot(t, &a->ready.fixture, before);
     test_release(t);
 }
 
@@ -190,7 +167,7 @@ static const float *zeroed(const struct tensor *tensor) {
 
 static void test_weight_errors(struct test *t) {
     struct attempt attempt, *a = &attempt;
-    struct ready *r = &a->ready.base;
+    struct call_args *r = &a->ready.args;
     bnorm_train *train = &r->train;
     bnorm_grad *grad = &r->grad;
     const double bad[] = {-1, -1e-30, NAN, INFINITY, -INFINITY};
@@ -204,15 +181,14 @@ static void test_weight_errors(struct test *t) {
         EXPECT(BNORM_OP_BACKWARD, WITH_WEIGHTS, BNORM_BAD_WEIGHTS,
                writable(grad->weights.values)[at] = (float)bad[i]);
         EXPECT(BNORM_OP_MOMENTS, WITH_WEIGHTS, BNORM_BAD_WEIGHTS,
-               writable(a->ready.weights.values)[at] = (float)bad[i]);
+               writable(r->weights.values)[at] = (float)bad[i]);
         EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_WEIGHTS, BNORM_BAD_EPSILON,
                train->weights.epsilon = bad[i]);
         EXPECT(BNORM_OP_BACKWARD, WITH_WEIGHTS, BNORM_BAD_EPSILON, grad->weights.epsilon = bad[i]);
-        EXPECT(BNORM_OP_MOMENTS, WITH_WEIGHTS, BNORM_BAD_EPSILON,
-               a->ready.weights.epsilon = bad[i]);
+        EXPECT(BNORM_OP_MOMENTS, WITH_WEIGHTS, BNORM_BAD_EPSILON, r->weights.epsilon = bad[i]);
     }
     EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_WEIGHTS, BNORM_BAD_OVERLAP,
-           train->weights.values = zeroed(r->y));
+           train->weights.values = zeroed(a->ready.y));
     EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_WEIGHTS, BNORM_BAD_OVERLAP,
            train->save_mean = writable(train->weights.values) + 6 * 31 - 1);
     EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_WEIGHTS, BNORM_BAD_OVERLAP,
@@ -222,19 +198,19 @@ static void test_weight_errors(struct test *t) {
     EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_WEIGHTS, BNORM_WORKSPACE_TOO_SMALL, r->job.ws_size--);
     EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_WEIGHTS, BNORM_UNSUPPORTED, r->shape.dtype = BNORM_S8);
     EXPECT(BNORM_OP_BACKWARD, WITH_WEIGHTS, BNORM_BAD_OVERLAP, /* y is dx */
-           grad->weights.values = zeroed(r->y));
+           grad->weights.values = zeroed(a->ready.y));
     EXPECT(BNORM_OP_BACKWARD, WITH_WEIGHTS, BNORM_BAD_OVERLAP,
-           grad->weights.values = zeroed(r->dresidual));
+           grad->weights.values = zeroed(a->ready.dresidual));
     EXPECT(BNORM_OP_BACKWARD, WITH_WEIGHTS, BNORM_BAD_OVERLAP,
            grad->dgamma = writable(grad->weights.values));
     EXPECT(BNORM_OP_BACKWARD, WITH_WEIGHTS, BNORM_BAD_OVERLAP,
            r->job.ws = writable(grad->weights.values));
     EXPECT(BNORM_OP_BACKWARD, WITH_WEIGHTS, BNORM_WORKSPACE_TOO_SMALL, r->job.ws_size--);
     EXPECT(BNORM_OP_MOMENTS, WITH_WEIGHTS, BNORM_BAD_OVERLAP,
-           r->job.mean = writable(a->ready.weights.values));
+           r->job.mean = writable(r->weights.values));
     EXPECT(BNORM_OP_MOMENTS, WITH_WEIGHTS, BNORM_BAD_OVERLAP, r->job.mean = r->job.var);
     EXPECT(BNORM_OP_MOMENTS, WITH_WEIGHTS, BNORM_BAD_OVERLAP,
-           r->job.ws = writable(a->ready.weights.values));
+           r->job.ws = writable(r->weights.values));
     EXPECT(BNORM_OP_MOMENTS, WITH_WEIGHTS, BNORM_WORKSPACE_TOO_SMALL, r->job.ws_size--);
     EXPECT(BNORM_OP_MOMENTS, WITH_WEIGHTS, BNORM_NULL_POINTER, r->job.ws = NULL);
     EXPECT(BNORM_OP_MOMENTS, WITH_WEIGHTS, BNORM_NULL_POINTER, r->job.x.data = NULL);
@@ -249,8 +225,8 @@ static void test_weight_errors(struct test *t) {
 
 static void test_renorm_errors(struct test *t) {
     struct attempt attempt, *a = &attempt;
-    struct ready *r = &a->ready.base;
-    bnorm_renorm *renorm = &a->ready.renorm;
+    struct call_args *r = &a->ready.args;
+    bnorm_renorm *renorm = &r->renorm;
     bnorm_train *train = &r->train;
     bnorm_grad *grad = &r->grad;
     EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_OK, (void)0);
@@ -278,7 +254,7 @@ static void test_renorm_errors(struct test *t) {
            renorm->save_d = train->running.var);
     EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_OVERLAP,
            renorm->save_d = writable(train->weights.values));
-    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_OVERLAP, renorm->save_r = r->y->data);
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_OVERLAP, renorm->save_r = a->ready.y->data);
     EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_OVERLAP,
            renorm->save_r = writable(r->job.x.data));
     EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_OVERLAP, r->job.ws = renorm->save_r);
@@ -292,14 +268,15 @@ static void test_renorm_errors(struct test *t) {
            grad->dgamma = writable(grad->renorm_r));
     EXPECT(BNORM_OP_BACKWARD, WITH_BOTH, BNORM_BAD_OVERLAP, grad->dbeta = writable(grad->renorm_d));
     EXPECT(BNORM_OP_BACKWARD, WITH_BOTH, BNORM_BAD_OVERLAP, r->job.ws = writable(grad->renorm_d));
-    EXPECT(BNORM_OP_BACKWARD, WITH_BOTH, BNORM_BAD_OVERLAP, grad->renorm_r = r->dresidual->data);
+    EXPECT(BNORM_OP_BACKWARD, WITH_BOTH, BNORM_BAD_OVERLAP,
+           grad->renorm_r = a->ready.dresidual->data);
 }
 
 static void test_ghost_errors(struct test *t) {
     static const bnorm_op ops[] = {BNORM_OP_FORWARD_TRAIN, BNORM_OP_BACKWARD};
     static const float weights[6 * 31];
     struct attempt attempt, *a = &attempt;
-    struct ready *r = &a->ready.base;
+    struct call_args *r = &a->ready.args;
     bnorm_train *train = &r->train;
     bnorm_grad *grad = &r->grad;
     unsigned char mask[6 * 32 * 31];
@@ -344,7 +321,8 @@ static void test_ghost_errors(struct test *t) {
     EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_GHOST, BNORM_BAD_OVERLAP,
            train->running.mean = train->save_mean_lo + 3 * r->shape.c - 1);
     EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_GHOST, BNORM_BAD_OVERLAP, r->job.ws = train->save_mean);
-    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_GHOST, BNORM_BAD_OVERLAP, train->save_mean = r->y->data);
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_GHOST, BNORM_BAD_OVERLAP,
+           train->save_mean = a->ready.y->data);
     EXPECT(BNORM_OP_BACKWARD, WITH_GHOST, BNORM_UNSUPPORTED, grad->residual.data = NULL,
            grad->mask = mask);
     EXPECT(BNORM_OP_BACKWARD, WITH_GHOST, BNORM_UNSUPPORTED, grad->renorm_r = weights,

@@ -24,7 +24,7 @@ static void test_weights(struct test *t) {
             const bnorm_shape shape = problem_shape(t, i, dtype);
             struct problem p;
             problem_new(t, &p, &shape, (enum weights)kind);
-            const struct variant_results saved = problem_forward(t, &p, dtype);
+            const struct results saved = problem_forward(t, &p, dtype);
             problem_backward(t, &p, &saved, dtype);
             test_release(t);
         }
@@ -41,11 +41,11 @@ static void test_weighted_values(struct test *t) {
                 const bnorm_shape shape = problem_shape(t, which[s], BNORM_F32);
                 struct problem p;
                 problem_new(t, &p, &shape, (enum weights)kind);
-                problem_fill(t, &p, (enum values)values);
-                p.what = values_name((enum values)values);
+                data_fill(t, &p.data, (enum values)values, BNORM_F32);
+                p.call.what = values_name((enum values)values);
                 if (values == VALUES_HUGE || values == VALUES_CONSTANT)
-                    p.variant.epsilon = 0; /* what it adds to var is then not small beside it */
-                const struct variant_results saved = problem_forward(t, &p, BNORM_F32);
+                    p.call.epsilon = 0; /* what it adds to var is then not small beside it */
+                const struct results saved = problem_forward(t, &p, BNORM_F32);
                 if (values == VALUES_NORMAL || values == VALUES_MEAN_1E6)
                     problem_backward(t, &p, &saved, BNORM_F32);
                 test_release(t);
@@ -63,9 +63,9 @@ static void test_weighted_moments(struct test *t) {
             problem_new(t, &p, &shape, (enum weights)kind);
             struct call call = p.call;
             call.op = BNORM_OP_MOMENTS;
-            struct variant_results want = problem_scalar(t, &p, &call);
+            struct results want = run_scalar(t, &call, &p.data);
             if (is_scalar(t))
-                check_moments(t, &call, &p.data, &p.variant, &want);
+                check_moments(t, &call, &p.data, &want);
             problem_compare(t, &p, &call, &want, dtype);
             test_release(t);
         }
@@ -124,9 +124,9 @@ static void test_masked(struct test *t) {
             const bnorm_shape shape = problem_shape(t, i, BNORM_F32);
             struct problem p;
             problem_new(t, &p, &shape, (enum weights)kind);
-            p.what = "garbage where the weight is 0";
+            p.call.what = "garbage where the weight is 0";
             const size_t count = data_count(&p.data);
-            float *weights = copy_floats(t, p.variant.weights, shape.n * shape.hw);
+            float *weights = copy_floats(t, p.data.weights, shape.n * shape.hw);
             float *zeroed = copy_floats(t, p.data.x, count);
             for (size_t k = 0; k < count; k++) {
                 const size_t at = k / (shape.c * shape.hw) * shape.hw + k % shape.hw;
@@ -136,14 +136,14 @@ static void test_masked(struct test *t) {
                 zeroed[k] = 0;
                 p.data.x[k] = garbage[rng_below(&t->rng, COUNT_OF(garbage))];
             }
-            p.variant.weights = weights;
-            const struct variant_results got = problem_forward(t, &p, BNORM_F32);
+            p.data.weights = weights;
+            const struct results got = problem_forward(t, &p, BNORM_F32);
             p.data.x = zeroed;
-            const struct variant_results saved = problem_scalar(t, &p, &p.call);
-            struct variant_results want = saved;
-            want.all.y = NULL;
-            want.all.mask = NULL;
-            variant_check_bits(t, &got, &want, &p.data, 1);
+            const struct results saved = run_scalar(t, &p.call, &p.data);
+            struct results want = saved;
+            want.y = NULL;
+            want.mask = NULL;
+            check_results(t, &got, &want, &p.data);
             problem_backward(t, &p, &saved, BNORM_F32);
             test_release(t);
         }
@@ -157,16 +157,16 @@ static void test_no_weight(struct test *t) {
             const bnorm_shape shape = problem_shape(t, i, BNORM_F32);
             struct problem p;
             problem_new(t, &p, &shape, WEIGHTS_MASK);
-            p.variant.weights = test_floats(t, shape.n * shape.hw);
-            p.variant.epsilon = k ? 1e-7 : 0;
-            p.what = "all weights 0";
-            const struct variant_results got = problem_forward(t, &p, BNORM_F32);
+            p.data.weights = test_floats(t, shape.n * shape.hw);
+            p.call.epsilon = k ? 1e-7 : 0;
+            p.call.what = "all weights 0";
+            const struct results got = problem_forward(t, &p, BNORM_F32);
             for (size_t c = 0; k == 0 && c < shape.c; c++) {
-                check_bits(t, "save_mean", &got.all.mean[c], &nan_value, 1);
-                check_bits(t, "save_invstd", &got.all.invstd[c], &nan_value, 1);
+                check_bits(t, "save_mean", &got.mean[c], &nan_value, 1);
+                check_bits(t, "save_invstd", &got.invstd[c], &nan_value, 1);
             }
             for (size_t e = 0; k == 0 && e < data_count(&p.data); e++)
-                check_bits(t, "y", &got.all.y[e], &nan_value, 1);
+                check_bits(t, "y", &got.y[e], &nan_value, 1);
             test_release(t);
         }
 }
@@ -183,29 +183,29 @@ static void test_variant_nan(struct test *t) {
             if (renorm)
                 problem_add_renorm(t, &p);
             p.call.mask = 0;
-            p.what = "a NaN in x";
-            struct variant_results want = problem_scalar(t, &p, &p.call);
+            p.call.what = "a NaN in x";
+            struct results want = run_scalar(t, &p.call, &p.data);
             const size_t count = data_count(&p.data), where = rng_below(&t->rng, count);
             const size_t channel = where / shape.hw % shape.c;
-            if (p.variant.weights) {
+            if (p.data.weights) {
                 const size_t at = where / (shape.c * shape.hw) * shape.hw + where % shape.hw;
-                if (!(p.variant.weights[at] > 0))
+                if (!(p.data.weights[at] > 0))
                     continue;
             }
             p.data.x[where] = bad[rng_below(&t->rng, COUNT_OF(bad))];
-            float *const arrays[] = {want.all.mean, want.all.invstd, want.all.lo};
+            float *const arrays[] = {want.mean, want.invstd, want.lo};
             for (size_t k = 0; k < COUNT_OF(arrays); k++)
                 if (arrays[k])
                     arrays[k][channel] = nan_value;
-            if (p.variant.running_mean && p.variant.rate != 0) /* which keeps the old values */
-                want.all.running_mean[channel] = want.all.running_var[channel] = nan_value;
+            if (p.data.running_mean && p.call.rate != 0) /* which keeps the old values */
+                want.running_mean[channel] = want.running_var[channel] = nan_value;
             for (size_t e = 0; e < count; e++)
                 if (e / shape.hw % shape.c == channel)
-                    want.all.y[e] = nan_value;
-            struct variant_results got = problem_elsewhere(t, &p, &p.call, BNORM_F32);
+                    want.y[e] = nan_value;
+            struct results got = problem_elsewhere(t, &p, &p.call, BNORM_F32);
             if (renorm) /* what these become is not said */
                 got.r[channel] = want.r[channel], got.d[channel] = want.d[channel];
-            variant_check_bits(t, &got, &want, &p.data, 1);
+            check_results(t, &got, &want, &p.data);
             test_release(t);
         }
 }
@@ -223,7 +223,7 @@ static void test_unit_weights(struct test *t) {
         const size_t c = shape.c, positions = shape.n * shape.hw;
         struct problem p;
         problem_new(t, &p, &shape, WEIGHTS_NONE);
-        p.what = "all weights 1";
+        p.call.what = "all weights 1";
         p.call.act = (bnorm_act){.kind = BNORM_ACT_IDENTITY};
         p.call.mask = 0;
         p.call.lo = 1;
@@ -232,36 +232,35 @@ static void test_unit_weights(struct test *t) {
         for (size_t k = 0; k < positions; k++)
             ones[k] = 1;
         const bnorm_exec exec = {.isa = t->isa};
-        const struct variant_results plain = variant_run(t, &p.call, &p.data, &p.variant, &exec);
-        p.variant.weights = ones;
-        const struct variant_results got = variant_run(t, &p.call, &p.data, &p.variant, &exec);
-        const struct wide_data w = wide_data(t, &p.call, &p.data, &p.variant);
+        const struct results plain = run_call(t, &p.call, &p.data, &exec);
+        p.data.weights = ones;
+        const struct results got = run_call(t, &p.call, &p.data, &exec);
+        const struct wide_data w = wide_data(t, &p.call, &p.data);
         const struct wide_stats s = wide_stats(t, &w);
         const struct wide_forward e = {.bound = test_alloc(t, count * sizeof(wide))};
         wide_forward(&w, &s, &e);
-        problem_say(t, &p, &p.call, "against no weights");
         for (size_t k = 0; k < c; k++) {
-            check_same_value(t, "save_mean", k, got.all.mean[k], plain.all.mean[k],
+            check_same_value(t, "save_mean", k, got.mean[k], plain.mean[k],
                              s.mean_bound[k] + 0x1p-24L * fabsl(s.mean[k]));
-            check_same_value(t, "save_invstd", k, got.all.invstd[k], plain.all.invstd[k],
+            check_same_value(t, "save_invstd", k, got.invstd[k], plain.invstd[k],
                              s.invstd_bound[k] + 0x1p-24L * s.invstd[k]);
         }
         for (size_t k = 0; k < count; k++)
-            check_same_value(t, "y", k, got.all.y[k], plain.all.y[k], e.bound[k]);
+            check_same_value(t, "y", k, got.y[k], plain.y[k], e.bound[k]);
 
-        problem_take_saved(&p, &got);
+        data_take(&p.data, &got);
         const struct call call = problem_backward_call(t, &p, &got);
-        const struct variant_results dx = variant_run(t, &call, &p.data, &p.variant, &exec);
-        p.variant.weights = NULL;
-        const struct variant_results plain_dx = variant_run(t, &call, &p.data, &p.variant, &exec);
-        check_bits(t, "dgamma", dx.all.dgamma, plain_dx.all.dgamma, c);
-        check_bits(t, "dbeta", dx.all.dbeta, plain_dx.all.dbeta, c);
-        check_bits(t, "dresidual", dx.all.dresidual, plain_dx.all.dresidual, count);
+        const struct results dx = run_call(t, &call, &p.data, &exec);
+        p.data.weights = NULL;
+        const struct results plain_dx = run_call(t, &call, &p.data, &exec);
+        check_bits(t, "dgamma", dx.dgamma, plain_dx.dgamma, c);
+        check_bits(t, "dbeta", dx.dbeta, plain_dx.dbeta, c);
+        check_bits(t, "dresidual", dx.dresidual, plain_dx.dresidual, count);
         if (is_scalar(t)) /* both within the same bounds */
-            check_backward(t, &call, &p.data, &p.variant, &plain_dx);
-        p.variant.weights = ones;
+            check_backward(t, &call, &p.data, &plain_dx);
+        p.data.weights = ones;
         if (is_scalar(t))
-            check_backward(t, &call, &p.data, &p.variant, &dx);
+            check_backward(t, &call, &p.data, &dx);
         test_release(t);
     }
 }
@@ -275,33 +274,33 @@ static void test_compacted(struct test *t) {
             struct problem p;
             problem_new(t, &p, &shape, i % 2 ? WEIGHTS_MASK : WEIGHTS_PADDING);
             if (mean_1e6)
-                problem_fill(t, &p, VALUES_MEAN_1E6);
-            p.variant.epsilon = 0;
+                data_fill(t, &p.data, VALUES_MEAN_1E6, BNORM_F32);
+            p.call.epsilon = 0;
             p.call.op = BNORM_OP_MOMENTS;
             const size_t positions = shape.n * shape.hw;
             struct data few = p.data; /* one image of as many positions */
             few.n = 1;
+            few.weights = NULL;
             few.hw = 0;
             for (size_t k = 0; k < positions; k++)
-                few.hw += p.variant.weights[k] > 0;
+                few.hw += p.data.weights[k] > 0;
             few.x = test_floats(t, few.c * few.hw);
             for (size_t c = 0; c < few.c; c++)
                 for (size_t k = 0, q = 0; k < positions; k++)
-                    if (p.variant.weights[k] > 0)
+                    if (p.data.weights[k] > 0)
                         few.x[c * few.hw + q++] =
                             p.data.x[(k / shape.hw * shape.c + c) * shape.hw + k % shape.hw];
-            problem_say(t, &p, &p.call, "against the compacted data");
-            const struct variant_results got = variant_run(t, &p.call, &p.data, &p.variant, &exec);
-            const struct wide_data w = wide_data(t, &p.call, &p.data, &p.variant);
+            const struct results got = run_call(t, &p.call, &p.data, &exec);
+            const struct wide_data w = wide_data(t, &p.call, &p.data);
             const struct wide_stats s = wide_stats(t, &w);
             struct call call = p.call;
             call.shape.n = 1;
             call.shape.hw = few.hw;
             const struct results want = run_call(t, &call, &few, &exec);
             for (size_t c = 0; c < few.c; c++) {
-                check_same_value(t, "mean", c, got.all.mean[c], want.mean[c],
+                check_same_value(t, "mean", c, got.mean[c], want.mean[c],
                                  s.mean_bound[c] + 0x1p-24L * fabsl(s.mean[c]));
-                check_same_value(t, "var", c, got.all.var[c], want.var[c],
+                check_same_value(t, "var", c, got.var[c], want.var[c],
                                  s.var_bound[c] + 0x1p-24L * s.var[c] + 0x1p-149L);
             }
             test_release(t);
@@ -314,17 +313,17 @@ static void test_frozen_weights(struct test *t) {
         const bnorm_shape shape = problem_shape(t, i, BNORM_F32);
         struct problem p;
         problem_new(t, &p, &shape, WEIGHTS_NONE);
-        p.what = "frozen";
+        p.call.what = "frozen";
         struct call call = p.call;
         call.op = BNORM_OP_BACKWARD;
         call.mask = 0;
         call.frozen = 1;
-        struct variant_results want = problem_scalar(t, &p, &call);
+        struct results want = run_scalar(t, &call, &p.data);
         float *weights = new_weights(t, WEIGHTS_RANDOM, shape.n, shape.hw);
         if (i % 2)
             weights[0] = -1;
-        p.variant.weights = weights;
-        p.variant.epsilon = .5;
+        p.data.weights = weights;
+        call.epsilon = .5;
         problem_compare(t, &p, &call, &want, BNORM_F32);
         test_release(t);
     }
@@ -344,8 +343,8 @@ static void test_renorm(struct test *t) {
             problem_new(t, &p, &shape, weighted % 2 ? WEIGHTS_RANDOM : WEIGHTS_NONE);
             problem_add_renorm(t, &p);
             if (weighted > 1 && dtype == BNORM_F32)
-                problem_fill(t, &p, VALUES_MEAN_1E6);
-            const struct variant_results saved = problem_forward(t, &p, dtype);
+                data_fill(t, &p.data, VALUES_MEAN_1E6, BNORM_F32);
+            const struct results saved = problem_forward(t, &p, dtype);
             problem_backward(t, &p, &saved, dtype);
             test_release(t);
         }
@@ -360,31 +359,31 @@ static void test_renorm_plain(struct test *t) {
             problem_new(t, &p, &shape, weighted ? WEIGHTS_RANDOM : WEIGHTS_NONE);
             problem_add_renorm(t, &p);
             p.limits = (bnorm_renorm){1, 1, 0, NULL, NULL};
-            p.what = "r = 1, d = 0";
+            p.call.what = "r = 1, d = 0";
             const size_t c = shape.c;
             float *ones = test_floats(t, c), *zeros = test_floats(t, c);
             for (size_t k = 0; k < c; k++)
                 ones[k] = 1;
-            p.variant.renorm = NULL;
-            struct variant_results want = problem_scalar(t, &p, &p.call);
-            p.variant.renorm = &p.limits;
-            const struct variant_results got = problem_elsewhere(t, &p, &p.call, BNORM_F32);
-            variant_check_bits(t, &got, &want, &p.data, 1);
+            p.call.renorm = NULL;
+            struct results want = run_scalar(t, &p.call, &p.data);
+            p.call.renorm = &p.limits;
+            const struct results got = problem_elsewhere(t, &p, &p.call, BNORM_F32);
+            check_results(t, &got, &want, &p.data);
             check_bits(t, "r", got.r, ones, c);
             for (size_t k = 0; k < c; k++) /* either zero */
                 check_near(t, "d", k, got.d[k], 0, 0);
-            problem_take_saved(&p, &got);
+            data_take(&p.data, &got);
             const struct call call = problem_backward_call(t, &p, &got);
-            p.variant.r = p.variant.d = NULL;
-            want = problem_scalar(t, &p, &call);
-            p.variant.r = ones;
-            p.variant.d = zeros;
-            struct variant_results dx = problem_elsewhere(t, &p, &call, BNORM_F32);
+            p.data.r = p.data.d = NULL;
+            want = run_scalar(t, &call, &p.data);
+            p.data.r = ones;
+            p.data.d = zeros;
+            struct results dx = problem_elsewhere(t, &p, &call, BNORM_F32);
             for (size_t k = 0; k < c; k++) {
-                dx.all.dgamma[k] += 0.0f;
-                want.all.dgamma[k] += 0.0f;
+                dx.dgamma[k] += 0.0f;
+                want.dgamma[k] += 0.0f;
             }
-            variant_check_bits(t, &dx, &want, &p.data, 1);
+            check_results(t, &dx, &want, &p.data);
             test_release(t);
         }
 }
@@ -397,28 +396,28 @@ static void test_renorm_unlimited(struct test *t) {
         problem_new(t, &p, &shape, i % 2 ? WEIGHTS_RANDOM : WEIGHTS_NONE);
         problem_add_renorm(t, &p);
         p.limits = (bnorm_renorm){0, INFINITY, INFINITY, NULL, NULL};
-        p.what = "no limits";
+        p.call.what = "no limits";
         p.call.act = (bnorm_act){.kind = BNORM_ACT_IDENTITY};
         p.call.mask = 0;
-        p.variant.eps = 1e-3;
-        const struct variant_results got = problem_elsewhere(t, &p, &p.call, BNORM_F32);
+        p.call.eps = 1e-3;
+        const struct results got = problem_elsewhere(t, &p, &p.call, BNORM_F32);
         for (size_t c = 0; c < shape.c; c++) { /* both are rounded once */
-            const double deviation = sqrt((double)p.variant.running_var[c] + 1e-3);
-            check_near(t, "r", c, got.r[c], 1 / ((double)got.all.invstd[c] * deviation),
+            const double deviation = sqrt((double)p.data.running_var[c] + 1e-3);
+            check_near(t, "r", c, got.r[c], 1 / ((double)got.invstd[c] * deviation),
                        2.01 * 0x1p-24 * (double)got.r[c]);
         }
         for (size_t e = 0; e < data_count(&p.data); e++) {
             const size_t c = e / shape.hw % shape.c;
             const double gamma = p.data.gamma ? (double)p.data.gamma[c] : 1;
-            const double deviation = sqrt((double)p.variant.running_var[c] + 1e-3);
-            const double distance = (double)p.data.x[e] - (double)p.variant.running_mean[c];
-            const double own = fabs((double)p.data.x[e] - (double)got.all.mean[c]) +
-                               fabs((double)got.all.mean[c] - (double)p.variant.running_mean[c]);
+            const double deviation = sqrt((double)p.data.running_var[c] + 1e-3);
+            const double distance = (double)p.data.x[e] - (double)p.data.running_mean[c];
+            const double own = fabs((double)p.data.x[e] - (double)got.mean[c]) +
+                               fabs((double)got.mean[c] - (double)p.data.running_mean[c]);
             double want = gamma * distance / deviation;
             want += p.data.beta ? (double)p.data.beta[c] : 0;
             want += p.call.residual ? (double)p.data.residual[e] : 0;
             /* r*invstd has some roundings, what is left of var's error (8u) cancels between them. */
-            check_near(t, "y", e, got.all.y[e], want,
+            check_near(t, "y", e, got.y[e], want,
                        16 * 0x1p-24 * (fabs(gamma) * own / deviation + fabs(want) + 4));
         }
         test_release(t);
@@ -432,10 +431,10 @@ static void test_renorm_substituted(struct test *t) {
         struct problem p;
         problem_new(t, &p, &shape, i % 2 ? WEIGHTS_RANDOM : WEIGHTS_NONE);
         problem_add_renorm(t, &p);
-        p.what = "against other gamma and beta";
-        const struct variant_results got = problem_elsewhere(t, &p, &p.call, BNORM_F32);
+        p.call.what = "against other gamma and beta";
+        const struct results got = problem_elsewhere(t, &p, &p.call, BNORM_F32);
         struct problem plain = p;
-        plain.variant.renorm = NULL;
+        plain.call.renorm = NULL;
         plain.data.gamma = test_floats(t, shape.c);
         plain.data.beta = test_floats(t, shape.c);
         for (size_t c = 0; c < shape.c; c++) {
@@ -444,8 +443,8 @@ static void test_renorm_substituted(struct test *t) {
             plain.data.gamma[c] = (float)(gamma * (double)got.r[c]);
             plain.data.beta[c] = (float)(gamma * (double)got.d[c] + beta);
         }
-        const struct variant_results want = problem_scalar(t, &plain, &plain.call);
-        variant_check_bits(t, &got, &want, &p.data, 1);
+        const struct results want = run_scalar(t, &plain.call, &plain.data);
+        check_results(t, &got, &want, &p.data);
         test_release(t);
     }
 }
@@ -456,13 +455,13 @@ static void test_renorm_zero(struct test *t) {
     struct problem p;
     problem_new(t, &p, &shape, WEIGHTS_NONE);
     problem_add_renorm(t, &p);
-    p.variant.running_var = test_floats(t, shape.c);
-    p.variant.eps = 0;
+    p.data.running_var = test_floats(t, shape.c);
+    p.call.eps = 0;
     p.limits = (bnorm_renorm){.5, 3, 2, NULL, NULL};
-    p.what = "running variance 0";
-    const struct variant_results got = problem_forward(t, &p, BNORM_F32);
+    p.call.what = "running variance 0";
+    const struct results got = problem_forward(t, &p, BNORM_F32);
     for (size_t c = 0; c < shape.c; c++) {
-        const double above = (double)(got.all.mean[c] - p.variant.running_mean[c]);
+        const double above = (double)(got.mean[c] - p.data.running_mean[c]);
         check_near(t, "r", c, got.r[c], 3, 0);
         check_near(t, "d", c, got.d[c], above > 0 ? 2 : -2, 0);
     }
@@ -482,60 +481,60 @@ static size_t random_groups(struct rng *r, size_t n) {
 
 /* One call of the scalar set per group on copies of its samples. dgamma and dbeta are sums of
  * floats: see check_ghost_sums. */
-static struct variant_results ghost_by_calls(struct test *t, const struct problem *p,
-                                             const struct call *call, float *sum_bounds) {
-    const bnorm_ghost *ghost = p->variant.ghost;
+static struct results ghost_by_calls(struct test *t, const struct problem *p,
+                                     const struct call *call, float *sum_bounds) {
+    const bnorm_ghost *ghost = p->call.ghost;
     const bnorm_exec exec = {.isa = scalar_isa()};
     const size_t c = p->data.c, image = c * p->data.hw, count = data_count(&p->data);
     const size_t all = ghost->groups * c;
-    struct variant variant = p->variant;
-    struct variant_results want = {0};
+    struct data data = p->data;
+    struct results want = {.groups = ghost->groups};
     const int is_forward = call->op == BNORM_OP_FORWARD_TRAIN;
     if (is_forward) {
-        want.all.mean = test_floats(t, all);
-        want.all.invstd = test_floats(t, all);
-        want.all.lo = call->lo ? test_floats(t, all) : NULL;
-        want.all.y = test_floats(t, count);
+        want.mean = test_floats(t, all);
+        want.invstd = test_floats(t, all);
+        want.lo = call->lo ? test_floats(t, all) : NULL;
+        want.y = test_floats(t, count);
     } else {
-        want.all.dx = test_floats(t, count);
-        want.all.dresidual = test_floats(t, count);
-        want.all.dgamma = test_floats(t, c);
-        want.all.dbeta = test_floats(t, c);
+        want.dx = test_floats(t, count);
+        want.dresidual = test_floats(t, count);
+        want.dgamma = test_floats(t, c);
+        want.dbeta = test_floats(t, c);
     }
     double *sums = test_doubles(t, 4 * c);
     for (size_t g = 0; g < ghost->groups; g++) {
-        struct data part = ghost_data(t, &p->data, ghost, g);
+        struct data part = ghost_data(t, &data, ghost, g);
         struct call one = *call;
         one.shape.n = part.n;
         if (call->given_y)
             one.given_y = ghost_tensor(t, call->given_y, &p->data, ghost, g);
-        variant.ghost = NULL;
+        one.ghost = NULL;
         if (!is_forward) {
             part.mean += g * c;
             part.invstd += g * c;
             part.lo = call->lo ? part.lo + g * c : NULL;
         }
-        const struct variant_results got = variant_run(t, &one, &part, &variant, &exec);
+        const struct results got = run_call(t, &one, &part, &exec);
         const size_t bytes = c * sizeof(float);
         if (is_forward) {
-            memcpy(want.all.mean + g * c, got.all.mean, bytes);
-            memcpy(want.all.invstd + g * c, got.all.invstd, bytes);
-            if (want.all.lo)
-                memcpy(want.all.lo + g * c, got.all.lo, bytes);
-            if (variant.running_mean && ghost->running == BNORM_GHOST_SUCCESSIVE) {
-                variant.running_mean = want.all.running_mean = got.all.running_mean;
-                variant.running_var = want.all.running_var = got.all.running_var;
+            memcpy(want.mean + g * c, got.mean, bytes);
+            memcpy(want.invstd + g * c, got.invstd, bytes);
+            if (want.lo)
+                memcpy(want.lo + g * c, got.lo, bytes);
+            if (data.running_mean && ghost->running == BNORM_GHOST_SUCCESSIVE) {
+                data.running_mean = want.running_mean = got.running_mean;
+                data.running_var = want.running_var = got.running_var;
             }
         }
         for (size_t k = 0; !is_forward && k < c; k++) {
-            const double dgamma = (double)got.all.dgamma[k], dbeta = (double)got.all.dbeta[k];
+            const double dgamma = (double)got.dgamma[k], dbeta = (double)got.dbeta[k];
             sums[k] += dgamma;
             sums[c + k] += dbeta;
             sums[2 * c + k] += fabs(dgamma);
             sums[3 * c + k] += fabs(dbeta);
         }
-        const float *const from[] = {got.all.y, got.all.dx, got.all.dresidual};
-        float *const to[] = {want.all.y, want.all.dx, want.all.dresidual};
+        const float *const from[] = {got.y, got.dx, got.dresidual};
+        float *const to[] = {want.y, want.dx, want.dresidual};
         for (size_t i = 0; i < part.n; i++)
             for (size_t k = 0; k < COUNT_OF(from); k++)
                 if (from[k] && to[k])
@@ -543,8 +542,8 @@ static struct variant_results ghost_by_calls(struct test *t, const struct proble
                            image * sizeof(float));
     }
     for (size_t k = 0; !is_forward && k < c; k++) {
-        want.all.dgamma[k] = (float)sums[k];
-        want.all.dbeta[k] = (float)sums[c + k];
+        want.dgamma[k] = (float)sums[k];
+        want.dbeta[k] = (float)sums[c + k];
     }
     /* Each was rounded to a float, and so is the sum. */
     for (size_t k = 0; sum_bounds && k < 2 * c; k++)
@@ -552,41 +551,38 @@ static struct variant_results ghost_by_calls(struct test *t, const struct proble
     return want;
 }
 
-static void check_ghost_sums(struct test *t, const struct variant_results *got,
-                             struct variant_results *want, const float *bounds, size_t c) {
+static void check_ghost_sums(struct test *t, const struct results *got, struct results *want,
+                             const float *bounds, size_t c) {
     for (size_t k = 0; k < c; k++) {
-        check_near(t, "dgamma", k, got->all.dgamma[k], (double)want->all.dgamma[k],
-                   (double)bounds[k]);
-        check_near(t, "dbeta", k, got->all.dbeta[k], (double)want->all.dbeta[k],
-                   (double)bounds[c + k]);
+        check_near(t, "dgamma", k, got->dgamma[k], (double)want->dgamma[k], (double)bounds[k]);
+        check_near(t, "dbeta", k, got->dbeta[k], (double)want->dbeta[k], (double)bounds[c + k]);
     }
-    want->all.dgamma = got->all.dgamma; /* which all sets have to give */
-    want->all.dbeta = got->all.dbeta;
+    want->dgamma = got->dgamma; /* which all sets have to give */
+    want->dbeta = got->dbeta;
 }
 
 /* One update with the averages of the groups' statistics; got is the scalar set's. */
 static void check_ghost_average(struct test *t, const struct problem *p,
-                                const struct variant_results *got) {
-    const bnorm_ghost *ghost = p->variant.ghost;
+                                const struct results *got) {
+    const bnorm_ghost *ghost = p->call.ghost;
     const size_t c = p->data.c;
-    const wide rate = p->variant.rate, groups = (wide)ghost->groups;
+    const wide rate = p->call.rate, groups = (wide)ghost->groups;
     wide *sums = test_alloc(t, 4 * c * sizeof(wide));
     for (size_t g = 0; g < ghost->groups; g++) {
         const struct data part = ghost_data(t, &p->data, ghost, g);
-        const struct wide_data w = wide_data(t, &p->call, &part, &p->variant);
+        const struct wide_data w = wide_data(t, &p->call, &part);
         const struct wide_stats s = wide_stats(t, &w);
         for (size_t k = 0; k < c; k++) {
             const wide n = s.weight[k];
-            const wide factor =
-                p->variant.variance == BNORM_VARIANCE_SAMPLE ? n / fmaxl(n - 1, 1) : 1;
+            const wide factor = p->call.variance == BNORM_VARIANCE_SAMPLE ? n / fmaxl(n - 1, 1) : 1;
             sums[k] += s.mean[k] / groups;
             sums[c + k] += factor * s.var[k] / groups;
             sums[2 * c + k] += (s.mean_bound[k] + 8 * 0x1p-53L * fabsl(s.mean[k])) / groups;
             sums[3 * c + k] += factor * (s.var_bound[k] + 8 * 0x1p-53L * s.var[k]) / groups;
         }
     }
-    const float *const old[] = {p->variant.running_mean, p->variant.running_var};
-    const float *const new[] = {got->all.running_mean, got->all.running_var};
+    const float *const old[] = {p->data.running_mean, p->data.running_var};
+    const float *const new[] = {got->running_mean, got->running_var};
     for (size_t k = 0; k < 2 * c; k++) {
         const wide before = (wide)old[k / c][k % c], want = before + rate * (sums[k] - before);
         /* As many roundings in double as there are groups, and those of the update. */
@@ -619,33 +615,31 @@ static void test_ghost(struct test *t) {
             char text[64];
             snprintf(text, sizeof text, "%zu groups, order %d, running %d", ghost.groups,
                      (int)ghost.order, (int)ghost.running);
-            p.what = text;
+            p.call.what = text;
             p.call.mask = 0;
-            p.variant.ghost = &ghost;
-            problem_say(t, &p, &p.call, "by calls");
-            struct variant_results want = ghost_by_calls(t, &p, &p.call, NULL);
-            const struct variant_results saved = problem_scalar(t, &p, &p.call);
-            variant_check_bits(t, &saved, &want, &p.data, ghost.groups);
-            if (p.variant.running_mean && ghost.running == BNORM_GHOST_AVERAGE && is_scalar(t))
+            p.call.ghost = &ghost;
+            struct results want = ghost_by_calls(t, &p, &p.call, NULL);
+            const struct results saved = run_scalar(t, &p.call, &p.data);
+            check_results(t, &saved, &want, &p.data);
+            if (p.data.running_mean && ghost.running == BNORM_GHOST_AVERAGE && is_scalar(t))
                 check_ghost_average(t, &p, &saved);
-            want.all.running_mean = saved.all.running_mean;
-            want.all.running_var = saved.all.running_var;
-            problem_take_saved(&p, &want);
+            want.running_mean = saved.running_mean;
+            want.running_var = saved.running_var;
+            data_take(&p.data, &want);
             problem_compare(t, &p, &p.call, &want, dtype);
 
             struct call call = p.call;
             call.op = BNORM_OP_BACKWARD;
             call.frozen = rng_below(&t->rng, 4) == 0;
             if (dtype == BNORM_F32 && act_has_mask(call.act)) { /* of LEAKY_RELU slopes are > 0 */
-                call.given_y = saved.all.y;
+                call.given_y = saved.y;
                 call.residual = 0;
             }
             float *bounds = test_floats(t, 2 * shape.c);
-            problem_say(t, &p, &call, "by calls");
             want = ghost_by_calls(t, &p, &call, bounds);
-            const struct variant_results got = problem_scalar(t, &p, &call);
+            const struct results got = run_scalar(t, &call, &p.data);
             check_ghost_sums(t, &got, &want, bounds, shape.c);
-            variant_check_bits(t, &got, &want, &p.data, 1);
+            check_results(t, &got, &want, &p.data);
             problem_compare(t, &p, &call, &want, dtype);
             test_release(t);
         }
@@ -658,18 +652,18 @@ static void test_ghost_single(struct test *t) {
         struct problem p;
         problem_new(t, &p, &shape, WEIGHTS_NONE);
         p.call.mask = 0;
-        p.what = "one group";
-        const struct variant_results saved = problem_scalar(t, &p, &p.call);
+        p.call.what = "one group";
+        const struct results saved = run_scalar(t, &p.call, &p.data);
         const bnorm_ghost ghost = {1, (bnorm_ghost_order)(i % 2), (bnorm_ghost_running)(i / 2 % 2)};
-        p.variant.ghost = &ghost;
-        struct variant_results got = problem_elsewhere(t, &p, &p.call, BNORM_F32);
-        variant_check_bits(t, &got, &saved, &p.data, 1);
-        problem_take_saved(&p, &saved);
-        p.variant.ghost = NULL;
+        p.call.ghost = &ghost;
+        struct results got = problem_elsewhere(t, &p, &p.call, BNORM_F32);
+        check_results(t, &got, &saved, &p.data);
+        data_take(&p.data, &saved);
         struct call call = p.call;
         call.op = BNORM_OP_BACKWARD;
-        struct variant_results want = problem_scalar(t, &p, &call);
-        p.variant.ghost = &ghost;
+        call.ghost = NULL;
+        struct results want = run_scalar(t, &call, &p.data);
+        call.ghost = &ghost;
         problem_compare(t, &p, &call, &want, BNORM_F32);
         test_release(t);
     }
@@ -693,11 +687,10 @@ static void test_ghost_sums(struct test *t) {
     d.mean = uniform_floats(t, 1, 2 * d.c, -1, 1);
     d.invstd = uniform_floats(t, 1, 2 * d.c, .5, 1);
     d.lo = NULL;
-    const struct call call = {.op = BNORM_OP_BACKWARD, .shape = shape};
-    const struct variant variant = {.ghost = &ghost};
-    const struct variant_results got = variant_run(t, &call, &d, &variant, &exec);
+    const struct call call = {.op = BNORM_OP_BACKWARD, .shape = shape, .ghost = &ghost};
+    const struct results got = run_call(t, &call, &d, &exec);
     for (size_t c = 0; c < d.c; c++)
-        check_near(t, "dbeta", c, got.all.dbeta[c], 1, 0);
+        check_near(t, "dbeta", c, got.dbeta[c], 1, 0);
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -715,17 +708,17 @@ static void test_per_activation(struct test *t) {
         const bnorm_shape nhwc = {BNORM_NHWC, dtype, n, c * hw, 1, 0};
         struct problem p;
         problem_new(t, &p, &nchw, i % 2 ? WEIGHTS_RANDOM : WEIGHTS_NONE);
-        p.what = "per activation";
+        p.call.what = "per activation";
         p.call.mask = 0;
-        const struct variant_results want = problem_forward(t, &p, dtype);
+        const struct results want = problem_forward(t, &p, dtype);
 
         /* The same activations, channels last. */
         struct problem q = p;
         q.call.shape = shape_with(&nhwc, BNORM_F32);
         const float *const from[] = {p.data.x, p.data.dy, p.data.residual};
         float **const to[] = {&q.data.x, &q.data.dy, &q.data.residual};
-        const float *const arrays[] = {p.data.gamma, p.data.beta, p.variant.running_mean,
-                                       p.variant.running_var};
+        const float *const arrays[] = {p.data.gamma, p.data.beta, p.data.running_mean,
+                                       p.data.running_var};
         float *moved[4] = {NULL, NULL, NULL, NULL};
         for (size_t k = 0; k < 3; k++)
             *to[k] = test_floats(t, n * c * hw);
@@ -742,16 +735,15 @@ static void test_per_activation(struct test *t) {
         }
         q.data.gamma = moved[0];
         q.data.beta = moved[1];
-        q.variant.running_mean = moved[2];
-        q.variant.running_var = moved[3];
-        const struct variant_results got = problem_elsewhere(t, &q, &q.call, BNORM_F32);
+        q.data.running_mean = moved[2];
+        q.data.running_var = moved[3];
+        const struct results got = problem_elsewhere(t, &q, &q.call, BNORM_F32);
         for (size_t a = 0; a < c * hw; a++) {
             const size_t b = a % hw * c + a / hw;
-            check_bits(t, "save_mean", &got.all.mean[b], &want.all.mean[a], 1);
-            check_bits(t, "save_invstd", &got.all.invstd[b], &want.all.invstd[a], 1);
+            check_bits(t, "save_mean", &got.mean[b], &want.mean[a], 1);
+            check_bits(t, "save_invstd", &got.invstd[b], &want.invstd[a], 1);
             for (size_t image = 0; image < n; image++)
-                check_bits(t, "y", &got.all.y[image * c * hw + b], &want.all.y[image * c * hw + a],
-                           1);
+                check_bits(t, "y", &got.y[image * c * hw + b], &want.y[image * c * hw + a], 1);
         }
         problem_backward(t, &p, &want, dtype);
         test_release(t);
@@ -778,25 +770,21 @@ static void test_threads(struct test *t) {
             if (what == 1)
                 problem_add_renorm(t, &p);
             if (what == 2) {
-                p.variant.ghost = &ghost;
+                p.call.ghost = &ghost;
                 p.call.mask = 0;
             }
-            p.what = what == 0 ? "weights" : what == 1 ? "renorm" : "ghost";
-            const size_t groups = what == 2 ? 2 : 1;
-            const struct variant_results want = problem_scalar(t, &p, &p.call);
+            p.call.what = what == 0 ? "weights" : what == 1 ? "renorm" : "ghost";
+            const struct results want = run_scalar(t, &p.call, &p.data);
             struct problem q = p;
-            problem_take_saved(&q, &want);
+            data_take(&q.data, &want);
             const struct call call = problem_backward_call(t, &q, &want);
-            const struct variant_results want_dx = problem_scalar(t, &q, &call);
+            const struct results want_dx = run_scalar(t, &call, &q.data);
             for (size_t way = 1; way < test_repeat(4, 2, 2); way++) {
                 const bnorm_exec exec = type_exec(t, 4 * way + i);
-                problem_say(t, &p, &p.call, "shared");
-                const struct variant_results got =
-                    variant_run(t, &p.call, &p.data, &p.variant, &exec);
-                variant_check_bits(t, &got, &want, &p.data, groups);
-                problem_say(t, &q, &call, "shared");
-                const struct variant_results dx = variant_run(t, &call, &q.data, &q.variant, &exec);
-                variant_check_bits(t, &dx, &want_dx, &q.data, 1);
+                const struct results got = run_call(t, &p.call, &p.data, &exec);
+                check_results(t, &got, &want, &p.data);
+                const struct results dx = run_call(t, &call, &q.data, &exec);
+                check_results(t, &dx, &want_dx, &q.data);
             }
             test_release(t);
         }
@@ -861,42 +849,40 @@ static void test_differences(struct test *t) {
         const double mean = round % 4 < 2 ? 0 : LDBL_MANT_DIG > DBL_MANT_DIG ? 1e6 : 1e3;
         for (size_t i = 0; i < count; i++)
             p.data.x[i] = (float)(mean + rng_normal(&t->rng));
-        float *weights = copy_floats(t, p.variant.weights, positions);
+        float *weights = copy_floats(t, p.data.weights, positions);
         for (size_t i = 0; i < positions / 2; i++) /* no statistics of next to nothing */
             weights[i] = (float)rng_uniform(&t->rng, .5, 2);
-        p.variant.weights = weights;
-        p.variant.epsilon = epsilons[round % 3];
-        p.variant.eps = .1;
+        p.data.weights = weights;
+        p.call.epsilon = epsilons[round % 3];
+        p.call.eps = .1;
         if (round % 6 == 5)
-            p.variant.weights = NULL;
+            p.data.weights = NULL;
         p.data.gamma = uniform_floats(t, 1, c, -2, 2);
         p.data.beta = uniform_floats(t, 1, c, -2, 2);
         p.call.act = random_act(&t->rng, (bnorm_act_kind)(round / 2 % ACT_KINDS));
         p.call.mask = 0;
         p.call.lo = 1;
-        p.what = "central differences";
-        problem_say(t, &p, &p.call, "differences");
-        struct variant_results saved = variant_run(t, &p.call, &p.data, &p.variant, &exec);
-        if (round % 3 || !p.variant.weights) {
+        p.call.what = "central differences";
+        struct results saved = run_call(t, &p.call, &p.data, &exec);
+        if (round % 3 || !p.data.weights) {
             saved.r = uniform_floats(t, 1, c, .5, 2);
             saved.d = uniform_floats(t, 1, c, -1, 1);
         }
-        problem_take_saved(&p, &saved);
+        data_take(&p.data, &saved);
         struct call call = p.call;
         call.op = BNORM_OP_BACKWARD;
-        variant_avoid_kinks(t, &call, &p.data, &p.variant, .01);
-        problem_say(t, &p, &call, "differences");
-        const struct variant_results got = variant_run(t, &call, &p.data, &p.variant, &exec);
+        avoid_kinks(t, &call, &p.data, .01);
+        const struct results got = run_call(t, &call, &p.data, &exec);
 
-        struct wide_data w = wide_data(t, &call, &p.data, &p.variant);
+        struct wide_data w = wide_data(t, &call, &p.data);
         wide *y = test_alloc(t, count * sizeof(wide));
         const struct wide_stats s = wide_stats(t, &w);
         const struct wide_gradient e = wide_gradient(t, &w, &s, s.mean);
         const struct derivative all[] = {
-            {"dx", w.x, count, e.dx, got.all.dx},
-            {"dgamma", w.gamma, c, e.dgamma, got.all.dgamma},
-            {"dbeta", w.beta, c, e.dbeta, got.all.dbeta},
-            {"dresidual", w.residual, w.residual ? count : 0, e.g, got.all.dresidual},
+            {"dx", w.x, count, e.dx, got.dx},
+            {"dgamma", w.gamma, c, e.dgamma, got.dgamma},
+            {"dbeta", w.beta, c, e.dbeta, got.dbeta},
+            {"dresidual", w.residual, w.residual ? count : 0, e.g, got.dresidual},
         };
         for (size_t k = 0; k < COUNT_OF(all); k++)
             check_derivative(t, &w, &all[k], y);
@@ -917,55 +903,62 @@ static void test_examples(struct test *t) {
     call.shape.hw = 4;
     {
         const float mask[] = {1, 1, 1, 0}, zero = 0, one = 1;
-        const struct variant variant = {.weights = mask,
-                                        .epsilon = 1e-7,
-                                        .eps = 1e-3,
-                                        .rate = .01,
-                                        .running_mean = &zero,
-                                        .running_var = &one};
-        test_context(t, "x = 1, 3, 5, 100 with mask 1, 1, 1, 0");
-        const struct variant_results got = variant_run(t, &call, &d, &variant, &exec);
+        d.weights = mask;
+        d.running_mean = &zero;
+        d.running_var = &one;
+        call.epsilon = 1e-7;
+        call.eps = 1e-3;
+        call.rate = .01;
+        call.what = "x = 1, 3, 5, 100 with mask 1, 1, 1, 0";
+        const struct results got = run_call(t, &call, &d, &exec);
         /* mean 3 and variance 8/3 but for 1e-7/3 */
-        check_near(t, "save_mean", 0, got.all.mean[0], 2.9999999, 2.4e-7);
-        check_near(t, "running mean", 0, got.all.running_mean[0], .029999999, 4e-9);
-        check_near(t, "running variance", 0, got.all.running_var[0], 1 + .01 * 5 / 3, 2e-7);
+        check_near(t, "save_mean", 0, got.mean[0], 2.9999999, 2.4e-7);
+        check_near(t, "running mean", 0, got.running_mean[0], .029999999, 4e-9);
+        check_near(t, "running variance", 0, got.running_var[0], 1 + .01 * 5 / 3, 2e-7);
         for (size_t i = 0; i < 4; i++)
-            check_near(t, "y", i, got.all.y[i], ((double)d.x[i] - 3) / sqrt(8. / 3 + 1e-3), 2e-5);
+            check_near(t, "y", i, got.y[i], ((double)d.x[i] - 3) / sqrt(8. / 3 + 1e-3), 2e-5);
     }
     {
         const float two = 2, four = 4;
         const bnorm_renorm limits = {.5, 1.5, 1, NULL, NULL};
-        const struct variant variant = {
-            .renorm = &limits, .rate = .1, .running_mean = &two, .running_var = &four};
         const float x[] = {1, 3, 5, 7}; /* mean 4, variance 5 */
         const double r = sqrt(5) / 2, rs = 2;
         d.x = (float[]){1, 3, 5, 7};
-        test_context(t, "x = 1, 3, 5, 7, running mean 2 and variance 4");
-        const struct variant_results got = variant_run(t, &call, &d, &variant, &exec);
+        d.weights = NULL;
+        d.running_mean = &two;
+        d.running_var = &four;
+        call.eps = 0;
+        call.rate = .1;
+        call.renorm = &limits;
+        call.what = "x = 1, 3, 5, 7, running mean 2 and variance 4";
+        const struct results got = run_call(t, &call, &d, &exec);
         check_near(t, "r", 0, got.r[0], r, 1.2e-7);
         check_near(t, "d", 0, got.d[0], 1, 0);
-        check_near(t, "running mean", 0, got.all.running_mean[0], 2.2, 1.2e-7);
-        check_near(t, "running variance", 0, got.all.running_var[0], 4.1, 2.4e-7);
+        check_near(t, "running mean", 0, got.running_mean[0], 2.2, 1.2e-7);
+        check_near(t, "running variance", 0, got.running_var[0], 4.1, 2.4e-7);
         for (size_t i = 0; i < 4; i++) /* as the running statistics have it */
-            check_near(t, "y", i, got.all.y[i], ((double)x[i] - 2) / rs, 1e-6);
+            check_near(t, "y", i, got.y[i], ((double)x[i] - 2) / rs, 1e-6);
     }
     {
-        test_context(t, "tf-keras with virtual_batch_size 2: samples 0 and 2, 1 and 3");
+        call.what = "tf-keras with virtual_batch_size 2: samples 0 and 2, 1 and 3";
         const bnorm_ghost ghost = {2, BNORM_GHOST_INTERLEAVED, BNORM_GHOST_AVERAGE};
         const float zero = 0, one = 1;
-        const struct variant variant = {
-            .ghost = &ghost, .rate = .5, .running_mean = &zero, .running_var = &one};
+        d.running_mean = &zero;
+        d.running_var = &one;
+        call.renorm = NULL;
+        call.ghost = &ghost;
+        call.rate = .5;
         d.n = 4;
         d.hw = 1;
         d.x = (float[]){1, 10, 3, 14};
         call.shape.n = 4;
         call.shape.hw = 1;
-        const struct variant_results got = variant_run(t, &call, &d, &variant, &exec);
+        const struct results got = run_call(t, &call, &d, &exec);
         const float mean[] = {2, 12}, y[] = {-1, -1, 1, 1};
-        check_bits(t, "save_mean", got.all.mean, mean, 2);
-        check_bits(t, "y", got.all.y, y, 4);
-        check_near(t, "running mean", 0, got.all.running_mean[0], 3.5, 0);
-        check_near(t, "running variance", 0, got.all.running_var[0], 1.75, 0); /* 1 and 4 */
+        check_bits(t, "save_mean", got.mean, mean, 2);
+        check_bits(t, "y", got.y, y, 4);
+        check_near(t, "running mean", 0, got.running_mean[0], 3.5, 0);
+        check_near(t, "running variance", 0, got.running_var[0], 1.75, 0); /* 1 and 4 */
     }
 }
 

@@ -200,11 +200,6 @@ bnorm_act type_act(struct test *t, size_t i) {
     return act;
 }
 
-int act_has_mask(bnorm_act act) {
-    return act.kind == BNORM_ACT_RELU || act.kind == BNORM_ACT_CLAMP ||
-           act.kind == BNORM_ACT_LEAKY_RELU;
-}
-
 static float scale_of(bnorm_quant quant) {
     return quant.scale == 0 ? 1 : quant.scale;
 }
@@ -243,12 +238,57 @@ bnorm_exec type_exec(struct test *t, size_t i) {
     };
 }
 
-void check_elements(struct test *t, const char *what, const struct tensor *tensor,
-                    const bnorm_shape *shape, const float *want) {
-    const size_t count = shape_count(shape);
-    float *got = test_floats(t, count);
-    tensor_get(tensor, shape, got);
-    check_bits(t, what, got, want, count);
+void typed_problem(struct test *t, struct problem *p, const struct call *call,
+                   enum type_values values) {
+    bnorm_shape plain = plain_shape(&call->shape);
+    plain.dtype = call->shape.dtype;
+    *p = (struct problem){.call = *call};
+    p->call.what = type_values_name(values);
+    data_new(t, &p->data, &call->shape);
+    p->data.x = type_floats(t, &plain, values);
+    p->data.residual = type_floats(t, &plain, values);
+    p->data.dy = type_floats(t, &plain, values == TYPE_OFFSET ? TYPE_NORMAL : values);
+}
+
+static float *widened(struct test *t, bnorm_quant quant, const float *x, size_t count) {
+    float *wide = test_floats(t, count);
+    for (size_t i = 0; i < count; i++)
+        wide[i] = dequantized(quant, x[i]);
+    return wide;
+}
+
+void typed_solve(struct test *t, struct problem *p) {
+    const bnorm_exec exec = {.isa = t->isa, .denormals = p->denormals};
+    const size_t count = data_count(&p->data);
+    const bnorm_dtype dtype = p->call.shape.dtype;
+    const int apply = p->call.op == BNORM_OP_APPLY;
+    const bnorm_dtype y_type = apply ? y_type_of(p->call.y_dtype, dtype) : dtype;
+    struct call call = on_floats(&p->call);
+    struct data data = p->data;
+    if (dtype > BNORM_F16) {
+        data.x = widened(t, call.x_quant, data.x, count);
+        data.residual = widened(t, call.residual_quant, data.residual, count);
+    }
+    if (call.given_y && call.act.kind == BNORM_ACT_CLAMP) {
+        /* What is clamped is stored as the rounded limit. */
+        call.act.a = element_round(dtype, call.act.a);
+        call.act.b = element_round(dtype, call.act.b);
+    }
+    p->want = run_call(t, &call, &data, &exec);
+    if (y_type > BNORM_F16)
+        for (size_t i = 0; i < count; i++)
+            p->want.y[i] = quantized(y_type, p->call.y_quant, p->want.y[i]);
+    else
+        round_results(&p->want, &data, y_type);
+}
+
+void typed_check_execs(struct test *t, const struct problem *p, size_t i) {
+    for (struct call one = p->call; i < 20; i += 3)
+        if (test_full() || i % 5 < 2) {
+            const bnorm_exec exec = type_exec(t, i);
+            one.side = (int)(i % 2);
+            problem_check(t, p, &one, &exec);
+        }
 }
 
 void check_bytes(struct test *t, const char *what, const unsigned char *got,

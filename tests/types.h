@@ -6,7 +6,7 @@
 #ifndef BNORM_TESTS_TYPES_H
 #define BNORM_TESTS_TYPES_H
 
-#include "cases.h"
+#include "calls.h"
 
 /* ---------------------------------------------------------------------------------------------- */
 /* Cases                                                                                          */
@@ -55,7 +55,6 @@ float *type_floats(struct test *t, const bnorm_shape *shape, enum type_values ki
 #define ALL_ACT_KINDS (BNORM_ACT_MISH + 1)
 int act_usable(const bnorm_isa *isa, bnorm_act_kind kind);
 bnorm_act type_act(struct test *t, size_t i);
-int act_has_mask(bnorm_act act);
 
 /* What a quantized element means, and the element for a value. */
 float dequantized(bnorm_quant quant, float element);
@@ -64,9 +63,14 @@ float quantized(bnorm_dtype dtype, bnorm_quant quant, float value);
 /* Another way to run a call for each i: every bnorm_memory, thread counts, orders of tasks. */
 bnorm_exec type_exec(struct test *t, size_t i);
 
-/* Fails unless all elements of the tensor, converted to floats, are those of `want`. */
-void check_elements(struct test *t, const char *what, const struct tensor *tensor,
-                    const bnorm_shape *shape, const float *want);
+/* A call with elements of the case's type; x, dy and residual are such values. */
+void typed_problem(struct test *t, struct problem *p, const struct call *call,
+                   enum type_values values);
+/* What the call of the case's own set gives on the elements as floats, rounded once. */
+void typed_solve(struct test *t, struct problem *p);
+/* In ten or so ways to run, others for each i. */
+void typed_check_execs(struct test *t, const struct problem *p, size_t i);
+
 void check_bytes(struct test *t, const char *what, const unsigned char *got,
                  const unsigned char *want, size_t count);
 

@@ -36,150 +36,6 @@
 #define SLACK 1.001L
 
 /* ---------------------------------------------------------------------------------------------- */
-/* Calls                                                                                          */
-
-static size_t groups_of(const struct variant *variant) {
-    return variant->ghost ? variant->ghost->groups : 1;
-}
-
-static float *output_array(struct variant_ready *v, const char *name, int wanted) {
-    return wanted ? fixture_output(&v->base.fixture, name, NULL,
-                                   groups_of(v->variant) * v->base.data->c)
-                  : NULL;
-}
-
-static const float *input_array(struct variant_ready *v, const char *name, const float *values) {
-    return values ? fixture_input(&v->base.fixture, name, values,
-                                  groups_of(v->variant) * v->base.data->c)
-                  : NULL;
-}
-
-static void forward_ready(struct variant_ready *v) {
-    const struct variant *variant = v->variant;
-    struct ready *r = &v->base;
-    const size_t bytes = r->data->c * sizeof(float);
-    r->train.eps = variant->eps;
-    r->train.running.rate = variant->rate;
-    r->train.running.variance = variant->variance;
-    if (variant->running_mean) {
-        memcpy(r->arrays.running_mean, variant->running_mean, bytes);
-        memcpy(r->arrays.running_var, variant->running_var, bytes);
-    } else { /* nothing may be written there */
-        r->train.running.mean = r->train.running.var = NULL;
-    }
-    if (variant->ghost) {
-        r->train.save_mean = output_array(v, "save_mean of all groups", 1);
-        r->train.save_invstd = output_array(v, "save_invstd of all groups", 1);
-        r->train.save_mean_lo = output_array(v, "save_mean_lo of all groups", r->call.lo);
-    }
-    if (variant->renorm) {
-        v->renorm = *variant->renorm;
-        v->renorm.save_r = output_array(v, "save_r", 1);
-        v->renorm.save_d = output_array(v, "save_d", 1);
-        r->train.renorm = &v->renorm;
-    }
-    r->train.weights = v->weights;
-}
-
-static void backward_ready(struct variant_ready *v) {
-    const struct variant *variant = v->variant;
-    struct ready *r = &v->base;
-    if (variant->ghost) {
-        r->grad.save_mean = input_array(v, "save_mean of all groups", r->data->mean);
-        r->grad.save_invstd = input_array(v, "save_invstd of all groups", r->data->invstd);
-        if (r->call.lo)
-            r->grad.save_mean_lo = input_array(v, "save_mean_lo of all groups", r->data->lo);
-    }
-    r->grad.weights = v->weights;
-    r->grad.renorm_r = input_array(v, "renorm_r", variant->r);
-    r->grad.renorm_d = input_array(v, "renorm_d", variant->d);
-}
-
-void variant_ready(struct test *t, struct variant_ready *v, const struct call *call,
-                   const struct data *data, const struct variant *variant, enum side side) {
-    v->variant = variant;
-    v->renorm = (bnorm_renorm){0};
-    ready_new(t, &v->base, call, data, side);
-    v->weights = (bnorm_weights){.epsilon = variant->epsilon};
-    if (variant->weights)
-        v->weights.values =
-            fixture_input(&v->base.fixture, "weights", variant->weights, data->n * data->hw);
-    if (call->op == BNORM_OP_FORWARD_TRAIN)
-        forward_ready(v);
-    else if (call->op == BNORM_OP_BACKWARD)
-        backward_ready(v);
-}
-
-bnorm_status variant_start(const struct variant_ready *v, const bnorm_exec *exec) {
-    const bnorm_job *job = &v->base.job;
-    if (job->op == BNORM_OP_MOMENTS)
-        return bnorm_weighted_moments(job->shape, job->x, &v->weights, job->mean, job->var, job->ws,
-                                      job->ws_size, exec);
-    if (!v->variant->ghost)
-        return run_job(job, exec);
-    if (job->op == BNORM_OP_FORWARD_TRAIN)
-        return bnorm_forward_train_ghost(job->shape, job->x, job->out, job->train,
-                                         v->variant->ghost, job->ws, job->ws_size, exec);
-    return bnorm_backward_ghost(job->shape, job->x, job->dy, job->out, job->grad, v->variant->ghost,
-                                job->ws, job->ws_size, exec);
-}
-
-struct variant_results variant_finish(struct test *t, struct variant_ready *v) {
-    const size_t c = v->base.data->c, all = groups_of(v->variant) * c;
-    const bnorm_train *train = &v->base.train;
-    struct variant_results got = {.r = v->renorm.save_r, .d = v->renorm.save_d};
-    float **const factors[] = {&got.r, &got.d};
-    for (size_t i = 0; i < COUNT_OF(factors); i++)
-        if (*factors[i])
-            *factors[i] = copy_floats(t, *factors[i], c);
-    struct results ghost = {0};
-    if (v->variant->ghost && train->save_mean) {
-        ghost.mean = copy_floats(t, train->save_mean, all);
-        ghost.invstd = copy_floats(t, train->save_invstd, all);
-        ghost.lo = train->save_mean_lo ? copy_floats(t, train->save_mean_lo, all) : NULL;
-    }
-    got.all = ready_finish(t, &v->base);
-    if (ghost.mean) {
-        got.all.mean = ghost.mean;
-        got.all.invstd = ghost.invstd;
-        got.all.lo = ghost.lo;
-    }
-    return got;
-}
-
-struct variant_results variant_run(struct test *t, const struct call *call, const struct data *data,
-                                   const struct variant *variant, const bnorm_exec *exec) {
-    struct variant_ready v;
-    variant_ready(t, &v, call, data, variant, (enum side)rng_below(&t->rng, 2));
-    check_status(t, "the call", variant_start(&v, exec), BNORM_OK);
-    return variant_finish(t, &v);
-}
-
-void variant_round(struct variant_results *results, const struct data *data, bnorm_dtype dtype) {
-    float *const tensors[] = {results->all.y, results->all.dx, results->all.dresidual};
-    for (size_t k = 0; k < COUNT_OF(tensors); k++)
-        for (size_t i = 0; tensors[k] && i < data_count(data); i++)
-            tensors[k][i] = element_round(dtype, tensors[k][i]);
-}
-
-static void check_both(struct test *t, const char *what, const float *got, const float *want,
-                       size_t count) {
-    if (got && want)
-        check_bits(t, what, got, want, count);
-}
-
-void variant_check_bits(struct test *t, const struct variant_results *got,
-                        const struct variant_results *want, const struct data *data,
-                        size_t groups) {
-    check_results(t, &got->all, &want->all, data);
-    check_both(t, "r", got->r, want->r, data->c);
-    check_both(t, "d", got->d, want->d, data->c);
-    check_both(t, "mean of all groups", got->all.mean, want->all.mean, groups * data->c);
-    check_both(t, "mean_lo of all groups", got->all.lo, want->all.lo, groups * data->c);
-    check_both(t, "invstd of all groups", got->all.invstd, want->all.invstd, groups * data->c);
-}
-
-/* ---------------------------------------------------------------------------------------------- */
 /* Ghost batches                                                                                  */
 
 size_t ghost_image(const bnorm_ghost *ghost, size_t n, size_t group, size_t i) {
@@ -221,8 +77,7 @@ static wide *to_wide(struct test *t, const float *x, size_t count) {
     return all;
 }
 
-struct wide_data wide_data(struct test *t, const struct call *call, const struct data *data,
-                           const struct variant *variant) {
+struct wide_data wide_data(struct test *t, const struct call *call, const struct data *data) {
     const size_t count = data_count(data), c = data->c;
     return (struct wide_data){
         .n = data->n,
@@ -233,12 +88,12 @@ struct wide_data wide_data(struct test *t, const struct call *call, const struct
         .residual = call->residual ? to_wide(t, data->residual, count) : NULL,
         .gamma = to_wide(t, data->gamma, c),
         .beta = to_wide(t, data->beta, c),
-        .weights = variant->weights,
-        .epsilon = variant->weights ? variant->epsilon : 0,
-        .eps = variant->eps,
+        .weights = data->weights,
+        .epsilon = data->weights ? call->epsilon : 0,
+        .eps = call->eps,
         .act = call->act,
-        .r = to_wide(t, variant->r, c),
-        .d = to_wide(t, variant->d, c),
+        .r = to_wide(t, data->r, c),
+        .d = to_wide(t, data->d, c),
     };
 }
 
@@ -478,20 +333,20 @@ static void clip(wide value, wide bound, wide low, wide high, wide *clipped, wid
 }
 
 static struct wide_forward renormalise(struct test *t, struct wide_data *w,
-                                       const struct wide_stats *stats,
-                                       const struct variant *variant) {
-    const bnorm_renorm *limits = variant->renorm;
+                                       const struct wide_stats *stats, const struct call *call,
+                                       const struct data *data) {
+    const bnorm_renorm *limits = call->renorm;
     if (!limits)
         return (struct wide_forward){0};
     wide *const all = test_wides(t, 4 * w->c), *const bounds = all + 2 * w->c;
     w->r = all;
     w->d = all + w->c;
     for (size_t c = 0; c < w->c; c++) {
-        const wide eps = w->eps, var = stats->var[c], own = (wide)variant->running_mean[c];
+        const wide eps = w->eps, var = stats->var[c], own = (wide)data->running_mean[c];
         const wide deviation = sqrtl(var + eps);
         const wide least = sqrtl(fmaxl(var - stats->var_bound[c], 0) + eps);
         const wide most = sqrtl(var + stats->var_bound[c] + eps);
-        const wide old = sqrtl((wide)variant->running_var[c] + eps);
+        const wide old = sqrtl((wide)data->running_var[c] + eps);
         const wide r = deviation / old, d = (stats->mean[c] - own) / old;
         clip(r, fmaxl(deviation - least, most - deviation) / old + 8 * W * r, limits->r_min,
              limits->r_max, &w->r[c], &bounds[c]);
@@ -502,12 +357,12 @@ static struct wide_forward renormalise(struct test *t, struct wide_data *w,
 }
 
 void check_forward(struct test *t, const struct call *call, const struct data *data,
-                   const struct variant *variant, const struct variant_results *got) {
+                   const struct results *got) {
     const size_t count = data_count(data);
-    const struct results *g = &got->all;
-    struct wide_data w = wide_data(t, call, data, variant);
+    const struct results *g = got;
+    struct wide_data w = wide_data(t, call, data);
     const struct wide_stats s = wide_stats(t, &w);
-    struct wide_forward forward = renormalise(t, &w, &s, variant);
+    struct wide_forward forward = renormalise(t, &w, &s, call, data);
     forward.y = test_wides(t, 2 * count);
     forward.bound = forward.y + count;
     wide_forward(&w, &s, &forward);
@@ -523,16 +378,14 @@ void check_forward(struct test *t, const struct call *call, const struct data *d
             check_wide(t, "r", c, got->r[c], w.r[c], forward.r_bound[c]);
         if (got->d)
             check_wide(t, "d", c, got->d[c], w.d[c], forward.d_bound[c]);
-        if (!variant->running_mean)
+        if (!data->running_mean)
             continue;
-        const wide factor = variant->variance == BNORM_VARIANCE_SAMPLE
-                                ? s.divisor[c] / fmaxl(s.weight[c] - 1, 1)
-                                : 1;
-        const wide rate =
-            s.divisor[c] == 0 ? 0 : variant->rate; /* no weight: nothing is averaged */
-        check_running(t, "running mean", c, g->running_mean[c], variant->running_mean[c], s.mean[c],
+        const wide factor =
+            call->variance == BNORM_VARIANCE_SAMPLE ? s.divisor[c] / fmaxl(s.weight[c] - 1, 1) : 1;
+        const wide rate = s.divisor[c] == 0 ? 0 : call->rate; /* no weight: nothing is averaged */
+        check_running(t, "running mean", c, g->running_mean[c], data->running_mean[c], s.mean[c],
                       s.mean_bound[c], rate);
-        check_running(t, "running variance", c, g->running_var[c], variant->running_var[c],
+        check_running(t, "running variance", c, g->running_var[c], data->running_var[c],
                       factor * s.var[c], factor * (s.var_bound[c] + 4 * W * s.var[c]), rate);
     }
     for (size_t i = 0; i < count; i++)
@@ -540,12 +393,12 @@ void check_forward(struct test *t, const struct call *call, const struct data *d
 }
 
 void check_moments(struct test *t, const struct call *call, const struct data *data,
-                   const struct variant *variant, const struct variant_results *got) {
-    const struct wide_data w = wide_data(t, call, data, variant);
+                   const struct results *got) {
+    const struct wide_data w = wide_data(t, call, data);
     const struct wide_stats s = wide_stats(t, &w);
     for (size_t c = 0; c < w.c; c++) {
-        check_rounded(t, "mean", c, got->all.mean[c], s.mean[c], s.mean_bound[c]);
-        check_rounded(t, "var", c, got->all.var[c], s.var[c], s.var_bound[c]);
+        check_rounded(t, "mean", c, got->mean[c], s.mean[c], s.mean_bound[c]);
+        check_rounded(t, "var", c, got->var[c], s.var[c], s.var_bound[c]);
     }
 }
 
@@ -562,39 +415,17 @@ static struct wide_stats saved_stats(struct test *t, const struct call *call,
 }
 
 void check_backward(struct test *t, const struct call *call, const struct data *data,
-                    const struct variant *variant, const struct variant_results *got) {
-    const struct wide_data w = wide_data(t, call, data, variant);
+                    const struct results *got) {
+    const struct wide_data w = wide_data(t, call, data);
     const struct wide_stats s = saved_stats(t, call, data, &w);
     const struct wide_gradient e = wide_gradient(t, &w, &s, to_wide(t, data->mean, w.c));
     for (size_t c = 0; c < w.c; c++) {
-        check_wide(t, "dbeta", c, got->all.dbeta[c], e.dbeta[c], e.dbeta_bound[c]);
-        check_wide(t, "dgamma", c, got->all.dgamma[c], e.dgamma[c], e.dgamma_bound[c]);
+        check_wide(t, "dbeta", c, got->dbeta[c], e.dbeta[c], e.dbeta_bound[c]);
+        check_wide(t, "dgamma", c, got->dgamma[c], e.dgamma[c], e.dgamma_bound[c]);
     }
     for (size_t i = 0; i < data_count(data); i++) {
-        check_wide(t, "dresidual", i, got->all.dresidual[i], e.g[i], e.g_bound[i]);
-        check_wide(t, "dx", i, got->all.dx[i], e.dx[i], e.dx_bound[i]);
-    }
-}
-
-void variant_avoid_kinks(struct test *t, const struct call *call, struct data *data,
-                         const struct variant *variant, double margin) {
-    const struct wide_data w = wide_data(t, call, data, variant);
-    const struct wide_stats s = saved_stats(t, call, data, &w);
-    const size_t count = data_count(data);
-    const struct wide_forward forward = {.v = test_wides(t, count)};
-    wide_forward(&w, &s, &forward);
-    for (size_t c = 0; c < w.c; c++) {
-        const wide gamma = param(w.gamma, c, 1);
-        const wide scale = fabsl(gamma * param(w.r, c, 1) * s.invstd[c]);
-        const wide shift = fabsl(gamma * param(w.d, c, 0)) + fabsl(param(w.beta, c, 0));
-        for (size_t q = 0; q < w.n * w.hw; q++) {
-            const size_t i = wide_at(&w, c, q);
-            const wide rounding = 0x1p-20L * (scale * (fabsl(w.x[i]) + fabsl(s.mean[c])) + shift +
-                                              fabsl(forward.v[i]) + 1);
-            if ((wide)oracle_kink_distance(call->act, (double)forward.v[i]) <=
-                fmaxl(rounding, margin))
-                data->dy[i] = 0;
-        }
+        check_wide(t, "dresidual", i, got->dresidual[i], e.g[i], e.g_bound[i]);
+        check_wide(t, "dx", i, got->dx[i], e.dx[i], e.dx_bound[i]);
     }
 }
 
@@ -673,45 +504,25 @@ float *new_weights(struct test *t, enum weights kind, size_t n, size_t hw) {
     return w;
 }
 
-void problem_say(struct test *t, const struct problem *p, const struct call *call,
-                 const char *how) {
-    char text[256];
-    const struct variant *v = &p->variant;
-    test_context(t, "%s, %s, epsilon=%g eps=%g rate=%g%s%s%s, %s", call_text(call, text), p->what,
-                 v->epsilon, v->eps, v->rate, v->variance == BNORM_VARIANCE_SAMPLE ? " sample" : "",
-                 v->renorm || v->r ? " renorm" : "", v->running_mean ? "" : " not tracked", how);
-}
-
-static float *running_variances(struct test *t, size_t c) {
-    return uniform_floats(t, 1, c, .2, 3);
-}
-
 void problem_new(struct test *t, struct problem *p, const bnorm_shape *shape,
                  enum weights weights) {
     static const double epsilons[] = {1e-3, 1e-5, 1e-9}, rates[] = {.1, 0, 1, -1.2};
     struct rng *r = &t->rng;
+    *p = (struct problem){.call = random_call(t, BNORM_OP_FORWARD_TRAIN, shape)};
     data_new(t, &p->data, shape);
-    p->what = weights_name(weights);
-    p->call = (struct call){
-        .op = BNORM_OP_FORWARD_TRAIN,
-        .shape = shape_with(shape, BNORM_F32),
-        .act = random_act(r, (bnorm_act_kind)rng_below(r, ACT_KINDS)),
-        .residual = (int)rng_below(r, 2),
-        .lo = rng_below(r, 4) != 0,
-        .dense = 1,
-    };
+    p->data.weights = new_weights(t, weights, shape->n, shape->hw);
+    if (rng_below(r, 4) == 0)
+        p->data.running_mean = p->data.running_var = NULL;
+    p->call = on_floats(&p->call);
+    p->call.padding = 0;
+    p->call.act = random_act(r, (bnorm_act_kind)rng_below(r, ACT_KINDS));
     p->call.mask = act_has_mask(p->call.act);
-    p->variant = (struct variant){
-        .weights = new_weights(t, weights, shape->n, shape->hw),
-        .epsilon = weights ? (double[]){0, 1e-7, .5}[rng_below(r, 3)] : 0,
-        .eps = epsilons[rng_below(r, COUNT_OF(epsilons))],
-        .rate = rates[rng_below(r, COUNT_OF(rates))],
-        .variance = (bnorm_variance)rng_below(r, 2),
-    };
-    if (rng_below(r, 4)) {
-        p->variant.running_mean = uniform_floats(t, 1, shape->c, -2, 2);
-        p->variant.running_var = running_variances(t, shape->c);
-    }
+    p->call.lo = rng_below(r, 4) != 0;
+    p->call.epsilon = weights ? (double[]){0, 1e-7, .5}[rng_below(r, 3)] : 0;
+    p->call.eps = epsilons[rng_below(r, COUNT_OF(epsilons))];
+    p->call.rate = rates[rng_below(r, COUNT_OF(rates))];
+    p->call.variance = (bnorm_variance)rng_below(r, 2);
+    p->call.what = weights_name(weights);
 }
 
 void problem_add_renorm(struct test *t, struct problem *p) {
@@ -721,90 +532,65 @@ void problem_add_renorm(struct test *t, struct problem *p) {
     };
     const double *limit = limits[rng_below(&t->rng, COUNT_OF(limits))];
     p->limits = (bnorm_renorm){.r_min = limit[0], .r_max = limit[1], .d_max = limit[2]};
-    p->variant.renorm = &p->limits;
-    p->variant.running_mean = uniform_floats(t, 1, p->data.c, -2, 2);
-    p->variant.running_var = running_variances(t, p->data.c);
+    p->call.renorm = &p->limits;
+    p->data.running_mean = uniform_floats(t, 1, p->data.c, -2, 2);
+    p->data.running_var = uniform_floats(t, 1, p->data.c, .2, 3);
 }
 
-struct variant_results problem_elsewhere(struct test *t, const struct problem *p,
-                                         const struct call *call, bnorm_dtype dtype) {
+struct results problem_elsewhere(struct test *t, const struct problem *p, const struct call *call,
+                                 bnorm_dtype dtype) {
     struct call other = *call;
-    char text[64];
+    const bnorm_exec exec = type_exec(t, rng_below(&t->rng, 20));
     other.shape.dtype = dtype;
     other.dense = 0;
-    other.reuse = (enum reuse)rng_below(&t->rng, REUSE_COUNT);
+    other.side = (int)rng_below(&t->rng, 2);
     other.padding = (int)rng_below(&t->rng, 3);
-    const bnorm_exec exec = type_exec(t, rng_below(&t->rng, 20));
-    snprintf(text, sizeof text, "%s, threads %zu", bnorm_isa_name(t->isa), exec.threads);
-    problem_say(t, p, &other, text);
-    return variant_run(t, &other, &p->data, &p->variant, &exec);
+    random_targets(&t->rng, &other);
+    return run_call(t, &other, &p->data, &exec);
 }
 
 void problem_compare(struct test *t, const struct problem *p, const struct call *call,
-                     struct variant_results *want, bnorm_dtype dtype) {
-    const size_t groups = p->variant.ghost ? p->variant.ghost->groups : 1;
-    struct variant_results got = problem_elsewhere(t, p, call, BNORM_F32);
-    variant_check_bits(t, &got, want, &p->data, groups);
+                     struct results *want, bnorm_dtype dtype) {
+    struct results got = problem_elsewhere(t, p, call, BNORM_F32);
+    check_results(t, &got, want, &p->data);
     if (dtype == BNORM_F32)
         return;
-    variant_round(want, &p->data, dtype);
+    round_results(want, &p->data, dtype);
     got = problem_elsewhere(t, p, call, dtype);
-    variant_check_bits(t, &got, want, &p->data, groups);
+    check_results(t, &got, want, &p->data);
 }
 
-struct variant_results problem_scalar(struct test *t, const struct problem *p,
-                                      const struct call *call) {
-    const bnorm_exec exec = {.isa = scalar_isa()};
-    problem_say(t, p, call, "scalar, dense");
-    return variant_run(t, call, &p->data, &p->variant, &exec);
-}
-
-struct variant_results problem_forward(struct test *t, const struct problem *p, bnorm_dtype dtype) {
-    const struct variant_results want = problem_scalar(t, p, &p->call);
+struct results problem_forward(struct test *t, const struct problem *p, bnorm_dtype dtype) {
+    const struct results want = run_scalar(t, &p->call, &p->data);
     if (is_scalar(t))
-        check_forward(t, &p->call, &p->data, &p->variant, &want);
-    struct variant_results rounded = want;
-    if (want.all.y)
-        rounded.all.y = copy_floats(t, want.all.y, data_count(&p->data));
+        check_forward(t, &p->call, &p->data, &want);
+    struct results rounded = want;
+    rounded.y = copy_floats(t, want.y, data_count(&p->data));
     problem_compare(t, p, &p->call, &rounded, dtype);
     return want;
 }
 
-void problem_take_saved(struct problem *p, const struct variant_results *saved) {
-    p->data.mean = saved->all.mean;
-    p->data.invstd = saved->all.invstd;
-    p->data.lo = saved->all.lo;
-    p->variant.r = saved->r;
-    p->variant.d = saved->d;
-}
-
 struct call problem_backward_call(struct test *t, const struct problem *p,
-                                  const struct variant_results *saved) {
+                                  const struct results *saved) {
     struct call call = p->call;
     call.op = BNORM_OP_BACKWARD;
     call.mask = 0;
-    if (saved->all.mask && !p->variant.ghost && rng_below(&t->rng, 2)) {
-        call.given_mask = saved->all.mask;
+    if (saved->mask && !p->call.ghost && rng_below(&t->rng, 2)) {
+        call.given_mask = saved->mask;
         call.residual = 0;
     }
     return call;
 }
 
-void problem_backward(struct test *t, struct problem *p, const struct variant_results *saved,
+void problem_backward(struct test *t, struct problem *p, const struct results *saved,
                       bnorm_dtype dtype) {
     struct call whole = p->call; /* with the residual, also where a mask tells of it */
-    problem_take_saved(p, saved);
+    data_take(&p->data, saved);
     whole.op = BNORM_OP_BACKWARD;
-    variant_avoid_kinks(t, &whole, &p->data, &p->variant, 0);
+    avoid_kinks(t, &whole, &p->data, 0);
     const struct call call = problem_backward_call(t, p, saved);
-    struct variant_results want = problem_scalar(t, p, &call);
+    struct results want = run_scalar(t, &call, &p->data);
     if (is_scalar(t))
-        check_backward(t, &whole, &p->data, &p->variant, &want);
+        check_backward(t, &whole, &p->data, &want);
     problem_compare(t, p, &call, &want, dtype);
-}
-
-void problem_fill(struct test *t, struct problem *p, enum values kind) {
-    const bnorm_shape plain = {
-        .layout = BNORM_NCHW, .n = p->data.n, .c = p->data.c, .hw = p->data.hw};
-    fill_values(&t->rng, &plain, kind, p->data.x);
 }

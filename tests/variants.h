@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * Calls of bnorm's variants (weights, batch renormalization, ghost batches), built on calls.h;
- * their oracle: the formulas of bnorm.h in long double, with bounds, which variants.c derives; and
- * random problems to try both on. */
+ * The oracle of bnorm's variants (weights, batch renormalization, ghost batches): the formulas of
+ * bnorm.h in long double, with bounds, which variants.c derives; and random problems to try it on.
+ */
 #ifndef BNORM_TESTS_VARIANTS_H
 #define BNORM_TESTS_VARIANTS_H
 
@@ -10,48 +10,7 @@
 #include "types.h"
 
 /* ---------------------------------------------------------------------------------------------- */
-/* Calls                                                                                          */
-
-/* What a call has besides `struct call`. Arrays are inputs that the calls copy. */
-struct variant {
-    const float *weights; /* n*hw; NULL = none */
-    double epsilon;
-    const bnorm_renorm *renorm; /* its limits; NULL = none */
-    const float *r, *d;         /* backward: what forward saved; NULL = none */
-    const bnorm_ghost *ghost;   /* NULL = none; data->mean, lo and invstd then have G*C floats */
-    /* Forward: */
-    double eps, rate;
-    bnorm_variance variance;
-    const float *running_mean, *running_var; /* before the call; NULL = not tracked */
-};
-
-/* A call with its buffers filled; in place, as struct ready. */
-struct variant_ready {
-    struct ready base;
-    const struct variant *variant;
-    bnorm_weights weights;
-    bnorm_renorm renorm;
-};
-void variant_ready(struct test *t, struct variant_ready *v, const struct call *call,
-                   const struct data *data, const struct variant *variant, enum side side);
-/* BNORM_OP_MOMENTS stands for bnorm_weighted_moments. */
-bnorm_status variant_start(const struct variant_ready *v, const bnorm_exec *exec);
-
-/* As calls.h has it. Of ghost batches mean, lo and invstd have G*C floats. */
-struct variant_results {
-    struct results all;
-    float *r, *d;
-};
-struct variant_results variant_finish(struct test *t, struct variant_ready *v);
-/* All three; fails the case unless the call succeeds. */
-struct variant_results variant_run(struct test *t, const struct call *call, const struct data *data,
-                                   const struct variant *variant, const bnorm_exec *exec);
-
-/* Tensors rounded to the type, as a call on such tensors stores them. */
-void variant_round(struct variant_results *results, const struct data *data, bnorm_dtype dtype);
-/* Everything that both have has the same bits. groups: 1, or those of a ghost batch. */
-void variant_check_bits(struct test *t, const struct variant_results *got,
-                        const struct variant_results *want, const struct data *data, size_t groups);
+/* Ghost batches                                                                                  */
 
 /* Image i of a group, in the whole batch. */
 size_t ghost_image(const bnorm_ghost *ghost, size_t n, size_t group, size_t i);
@@ -76,8 +35,7 @@ struct wide_data {
     bnorm_act act;
     wide *r, *d; /* factors of batch renormalization; NULL = 1 and 0 */
 };
-struct wide_data wide_data(struct test *t, const struct call *call, const struct data *data,
-                           const struct variant *variant);
+struct wide_data wide_data(struct test *t, const struct call *call, const struct data *data);
 /* Index of element q of a channel. */
 size_t wide_at(const struct wide_data *w, size_t c, size_t q);
 
@@ -109,16 +67,11 @@ void check_wide(struct test *t, const char *what, size_t index, float got, wide 
 
 /* Results of the scalar set, or of any, on floats against the oracle. */
 void check_forward(struct test *t, const struct call *call, const struct data *data,
-                   const struct variant *variant, const struct variant_results *got);
+                   const struct results *got);
 void check_backward(struct test *t, const struct call *call, const struct data *data,
-                    const struct variant *variant, const struct variant_results *got);
+                    const struct results *got);
 void check_moments(struct test *t, const struct call *call, const struct data *data,
-                   const struct variant *variant, const struct variant_results *got);
-
-/* No gradient where rounding decides on which side of a kink the argument lies. Statistics, r and d
- * are those that backward will have. */
-void variant_avoid_kinks(struct test *t, const struct call *call, struct data *data,
-                         const struct variant *variant, double margin);
+                   const struct results *got);
 
 /* ---------------------------------------------------------------------------------------------- */
 /* Problems                                                                                       */
@@ -149,42 +102,27 @@ enum weights {
 /* For all positions; never all 0. NULL for none. */
 float *new_weights(struct test *t, enum weights kind, size_t n, size_t hw);
 
-struct problem {
-    struct call call; /* forward, on floats, dense */
-    struct data data;
-    struct variant variant;
-    bnorm_renorm limits;
-    const char *what; /* for messages */
-};
-
 /* Elements are numbers of the shape's type; the call is on floats all the same. */
 void problem_new(struct test *t, struct problem *p, const bnorm_shape *shape, enum weights weights);
-/* Other values of x, on floats. */
-void problem_fill(struct test *t, struct problem *p, enum values kind);
 /* Limits that clip some channels, and running statistics. */
 void problem_add_renorm(struct test *t, struct problem *p);
-void problem_say(struct test *t, const struct problem *p, const struct call *call, const char *how);
 
-/* The call as it is, with the scalar set. */
-struct variant_results problem_scalar(struct test *t, const struct problem *p,
-                                      const struct call *call);
-/* The call in another way: strides, in place, threads, memory; on elements of this type. */
-struct variant_results problem_elsewhere(struct test *t, const struct problem *p,
-                                         const struct call *call, bnorm_dtype dtype);
+/* A call in another way: strides, in place, threads, memory; on elements of this type. */
+struct results problem_elsewhere(struct test *t, const struct problem *p, const struct call *call,
+                                 bnorm_dtype dtype);
 /* Elsewhere the bits of `want`, a call on floats, and rounded to elements of the type. *want is
  * rounded, too. */
 void problem_compare(struct test *t, const struct problem *p, const struct call *call,
-                     struct variant_results *want, bnorm_dtype dtype);
+                     struct results *want, bnorm_dtype dtype);
 
 /* The problem's call: the scalar set against the oracle, the case's set against that. */
-struct variant_results problem_forward(struct test *t, const struct problem *p, bnorm_dtype dtype);
+struct results problem_forward(struct test *t, const struct problem *p, bnorm_dtype dtype);
 /* The same of backward, for what forward gave. */
-void problem_backward(struct test *t, struct problem *p, const struct variant_results *saved,
+void problem_backward(struct test *t, struct problem *p, const struct results *saved,
                       bnorm_dtype dtype);
-/* Its parts: backward is given what forward gave; and gets the argument of the activation from x,
- * with the residual, or from forward's mask. */
-void problem_take_saved(struct problem *p, const struct variant_results *saved);
+/* Its call: it gets the argument of the activation from x, with the residual, or from forward's
+ * mask. */
 struct call problem_backward_call(struct test *t, const struct problem *p,
-                                  const struct variant_results *saved);
+                                  const struct results *saved);
 
 #endif
