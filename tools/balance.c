@@ -15,6 +15,7 @@
 #include "../bench/shapes.h"
 #include "../dispatch/isa.h"
 #include "../src/order.h"
+#include "../tests/call.h"
 
 enum { MAX_THREADS = 64, PHASES = 16 };
 /* Smaller tensors are not judged. */
@@ -247,37 +248,33 @@ static bnorm_shape shape_of(const bench_shape *s, bnorm_layout layout) {
 }
 
 static bnorm_status run_op(enum op op, const bnorm_shape *shape, const bnorm_exec *exec) {
-    const bnorm_in x = {.data = memory.x};
-    const bnorm_out y = {.data = memory.y};
-    const bnorm_affine affine = {
-        .center = memory.zeros, .scale = memory.ones, .shift = memory.zeros};
-    const bnorm_train train = {
-        .gamma = memory.ones,
-        .beta = memory.zeros,
+    static const bnorm_op ops[OPS] = {BNORM_OP_APPLY, BNORM_OP_FORWARD_TRAIN, BNORM_OP_BACKWARD};
+    const struct call call = {
+        .op = ops[op],
+        .shape = *shape,
         .eps = 1e-5,
-        .running = {.mean = memory.results[0],
-                    .var = memory.results[1],
-                    .rate = 0.1,
-                    .variance = BNORM_VARIANCE_SAMPLE},
-        .save_mean = memory.results[2],
-        .save_invstd = memory.results[3],
+        .rate = 0.1,
+        .variance = BNORM_VARIANCE_SAMPLE,
     };
-    const bnorm_grad grad = {
+    const struct operands at = {
+        .x = {.data = memory.x},
+        .dy = {.data = memory.x},
+        .out = {.data = memory.y},
         .gamma = memory.ones,
         .beta = memory.zeros,
-        .save_mean = memory.zeros,
-        .save_invstd = memory.ones,
+        .scale = memory.ones,
+        .mean = op == TRAINING ? memory.results[2] : memory.zeros,
+        .invstd = op == TRAINING ? memory.results[3] : memory.ones,
+        .running_mean = memory.results[0],
+        .running_var = memory.results[1],
         .dgamma = memory.results[0],
         .dbeta = memory.results[1],
+        .ws = memory.ws,
+        .ws_size = memory.ws_size,
     };
-    switch (op) {
-    case INFERENCE:
-        return bnorm_apply(shape, x, y, &affine, exec);
-    case TRAINING:
-        return bnorm_forward_train(shape, x, y, &train, memory.ws, memory.ws_size, exec);
-    default:
-        return bnorm_backward(shape, x, x, y, &grad, memory.ws, memory.ws_size, exec);
-    }
+    struct call_args args;
+    call_arguments(&args, &call, &at);
+    return call_run(&args, exec);
 }
 
 /* Fills the record, whose room for tasks is used again. */

@@ -15,6 +15,7 @@
 #include "bnorm.h"
 #include "../dispatch/isa.h"
 #include "../src/order.h"
+#include "../tests/call.h"
 #if defined(__x86_64__)
 #include <x86intrin.h>
 #endif
@@ -489,44 +490,50 @@ static void (*const kernels[])(void) = {
 /* ---------------------------------------------------------------------------------------------- */
 /* Whole calls                                                                                    */
 
-static void count_calls(size_t c, size_t hw, const char *size) {
-    static const char *const layouts[] = {[BNORM_NHWC] = "nhwc", [BNORM_NCHW] = "nchw"};
-    const bnorm_in in = {.data = x}, gradient = {.data = dy};
-    const bnorm_out out = {.data = y};
-    const bnorm_exec exec = {.isa = isa};
-    const bnorm_affine affine = {.center = center, .scale = scale, .shift = shift};
-    const bnorm_train train = {
+static void count_call(const struct call *call, const char *name, const char *layout,
+                       const char *size) {
+    const int training = call->op == BNORM_OP_FORWARD_TRAIN;
+    const struct operands at = {
+        .x = {.data = x},
+        .dy = {.data = dy},
+        .out = {.data = y},
         .gamma = scale,
         .beta = shift,
-        .eps = 1e-5,
-        .running = {.mean = results[0],
-                    .var = results[1],
-                    .rate = 0.1,
-                    .variance = BNORM_VARIANCE_SAMPLE},
-        .save_mean = results[2],
-        .save_invstd = results[3],
-    };
-    const bnorm_grad grad = {
-        .gamma = scale,
-        .beta = shift,
-        .save_mean = center,
-        .save_invstd = invstd,
+        .scale = scale,
+        .mean = training ? results[2] : center,
+        .invstd = training ? results[3] : invstd,
+        .running_mean = results[0],
+        .running_var = results[1],
         .dgamma = results[0],
         .dbeta = results[1],
+        .ws = ws,
+        .ws_size = sizeof ws,
     };
+    const bnorm_exec exec = {.isa = isa};
+    struct call_args args;
+    call_arguments(&args, call, &at);
+    begin();
+    const bnorm_status status = run_job(&args.job, &exec);
+    end(name, layout, size);
+    if (status)
+        fprintf(stderr, "count: a call on %s was refused; is WORKSPACE too small?\n", size);
+}
+
+static void count_calls(size_t c, size_t hw, const char *size) {
+    static const char *const layouts[] = {[BNORM_NHWC] = "nhwc", [BNORM_NCHW] = "nchw"};
     for (int layout = 1; layout >= 0; layout--) {
-        const bnorm_shape shape = {.layout = (bnorm_layout)layout, .n = 1, .c = c, .hw = hw};
-        begin();
-        bnorm_status status = bnorm_apply(&shape, in, out, &affine, &exec);
-        end("bnorm_apply", layouts[layout], size);
-        begin();
-        status |= bnorm_forward_train(&shape, in, out, &train, ws, sizeof ws, &exec);
-        end("bnorm_forward_train", layouts[layout], size);
-        begin();
-        status |= bnorm_backward(&shape, in, gradient, out, &grad, ws, sizeof ws, &exec);
-        end("bnorm_backward", layouts[layout], size);
-        if (status)
-            fprintf(stderr, "count: a call on %s was refused; is WORKSPACE too small?\n", size);
+        struct call call = {
+            .op = BNORM_OP_APPLY,
+            .shape = {.layout = (bnorm_layout)layout, .n = 1, .c = c, .hw = hw},
+            .eps = 1e-5,
+            .rate = 0.1,
+            .variance = BNORM_VARIANCE_SAMPLE,
+        };
+        count_call(&call, "bnorm_apply", layouts[layout], size);
+        call.op = BNORM_OP_FORWARD_TRAIN;
+        count_call(&call, "bnorm_forward_train", layouts[layout], size);
+        call.op = BNORM_OP_BACKWARD;
+        count_call(&call, "bnorm_backward", layouts[layout], size);
     }
 }
 

@@ -8,6 +8,7 @@
 #include <string.h>
 #include "bnorm.h"
 #include "../dispatch/isa.h"
+#include "../tests/call.h"
 
 /* ---------------------------------------------------------------------------------------------- */
 /* Kernels that record                                                                            */
@@ -71,7 +72,7 @@ enum { ACTS = sizeof act_names / sizeof act_names[0] };
  * how the activation's argument is recovered. */
 enum extra { NOTHING, RESIDUAL, MASK, FROM_Y };
 
-struct call {
+struct question {
     enum op op;
     size_t layout;
     bnorm_dtype type, y_type;
@@ -82,62 +83,48 @@ struct call {
 
 enum { N = 2, C = 5, HW = 3, ROOM = 1 << 18 };
 
-static bnorm_status run(const struct call *call, const bnorm_isa *isa) {
-    static float x[ROOM], residual[ROOM], dy[ROOM], y[ROOM], dresidual[ROOM], workspace[ROOM];
+static bnorm_status run(const struct question *asked, const bnorm_isa *isa) {
+    static const bnorm_op ops[OPS] = {BNORM_OP_APPLY, BNORM_OP_MOMENTS, BNORM_OP_FORWARD_TRAIN,
+                                      BNORM_OP_BACKWARD, BNORM_OP_BACKWARD};
+    static float x[ROOM], extra[ROOM], dy[ROOM], y[ROOM], dresidual[ROOM], workspace[ROOM];
     static float parameters[C], ones[C] = {1, 1, 1, 1, 1}, results[4][C];
     static unsigned char mask[ROOM];
-    const bnorm_shape shape = {layouts[call->layout].layout, call->type, N, C, call->hw,
-                               layouts[call->layout].c_block};
-    const bnorm_in x_in = {.data = x},
-                   residual_in = {.data = call->extra == RESIDUAL ? residual : NULL};
-    const bnorm_out y_out = {.data = y};
-    const bnorm_act act = {call->act, call->act == BNORM_ACT_LEAKY_RELU ? 0.1f : 0, 6};
+    const int backward = ops[asked->op] == BNORM_OP_BACKWARD;
     const bnorm_exec exec = {.isa = isa};
-    void *const wanted_mask = call->extra == MASK ? mask : NULL;
-    const bnorm_affine affine = {
+    const struct call call = {
+        .op = ops[asked->op],
+        .shape = {layouts[asked->layout].layout, asked->type, N, C, asked->hw,
+                  layouts[asked->layout].c_block},
+        .act = {asked->act, asked->act == BNORM_ACT_LEAKY_RELU ? 0.1f : 0, 6},
+        .y_dtype = (bnorm_y_dtype)(BNORM_Y_F32 + asked->y_type),
+        .rate = 0.1,
+        .frozen = asked->op == FROZEN,
+    };
+    const struct operands at = {
+        .x = {.data = x},
+        .dy = {.data = dy},
+        .residual = {.data = asked->extra == RESIDUAL ? extra : NULL},
+        .y = {.data = asked->extra == FROM_Y ? extra : NULL},
+        .out = {.data = y},
+        .dresidual = {.data = asked->extra == RESIDUAL ? dresidual : NULL},
+        .gamma = ones,
+        .beta = parameters,
         .scale = ones,
-        .shift = parameters,
-        .residual = residual_in,
-        .act = act,
-        .y_dtype = (bnorm_y_dtype)(BNORM_Y_F32 + call->y_type),
-        .mask = wanted_mask,
-    };
-    const bnorm_train train = {
-        .gamma = ones,
-        .beta = parameters,
-        .running = bnorm_running_pytorch(results[0], results[1], 0.1),
-        .save_mean = results[2],
-        .save_invstd = results[3],
-        .residual = residual_in,
-        .act = act,
-        .mask = wanted_mask,
-    };
-    const bnorm_grad grad = {
-        .gamma = ones,
-        .beta = parameters,
-        .save_mean = parameters,
-        .save_invstd = ones,
-        .frozen = call->op == FROZEN,
-        .act = act,
-        .residual = residual_in,
-        .y = {.data = call->extra == FROM_Y ? residual : NULL},
-        .mask = wanted_mask,
-        .dresidual = {.data = call->extra == RESIDUAL ? dresidual : NULL},
+        .mean = backward                 ? parameters
+                : asked->op == INFERENCE ? NULL
+                                         : results[2],
+        .invstd = backward ? ones : results[3],
+        .running_mean = results[0],
+        .running_var = results[1],
         .dgamma = results[0],
         .dbeta = results[1],
+        .mask = asked->extra == MASK ? mask : NULL,
+        .ws = workspace,
+        .ws_size = sizeof workspace,
     };
-    switch (call->op) {
-    case INFERENCE:
-        return bnorm_apply(&shape, x_in, y_out, &affine, &exec);
-    case MOMENTS:
-        return bnorm_moments(&shape, x_in, results[0], results[1], workspace, sizeof workspace,
-                             &exec);
-    case TRAINING:
-        return bnorm_forward_train(&shape, x_in, y_out, &train, workspace, sizeof workspace, &exec);
-    default:
-        return bnorm_backward(&shape, x_in, (bnorm_in){.data = dy}, y_out, &grad, workspace,
-                              sizeof workspace, &exec);
-    }
+    struct call_args args;
+    call_arguments(&args, &call, &at);
+    return call_run(&args, &exec);
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -146,7 +133,7 @@ static bnorm_status run(const struct call *call, const bnorm_isa *isa) {
 static int complaints;
 
 /* Whether the set does it. */
-static int does(const struct call *call, const bnorm_isa *isa) {
+static int does(const struct question *call, const bnorm_isa *isa) {
     const bnorm_status status = run(call, isa);
     if (status != BNORM_OK && status != BNORM_UNSUPPORTED) {
         fprintf(stderr, "support: %s, %s, %s, %s, extra %d on %s: %s Correct tools/support.c.\n",
@@ -159,7 +146,7 @@ static int does(const struct call *call, const bnorm_isa *isa) {
 }
 
 /* A bit per usable kernel set that does it. */
-static unsigned sets_that_do(const struct call *call) {
+static unsigned sets_that_do(const struct question *call) {
     unsigned sets = 0;
     for (size_t i = 0; bnorm_isa_at(i); i++)
         sets |= (unsigned)does(call, bnorm_isa_at(i)) << i;
@@ -173,13 +160,13 @@ static unsigned all_sets(void) {
     return (1u << count) - 1;
 }
 
-static struct call new_call(enum op op, size_t layout, bnorm_dtype type, bnorm_act_kind act,
-                            enum extra extra) {
-    return (struct call){op, layout, type, type, act, extra, HW};
+static struct question new_question(enum op op, size_t layout, bnorm_dtype type, bnorm_act_kind act,
+                                    enum extra extra) {
+    return (struct question){op, layout, type, type, act, extra, HW};
 }
 
 /* Kernels that the call uses, on tensors of several blocks. */
-static unsigned kernels_of(struct call call) {
+static unsigned kernels_of(struct question call) {
     call.hw = 2500;
     kernels_seen = 0;
     does(&call, &recorder);
@@ -213,9 +200,9 @@ static void append_extra(char *to, enum op op, size_t layout, enum extra extra) 
     char types[TEXT] = "";
     int lacking = 0;
     for (int type = 0; type < TYPES; type++) {
-        const struct call without =
-            new_call(op, layout, (bnorm_dtype)type, BNORM_ACT_RELU, NOTHING);
-        struct call with = without;
+        const struct question without =
+            new_question(op, layout, (bnorm_dtype)type, BNORM_ACT_RELU, NOTHING);
+        struct question with = without;
         with.extra = extra;
         if (!sets_that_do(&without))
             continue;
@@ -233,7 +220,8 @@ static void describe(enum op op, size_t layout, char *to) {
     unsigned kernels = 0;
     to[0] = '\0';
     for (int type = 0; type < TYPES; type++) {
-        const struct call call = new_call(op, layout, (bnorm_dtype)type, BNORM_ACT_RELU, NOTHING);
+        const struct question call =
+            new_question(op, layout, (bnorm_dtype)type, BNORM_ACT_RELU, NOTHING);
         append_sets(to, sets_that_do(&call));
         kernels |= kernels_of(call);
     }
@@ -276,7 +264,7 @@ static void append_everywhere(char *to, enum op op, bnorm_act_kind act, enum ext
     size_t yes = 0, all = 0;
     for (size_t layout = 0; layout < LAYOUTS; layout++)
         for (int type = 0; type < (op == INFERENCE ? TYPES : FLOAT_TYPES); type++, all++) {
-            const struct call call = new_call(op, layout, (bnorm_dtype)type, act, extra);
+            const struct question call = new_question(op, layout, (bnorm_dtype)type, act, extra);
             yes += sets_that_do(&call) == all_sets();
         }
     append(to, TEXT, " | ", yes == all ? "yes" : yes ? "some" : "-");
@@ -316,8 +304,8 @@ static int mixes_all_types(void) {
     for (size_t layout = 0; layout < LAYOUTS; layout++)
         for (int x = 0; x < TYPES; x++)
             for (int y = 0; y < TYPES; y++) {
-                struct call call =
-                    new_call(INFERENCE, layout, (bnorm_dtype)x, BNORM_ACT_RELU, RESIDUAL);
+                struct question call =
+                    new_question(INFERENCE, layout, (bnorm_dtype)x, BNORM_ACT_RELU, RESIDUAL);
                 call.y_type = (bnorm_dtype)y;
                 if (sets_that_do(&call) != all_sets())
                     return 0;
@@ -349,7 +337,7 @@ static void print_sets(void) {
 }
 
 int main(void) {
-    const struct call sleef = new_call(INFERENCE, 0, BNORM_F32, BNORM_ACT_SIGMOID, NOTHING);
+    const struct question sleef = new_question(INFERENCE, 0, BNORM_F32, BNORM_ACT_SIGMOID, NOTHING);
     if (sets_that_do(&sleef) != all_sets()) {
         fprintf(stderr, "support: the tables are those of a build with SLEEF, on a CPU with FMA: "
                         "make deps, then make SLEEF=1.\n");
