@@ -12,6 +12,7 @@
  * are executed (alignment of buffers, one thread or tasks in shuffled order) differs from set to
  * set on purpose: the bits must not. */
 #include "bnorm.h"
+#include "../tests/call.h"
 
 #include <stdint.h>
 #include <stdio.h>
@@ -900,34 +901,64 @@ static bnorm_running running_of(enum preset preset, double momentum, size_t step
     return bnorm_running_caffe(mean, var, momentum, step);
 }
 
+/* What the calls of a case have in common. */
+static struct call call_of(const struct test *t, bnorm_op op) {
+    const struct call call = {
+        .op = op,
+        .shape = t->shape,
+        .act = t->act,
+        .eps = t->eps,
+        .epsilon = t->weights.epsilon,
+        .renorm = t->renorm.save_r ? &t->renorm : NULL,
+    };
+    return call;
+}
+
+static struct operands operands_of(const struct test *t, bnorm_op op) {
+    struct operands at = {.gamma = t->gamma,
+                          .beta = t->beta,
+                          .mask = t->mask,
+                          .weights = t->weights.values,
+                          .r = t->renorm.save_r,
+                          .d = t->renorm.save_d};
+    if (op != BNORM_OP_APPLY)
+        at.ws = ws_of(t, op, &at.ws_size);
+    return at;
+}
+
+static void run_call(const struct test *t, const struct call *call, const struct operands *at,
+                     const char *function) {
+    struct call_args args;
+    call_arguments(&args, call, at);
+    expect_ok(call_run(&args, &t->exec), function);
+}
+
+/* Running statistics, NULL = none, and what belongs to them. */
+static void track(struct call *call, struct operands *at, const bnorm_running *running) {
+    call->rate = running->rate;
+    call->variance = running->variance;
+    at->running_mean = running->mean;
+    at->running_var = running->var;
+}
+
 /* Writes the mask too, where there is one. */
 static void train(struct test *t, struct tensor x, struct tensor y, struct tensor residual,
                   const bnorm_running *running, int low) {
-    size_t size;
-    void *const ws = ws_of(t, BNORM_OP_FORWARD_TRAIN, &size);
-    const int elsewhere = (t->group->flags & ELSEWHERE) != 0;
-    bnorm_train options = {
-        .gamma = t->gamma,
-        .beta = t->beta,
-        .eps = t->eps,
-        .running = *running,
-        .save_mean = arrays[BATCH_MEAN],
-        .save_invstd = arrays[INVSTD],
-        .save_var = elsewhere ? arrays[SAVED_VAR] : NULL,
-        .save_mean_lo = low ? arrays[MEAN_LO] : NULL,
-        .residual = as_in(t, residual),
-        .act = t->act,
-        .mask = t->mask,
-        .weights = t->weights,
-        .renorm = t->renorm.save_r ? &t->renorm : NULL,
-    };
-    if (elsewhere && running->mean) {
-        options.running.new_mean = arrays[NEW_MEAN];
-        options.running.new_var = arrays[NEW_VAR];
+    struct call call = call_of(t, BNORM_OP_FORWARD_TRAIN);
+    struct operands at = operands_of(t, BNORM_OP_FORWARD_TRAIN);
+    track(&call, &at, running);
+    at.x = as_in(t, x);
+    at.out = as_out(t, y);
+    at.residual = as_in(t, residual);
+    at.mean = arrays[BATCH_MEAN];
+    at.invstd = arrays[INVSTD];
+    at.lo = low ? arrays[MEAN_LO] : NULL;
+    if (t->group->flags & ELSEWHERE) {
+        at.var = arrays[SAVED_VAR];
+        at.new_mean = running->mean ? arrays[NEW_MEAN] : NULL;
+        at.new_var = running->mean ? arrays[NEW_VAR] : NULL;
     }
-    expect_ok(
-        bnorm_forward_train(&t->shape, as_in(t, x), as_out(t, y), &options, ws, size, &t->exec),
-        "bnorm_forward_train");
+    run_call(t, &call, &at, "bnorm_forward_train");
 }
 
 static const double momenta[] = {0.1, 0.9, 0.99, 0.001, 0, 1, -1.2};
@@ -966,17 +997,12 @@ static void run_update(struct test *t) {
 static void run_moments(struct test *t) {
     const struct tensor x = input(t, X, t->group->data);
     const unsigned wanted = pick(t, 6); /* the mean or the variance alone, or both */
-    size_t size;
-    void *const ws = ws_of(t, BNORM_OP_MOMENTS, &size);
-    float *const mean = wanted == 0 ? NULL : arrays[OUT_A];
-    float *const var = wanted == 1 ? NULL : arrays[OUT_B];
-    if (t->weights.values)
-        expect_ok(bnorm_weighted_moments(&t->shape, as_in(t, x), &t->weights, mean, var, ws, size,
-                                         &t->exec),
-                  "bnorm_weighted_moments");
-    else
-        expect_ok(bnorm_moments(&t->shape, as_in(t, x), mean, var, ws, size, &t->exec),
-                  "bnorm_moments");
+    const struct call call = call_of(t, BNORM_OP_MOMENTS);
+    struct operands at = operands_of(t, BNORM_OP_MOMENTS);
+    at.x = as_in(t, x);
+    at.mean = wanted == 0 ? NULL : arrays[OUT_A];
+    at.var = wanted == 1 ? NULL : arrays[OUT_B];
+    run_call(t, &call, &at, t->weights.values ? "bnorm_weighted_moments" : "bnorm_moments");
     hash_array(t, OUT_A, t->shape.c);
     hash_array(t, OUT_B, t->shape.c);
 }
@@ -1023,23 +1049,24 @@ static void run_apply(struct test *t) {
     const struct tensor x = input(t, X, t->group->data),
                         residual = maybe_residual(t, pick(t, 2) == 0),
                         y = output_y(t, x, residual, y_type);
-    const bnorm_affine affine = {
-        .center = pick(t, 2) && t->group->data != SPECIAL ? arrays[MEAN] : NULL,
-        .scale = t->gamma,
-        .shift = t->beta,
-        .residual = as_in(t, residual),
-        .act = t->act,
-        .y_dtype = y_dtype,
-        .x_quant = some_quant(t, x.type),
-        .residual_quant = some_quant(t, residual.type),
-        .y_quant = some_quant(t, y.type),
-        .mask = t->mask,
-    };
+    struct call call = call_of(t, BNORM_OP_APPLY);
+    struct operands at = operands_of(t, BNORM_OP_APPLY);
+    struct call_args args;
+    at.x = as_in(t, x);
+    at.out = as_out(t, y);
+    at.residual = as_in(t, residual);
+    at.mean = pick(t, 2) && t->group->data != SPECIAL ? arrays[MEAN] : NULL;
+    at.scale = t->gamma;
+    call.y_dtype = y_dtype;
+    call.x_quant = some_quant(t, x.type);
+    call.residual_quant = some_quant(t, residual.type);
+    call.y_quant = some_quant(t, y.type);
+    call_arguments(&args, &call, &at);
     /* Without parameters at all. */
     const int copy = t->act.kind == BNORM_ACT_IDENTITY && pick(t, 6) == 0;
-    expect_ok(bnorm_apply(&t->shape, as_in(t, x), as_out(t, y),
-                          copy && y_dtype == BNORM_Y_SAME ? NULL : &affine, &t->exec),
-              "bnorm_apply");
+    if (copy && y_dtype == BNORM_Y_SAME)
+        args.job.affine = NULL;
+    expect_ok(call_run(&args, &t->exec), "bnorm_apply");
     hash_tensor(t, y);
     hash_mask(t);
 }
@@ -1086,7 +1113,7 @@ static void run_backward(struct test *t) {
                         added = maybe_residual(t, how & WITH_RESIDUAL ||
                                                       ((from_y || t->mask) && pick(t, 2))),
                         y = tensor_at(t, Y);
-    const float *mean = arrays[BATCH_MEAN];
+    float *mean = arrays[BATCH_MEAN];
 
     if (how & FROZEN) {
         mean = arrays[MEAN];
@@ -1101,7 +1128,7 @@ static void run_backward(struct test *t) {
         const bnorm_running keras = bnorm_running_keras(arrays[MEAN], arrays[VAR], 0.99);
         train(t, x, y, added, t->renorm.save_r ? &keras : &none, low);
     }
-    const float *const var = how & FROZEN ? arrays[VAR] : arrays[SAVED_VAR];
+    float *const var = how & FROZEN ? arrays[VAR] : arrays[SAVED_VAR];
     const struct tensor residual = from_y || t->mask ? absent : added;
     const struct tensor extra = from_y ? y : residual;
 
@@ -1117,35 +1144,28 @@ static void run_backward(struct test *t) {
             dresidual = tensor_at(t, DRESIDUAL);
     }
 
-    size_t size;
-    void *const ws = ws_of(t, BNORM_OP_BACKWARD, &size);
-    const bnorm_grad options = {
-        .gamma = t->gamma,
-        .beta = t->beta,
-        .save_mean = mean,
-        .save_invstd = how & FROM_VAR ? NULL : arrays[INVSTD],
-        .save_var = how & FROM_VAR ? var : NULL,
-        .eps = how & FROM_VAR ? t->eps : 0,
-        .save_mean_lo = low && !(how & FROZEN) ? arrays[MEAN_LO] : NULL,
-        .frozen = (how & FROZEN) != 0,
-        .act = t->act,
-        .residual = as_in(t, residual),
-        .y = as_in(t, from_y ? y : absent),
-        .mask = t->mask,
-        .dresidual = as_out(t, dresidual),
-        .dgamma = pick(t, 5) ? arrays[OUT_A] : NULL,
-        .dbeta = pick(t, 5) ? arrays[OUT_B] : NULL,
-        .weights = t->weights,
-        .renorm_r = how & FROZEN ? NULL : t->renorm.save_r,
-        .renorm_d = how & FROZEN ? NULL : t->renorm.save_d,
-        .dy_broadcast = how & EXPANDED ? 1 + pick(t, 7) : 0,
-    };
-    bnorm_in given = as_in(t, dy);
-    if (how & EXPANDED)
-        given.run_stride = given.image_stride = 0;
-    expect_ok(
-        bnorm_backward(&t->shape, as_in(t, x), given, as_out(t, dx), &options, ws, size, &t->exec),
-        "bnorm_backward");
+    struct call call = call_of(t, BNORM_OP_BACKWARD);
+    struct operands at = operands_of(t, BNORM_OP_BACKWARD);
+    call.frozen = (how & FROZEN) != 0;
+    at.x = as_in(t, x);
+    at.dy = as_in(t, dy);
+    at.residual = as_in(t, residual);
+    at.y = as_in(t, from_y ? y : absent);
+    at.out = as_out(t, dx);
+    at.dresidual = as_out(t, dresidual);
+    at.mean = mean;
+    at.invstd = how & FROM_VAR ? NULL : arrays[INVSTD];
+    at.var = how & FROM_VAR ? var : NULL;
+    at.lo = low && !call.frozen ? arrays[MEAN_LO] : NULL;
+    at.dgamma = pick(t, 5) ? arrays[OUT_A] : NULL;
+    at.dbeta = pick(t, 5) ? arrays[OUT_B] : NULL;
+    if (call.frozen)
+        at.r = at.d = NULL;
+    if (how & EXPANDED) {
+        call.dy_broadcast = 1 + pick(t, 7);
+        at.dy.run_stride = at.dy.image_stride = 0;
+    }
+    run_call(t, &call, &at, "bnorm_backward");
     hash_tensor(t, dx);
     hash_tensor(t, dresidual);
     hash_mask(t);
@@ -1172,26 +1192,22 @@ static void run_ghost(struct test *t) {
     const bnorm_ghost ghost = {parts, order, (bnorm_ghost_running)pick(t, 2)};
     const struct tensor x = input(t, X, t->group->data), residual = maybe_residual(t, !pick(t, 3)),
                         y = tensor_at(t, Y);
-    const bnorm_train train = {
-        .gamma = t->gamma,
-        .beta = t->beta,
-        .eps = t->eps,
-        .running = running_of((enum preset)pick(t, CAFFE + 1), 0.1, 2),
-        .save_mean = saved_by_groups[0],
-        .save_invstd = saved_by_groups[1],
-        .save_mean_lo = saved_by_groups[2],
-        .residual = as_in(t, residual),
-        .act = t->act,
-    };
-    size_t size;
-    void *ws = ws_of(t, BNORM_OP_FORWARD_TRAIN, &size);
+    const bnorm_running running = running_of((enum preset)pick(t, CAFFE + 1), 0.1, 2);
+    struct call call = call_of(t, BNORM_OP_FORWARD_TRAIN);
+    struct operands at = operands_of(t, BNORM_OP_FORWARD_TRAIN);
     if (count + GUARD > MAX_SAVED)
         too_small("saved_by_groups", count);
     for (size_t a = 0; a < 3; a++)
         untouch(saved_by_groups[a], count + GUARD);
-    expect_ok(bnorm_forward_train_ghost(&t->shape, as_in(t, x), as_out(t, y), &train, &ghost, ws,
-                                        size, &t->exec),
-              "bnorm_forward_train_ghost");
+    call.ghost = &ghost;
+    track(&call, &at, &running);
+    at.x = as_in(t, x);
+    at.out = as_out(t, y);
+    at.residual = as_in(t, residual);
+    at.mean = saved_by_groups[0];
+    at.invstd = saved_by_groups[1];
+    at.lo = saved_by_groups[2];
+    run_call(t, &call, &at, "bnorm_forward_train_ghost");
     hash_tensor(t, y);
     for (size_t a = 0; a < 3; a++)
         hash_floats(t, saved_by_groups[a], count + GUARD);
@@ -1200,22 +1216,14 @@ static void run_ghost(struct test *t) {
 
     const struct tensor dy = input(t, DY, companion(t, CANCELLING)), dx = tensor_at(t, DX),
                         dresidual = tensor_at(t, DRESIDUAL);
-    const bnorm_grad grad = {
-        .gamma = t->gamma,
-        .beta = t->beta,
-        .save_mean = saved_by_groups[0],
-        .save_invstd = saved_by_groups[1],
-        .save_mean_lo = saved_by_groups[2],
-        .act = t->act,
-        .residual = as_in(t, residual),
-        .dresidual = as_out(t, dresidual),
-        .dgamma = arrays[OUT_A],
-        .dbeta = arrays[OUT_B],
-    };
-    ws = ws_of(t, BNORM_OP_BACKWARD, &size);
-    expect_ok(bnorm_backward_ghost(&t->shape, as_in(t, x), as_in(t, dy), as_out(t, dx), &grad,
-                                   &ghost, ws, size, &t->exec),
-              "bnorm_backward_ghost");
+    call.op = BNORM_OP_BACKWARD;
+    at.ws = ws_of(t, BNORM_OP_BACKWARD, &at.ws_size);
+    at.dy = as_in(t, dy);
+    at.out = as_out(t, dx);
+    at.dresidual = as_out(t, dresidual);
+    at.dgamma = arrays[OUT_A];
+    at.dbeta = arrays[OUT_B];
+    run_call(t, &call, &at, "bnorm_backward_ghost");
     hash_tensor(t, dx);
     hash_tensor(t, dresidual);
     hash_array(t, OUT_A, t->shape.c);
@@ -1229,11 +1237,10 @@ enum { NODES = 2 * 2 * 8, MAX_NODES = 2 * NODES * MAX_C }; /* for up to 8 binary
 static double piece_memory[2][MAX_NODES];
 static double totals[2][MAX_C];
 
-/* Tensors of a case, and what belongs to one piece of it. */
+/* Tensors of a case, and both calls in one. */
 struct pieces {
     struct tensor x, residual, y, dy, dx;
-    bnorm_train train;
-    bnorm_grad grad;
+    struct call_args train, grad;
 };
 
 static struct tensor images_of(struct tensor tensor, size_t first) {
@@ -1259,7 +1266,7 @@ static bnorm_partial empty_piece(const struct test *t, bnorm_op op, size_t first
 
 /* Backward's options for the images from `first` on. */
 static bnorm_grad grad_of(const struct test *t, const struct pieces *all, size_t first) {
-    bnorm_grad grad = all->grad;
+    bnorm_grad grad = all->grad.grad;
     grad.residual = as_in(t, images_of(all->residual, first));
     return grad;
 }
@@ -1339,10 +1346,11 @@ static void finish_in_pieces(const struct test *t, const struct pieces *all,
                              const bnorm_partial *whole) {
     static float coefficients[5 * MAX_C];
     if (whole->op == BNORM_OP_BACKWARD)
-        expect_ok(bnorm_partial_finish_grad(whole, &all->grad, coefficients),
+        expect_ok(bnorm_partial_finish_grad(whole, &all->grad.grad, coefficients),
                   "bnorm_partial_finish_grad");
     else
-        expect_ok(bnorm_partial_finish(whole, &all->train, coefficients), "bnorm_partial_finish");
+        expect_ok(bnorm_partial_finish(whole, &all->train.train, coefficients),
+                  "bnorm_partial_finish");
     for (size_t first = 0, count; first < t->shape.n; first += count) {
         count = next_count(t, first);
         const struct test part = part_of(t, count);
@@ -1361,53 +1369,40 @@ static void run_pieces(struct test *t) {
     all.dy = input(t, DY, companion(t, CANCELLING));
     all.y = tensor_at(t, Y);
     all.dx = tensor_at(t, DX);
-    all.train = (bnorm_train){
-        .gamma = t->gamma,
-        .beta = t->beta,
-        .eps = t->eps,
-        .running = running_of((enum preset)pick(t, CAFFE + 1), 0.1, 2),
-        .save_mean = arrays[BATCH_MEAN],
-        .save_invstd = arrays[INVSTD],
-        .save_mean_lo = arrays[MEAN_LO],
-        .residual = as_in(t, all.residual),
-        .act = t->act,
-    };
-    all.grad = (bnorm_grad){
-        .gamma = t->gamma,
-        .beta = t->beta,
-        .save_mean = arrays[BATCH_MEAN],
-        .save_invstd = arrays[INVSTD],
-        .save_mean_lo = arrays[MEAN_LO],
-        .act = t->act,
-        .residual = as_in(t, all.residual),
-        .dgamma = arrays[OUT_A],
-        .dbeta = arrays[OUT_B],
-    };
-    size_t size;
+    const bnorm_running running = running_of((enum preset)pick(t, CAFFE + 1), 0.1, 2);
+    struct call call = call_of(t, BNORM_OP_FORWARD_TRAIN);
+    struct operands at = operands_of(t, BNORM_OP_FORWARD_TRAIN);
+    track(&call, &at, &running);
+    at.x = as_in(t, all.x);
+    at.out = as_out(t, all.y);
+    at.residual = as_in(t, all.residual);
+    at.mean = arrays[BATCH_MEAN];
+    at.invstd = arrays[INVSTD];
+    at.lo = arrays[MEAN_LO];
+    call_arguments(&all.train, &call, &at);
+    call.op = BNORM_OP_BACKWARD;
+    at.ws = ws_of(t, BNORM_OP_BACKWARD, &at.ws_size);
+    at.dy = as_in(t, all.dy);
+    at.out = as_out(t, all.dx);
+    at.dgamma = arrays[OUT_A];
+    at.dbeta = arrays[OUT_B];
+    call_arguments(&all.grad, &call, &at);
     const bnorm_partial statistics = collect_all(t, &all, BNORM_OP_MOMENTS);
     hash_total(t, &statistics);
-    if (one_call) {
-        void *const ws = ws_of(t, BNORM_OP_FORWARD_TRAIN, &size);
-        expect_ok(bnorm_forward_train(&t->shape, as_in(t, all.x), as_out(t, all.y), &all.train, ws,
-                                      size, &t->exec),
-                  "bnorm_forward_train");
-    } else {
+    if (one_call)
+        expect_ok(call_run(&all.train, &t->exec), "bnorm_forward_train");
+    else
         finish_in_pieces(t, &all, &statistics);
-    }
     hash_tensor(t, all.y);
     for (int a = MEAN; a <= MEAN_LO; a++)
         hash_array(t, (enum array)a, c);
 
     const bnorm_partial sums = collect_all(t, &all, BNORM_OP_BACKWARD);
     hash_total(t, &sums);
-    if (one_call) {
-        void *const ws = ws_of(t, BNORM_OP_BACKWARD, &size);
-        expect_ok(bnorm_backward(&t->shape, as_in(t, all.x), as_in(t, all.dy), as_out(t, all.dx),
-                                 &all.grad, ws, size, &t->exec),
-                  "bnorm_backward");
-    } else {
+    if (one_call)
+        expect_ok(call_run(&all.grad, &t->exec), "bnorm_backward");
+    else
         finish_in_pieces(t, &all, &sums);
-    }
     hash_tensor(t, all.dx);
     hash_array(t, OUT_A, c);
     hash_array(t, OUT_B, c);
@@ -1417,15 +1412,12 @@ static void run_pieces(struct test *t) {
 /* Jobs: each has its part of the memory */
 
 struct job {
-    bnorm_shape shape;
-    bnorm_affine affine;
-    bnorm_train train;
-    bnorm_grad grad;
+    struct call_args args;
     struct tensor out;
 };
 
 /* Fills the memory of job t->job. */
-static void new_job(struct test *t, struct job *job, bnorm_job *to) {
+static void new_job(struct test *t, struct job *job) {
     static const size_t sizes[][3] = {{1, 1, 1}, {3, 17, 49}, {2, 40, 9},
                                       {0, 5, 9}, {1, 3, 300}, {8, 33, 1}};
     static const bnorm_op ops[] = {BNORM_OP_APPLY, BNORM_OP_FORWARD_TRAIN, BNORM_OP_BACKWARD,
@@ -1441,7 +1433,6 @@ static void new_job(struct test *t, struct job *job, bnorm_job *to) {
     s->c = size[1];
     s->hw = size[2];
     s->dtype = (bnorm_dtype)pick(t, BNORM_F16 + 1);
-    job->shape = *s;
     for (int a = GAMMA; a < ARRAYS; a++)
         if (a <= VAR)
             fill_array(t, (enum array)a, s->c);
@@ -1449,52 +1440,50 @@ static void new_job(struct test *t, struct job *job, bnorm_job *to) {
             untouch(array_of(t, (enum array)a), s->c + GUARD);
     const struct tensor x = input(t, X, NORMAL), dy = input(t, DY, NORMAL);
     job->out = tensor_at(t, Y);
-    const bnorm_affine affine = {
-        .scale = array_of(t, GAMMA), .shift = array_of(t, BETA), .act = act};
-    const bnorm_train train_options = {
-        .gamma = array_of(t, GAMMA),
-        .beta = array_of(t, BETA),
+    const struct call call = {
+        .op = ops[pick(t, 4)],
+        .shape = *s,
+        .act = act,
         .eps = 1e-3,
-        .running = bnorm_running_pytorch(array_of(t, MEAN), array_of(t, VAR), 0.1),
-        .save_mean = array_of(t, BATCH_MEAN),
-        .save_invstd = array_of(t, INVSTD),
-        .act = act,
+        .rate = 0.1,
+        .variance = BNORM_VARIANCE_SAMPLE,
     };
-    const bnorm_grad grad = {
+    const int training = call.op == BNORM_OP_FORWARD_TRAIN;
+    struct operands at = {
+        .x = as_in(t, x),
+        .dy = as_in(t, dy),
+        .out = as_out(t, job->out),
         .gamma = array_of(t, GAMMA),
         .beta = array_of(t, BETA),
-        .save_mean = array_of(t, MEAN),
-        .save_invstd = array_of(t, VAR),
-        .act = act,
+        .scale = array_of(t, GAMMA),
+        .running_mean = array_of(t, MEAN),
+        .running_var = array_of(t, VAR),
         .dgamma = array_of(t, OUT_A),
         .dbeta = array_of(t, OUT_B),
     };
-    job->affine = affine;
-    job->train = train_options;
-    job->grad = grad;
-    to->op = ops[pick(t, 4)];
-    to->shape = &job->shape;
-    to->x = as_in(t, x);
-    to->dy = as_in(t, dy);
-    to->out = as_out(t, job->out);
-    to->affine = &job->affine;
-    to->train = &job->train;
-    to->grad = &job->grad;
-    to->mean = array_of(t, OUT_A);
-    to->var = array_of(t, OUT_B);
-    to->ws = ws_of(t, to->op, &to->ws_size);
+    if (call.op == BNORM_OP_MOMENTS) {
+        at.mean = array_of(t, OUT_A);
+        at.var = array_of(t, OUT_B);
+    } else if (call.op != BNORM_OP_APPLY) {
+        at.mean = array_of(t, training ? BATCH_MEAN : MEAN);
+        at.invstd = array_of(t, training ? INVSTD : VAR);
+    }
+    at.ws = ws_of(t, call.op, &at.ws_size);
+    call_arguments(&job->args, &call, &at);
 }
 
 static void run_jobs(struct test *t) {
     static struct job jobs[JOBS];
     static bnorm_job calls[JOBS];
-    for (t->job = 0; t->job < JOBS; t->job++)
-        new_job(t, &jobs[t->job], &calls[t->job]);
+    for (t->job = 0; t->job < JOBS; t->job++) {
+        new_job(t, &jobs[t->job]);
+        calls[t->job] = jobs[t->job].args.job;
+    }
     expect_ok(bnorm_run_jobs(calls, JOBS, NULL, &t->exec), "bnorm_run_jobs");
     for (t->job = 0; t->job < JOBS; t->job++) {
         hash_tensor(t, jobs[t->job].out);
         for (int a = MEAN; a <= OUT_B; a++)
-            hash_floats(t, array_of(t, (enum array)a), jobs[t->job].shape.c + GUARD);
+            hash_floats(t, array_of(t, (enum array)a), jobs[t->job].args.shape.c + GUARD);
     }
 }
 
