@@ -17,9 +17,11 @@ enum {
     OMIT_MEAN = 1,
     OMIT_VAR = 2, /* of moments */
     OMIT_INVSTD = 4,
-    OMIT_RUNNING = 8, /* whatever the data has */
-    OMIT_DGAMMA = 16,
-    OMIT_DBETA = 32
+    OMIT_RUNNING_MEAN = 8, /* whatever the data has */
+    OMIT_RUNNING_VAR = 16,
+    OMIT_RUNNING = OMIT_RUNNING_MEAN | OMIT_RUNNING_VAR,
+    OMIT_DGAMMA = 32,
+    OMIT_DBETA = 64
 };
 
 /* Numbers in call.at. */
@@ -40,7 +42,7 @@ struct call {
     const bnorm_renorm *renorm; /* its limits; NULL = none */
     const bnorm_ghost *ghost;   /* NULL = none; statistics then have groups*c floats */
     int frozen;                 /* backward */
-    unsigned dy_broadcast;
+    unsigned dy_broadcast;      /* the data has one value of dy along these axes */
 
     /* How buffers are made, as tests do: see calls.h. */
     enum target out, dresidual;      /* of y or dx; of backward */
@@ -49,6 +51,7 @@ struct call {
     int lo;                          /* save_mean_lo is written or given */
     int save_var;                    /* the variance is written; given, in place of invstd */
     int mask;                        /* forward is to write one */
+    int elsewhere;                   /* updated running statistics do not go where the old are */
     const float *given_y;            /* to backward, in (n, c, hw) order; NULL = none */
     const unsigned char *given_mask; /* to backward; NULL = none */
     int dense;                       /* else strides and alignments are random, but for `at` */

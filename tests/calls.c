@@ -19,6 +19,14 @@ bnorm_shape plain_shape(const bnorm_shape *shape) {
     return (bnorm_shape){.layout = BNORM_NCHW, .n = shape->n, .c = shape->c, .hw = shape->hw};
 }
 
+bnorm_shape narrow_shape(const bnorm_shape *shape, unsigned dy_broadcast) {
+    bnorm_shape narrow = *shape;
+    narrow.n = dy_broadcast & BNORM_BROADCAST_N ? 1 : narrow.n;
+    narrow.c = dy_broadcast & BNORM_BROADCAST_C ? 1 : narrow.c;
+    narrow.hw = dy_broadcast & BNORM_BROADCAST_HW ? 1 : narrow.hw;
+    return narrow;
+}
+
 void round_floats(bnorm_dtype dtype, float *x, size_t count) {
     for (size_t i = 0; x && dtype != BNORM_F32 && i < count; i++)
         x[i] = element_round(dtype, x[i]);
@@ -170,7 +178,7 @@ static int target_fits(const struct call *call, enum target target) {
             return 0;
         break;
     case ONTO_DY:
-        return call->op == BNORM_OP_BACKWARD;
+        return call->op == BNORM_OP_BACKWARD && !call->dy_broadcast;
     case ONTO_X:
         break;
     default:
@@ -216,8 +224,10 @@ static struct tensor *add_tensor(struct ready *r, const char *name, const bnorm_
 static struct tensor *add_input(struct ready *r, const char *name, enum call_place place,
                                 const float *plain) {
     const float paddings[] = {bits_float(0xffa54321u), 1e30f, 0};
-    return add_tensor(r, name, &r->call.shape, place,
-                      arrange(r->fixture.t, &r->call.shape, plain, paddings[r->call.padding]));
+    const bnorm_shape shape =
+        narrow_shape(&r->call.shape, place == AT_DY ? r->call.dy_broadcast : 0);
+    return add_tensor(r, name, &shape, place,
+                      arrange(r->fixture.t, &shape, plain, paddings[r->call.padding]));
 }
 
 static struct tensor *add_output(struct ready *r, const char *name, enum call_place place,
@@ -281,19 +291,31 @@ static void ready_backward(struct ready *r) {
     r->at.dbeta = add_result(r, "dbeta", !(omit & OMIT_DBETA), NULL, c);
 }
 
+static void track(struct ready *r, const char *name, const float *old, float **running,
+                  float **updated) {
+    const size_t c = r->data->c;
+    if (r->call.elsewhere) {
+        *running = add_array(r, name, old, c);
+        *updated = add_result(r, name, old != NULL, NULL, c);
+    } else {
+        *running = add_result(r, name, old != NULL, old, c);
+    }
+}
+
 static void ready_forward(struct ready *r) {
     const struct data *d = r->data;
     const struct call *call = &r->call;
     const size_t c = d->c, saved = groups_of(call) * c;
-    const int tracked = d->running_mean && !(call->omit & OMIT_RUNNING);
     r->at.gamma = add_array(r, "gamma", d->gamma, c);
     r->at.beta = add_array(r, "beta", d->beta, c);
     r->at.mean = add_result(r, "save_mean", !(call->omit & OMIT_MEAN), NULL, saved);
     r->at.invstd = add_result(r, "save_invstd", !(call->omit & OMIT_INVSTD), NULL, saved);
     r->at.lo = add_result(r, "save_mean_lo", call->lo, NULL, saved);
     r->at.var = add_result(r, "save_var", call->save_var, NULL, saved);
-    r->at.running_mean = add_result(r, "running mean", tracked, d->running_mean, c);
-    r->at.running_var = add_result(r, "running variance", tracked, d->running_var, c);
+    if (!(call->omit & OMIT_RUNNING_MEAN))
+        track(r, "running mean", d->running_mean, &r->at.running_mean, &r->at.new_mean);
+    if (!(call->omit & OMIT_RUNNING_VAR))
+        track(r, "running variance", d->running_var, &r->at.running_var, &r->at.new_var);
     r->at.r = add_result(r, "save_r", call->renorm != NULL, NULL, c);
     r->at.d = add_result(r, "save_d", call->renorm != NULL, NULL, c);
 }
@@ -395,8 +417,8 @@ struct results ready_finish(struct test *t, struct ready *r) {
         {forward ? at->invstd : NULL, &got.invstd, saved},
         {forward ? at->r : NULL, &got.r, c},
         {forward ? at->d : NULL, &got.d, c},
-        {at->running_mean, &got.running_mean, c},
-        {at->running_var, &got.running_var, c},
+        {at->new_mean ? at->new_mean : at->running_mean, &got.running_mean, c},
+        {at->new_var ? at->new_var : at->running_var, &got.running_var, c},
         {at->dgamma, &got.dgamma, c},
         {at->dbeta, &got.dbeta, c},
     };

@@ -32,6 +32,8 @@ size_t data_count(const struct data *d);
 void data_fill(struct test *t, struct data *d, enum values kind, bnorm_dtype dtype);
 /* A dense shape of floats in the data's order. */
 bnorm_shape plain_shape(const bnorm_shape *shape);
+/* The shape of a dy that has one value along some axes. */
+bnorm_shape narrow_shape(const bnorm_shape *shape, unsigned dy_broadcast);
 void round_floats(bnorm_dtype dtype, float *x, size_t count); /* NULL is left alone */
 
 /* Channels [first, first + count) of (n, c, hw) data as (n, width, hw); zeros behind them. NULL

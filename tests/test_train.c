@@ -21,6 +21,7 @@ static void problem_new(struct test *t, struct problem *p, const bnorm_shape *sh
     p->call.rate = rates[rng_below(r, 4)];
     p->call.variance = (bnorm_variance)rng_below(r, 2);
     p->call.dense = 0;
+    p->call.elsewhere = rng_below(r, 4) == 0;
     p->call.what = values_name(values);
     data_new(t, &p->data, shape);
     if (values != VALUES_NORMAL)

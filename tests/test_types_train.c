@@ -23,6 +23,7 @@ static struct call random_forward(struct test *t, const bnorm_shape *shape, size
     call.eps = epsilons[rng_below(r, 3)];
     call.rate = rates[rng_below(r, 4)];
     call.variance = (bnorm_variance)rng_below(r, 2);
+    call.elsewhere = rng_below(r, 4) == 0;
     return call;
 }
 
