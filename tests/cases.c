@@ -104,9 +104,10 @@ const struct shape_list *edge_shapes(bnorm_layout layout) {
     return list;
 }
 
-const struct shape_list *small_shapes(bnorm_layout layout) {
 #define SHAPE(lay, samples, channels, positions)                                                   \
     { .layout = lay, .n = samples, .c = channels, .hw = positions }
+
+const struct shape_list *small_shapes(bnorm_layout layout) {
     static const bnorm_shape nhwc[] = {
         SHAPE(BNORM_NHWC, 1, 1, 1),  SHAPE(BNORM_NHWC, 3, 1, 37),  SHAPE(BNORM_NHWC, 2, 3, 50),
         SHAPE(BNORM_NHWC, 1, 8, 9),  SHAPE(BNORM_NHWC, 2, 16, 17), SHAPE(BNORM_NHWC, 2, 19, 5),
@@ -117,10 +118,23 @@ const struct shape_list *small_shapes(bnorm_layout layout) {
         SHAPE(BNORM_NCHW, 1, 5, 64), SHAPE(BNORM_NCHW, 2, 3, 83), SHAPE(BNORM_NCHW, 2, 33, 5),
         SHAPE(BNORM_NCHW, 7, 21, 1), SHAPE(BNORM_NCHW, 2, 3, 16), SHAPE(BNORM_NCHW, 1, 2, 131),
     };
-#undef SHAPE
     static const struct shape_list lists[] = {{nhwc, COUNT_OF(nhwc)}, {nchw, COUNT_OF(nchw)}};
     return &lists[layout];
 }
+
+const struct shape_list *value_shapes(bnorm_layout layout) {
+    static const bnorm_shape nhwc[] = {
+        SHAPE(BNORM_NHWC, 2, 3, 5000), SHAPE(BNORM_NHWC, 3, 67, 700), SHAPE(BNORM_NHWC, 100, 16, 1),
+        SHAPE(BNORM_NHWC, 2, 5, 9),    SHAPE(BNORM_NHWC, 1, 7, 1),
+    };
+    static const bnorm_shape nchw[] = {
+        SHAPE(BNORM_NCHW, 4, 3, 4500), SHAPE(BNORM_NCHW, 32, 1, 3136), SHAPE(BNORM_NCHW, 3, 20, 49),
+        SHAPE(BNORM_NCHW, 40, 16, 1),  SHAPE(BNORM_NCHW, 2, 5, 9),     SHAPE(BNORM_NCHW, 1, 7, 1),
+    };
+    static const struct shape_list lists[] = {{nhwc, COUNT_OF(nhwc)}, {nchw, COUNT_OF(nchw)}};
+    return &lists[layout];
+}
+#undef SHAPE
 
 const char *layout_name(bnorm_layout layout) {
     return layout == BNORM_NHWC ? "nhwc" : "nchw";

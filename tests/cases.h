@@ -21,6 +21,9 @@ const struct shape_list *edge_shapes(bnorm_layout layout);
 /* A dozen small ones, for crossing with many options. */
 const struct shape_list *small_shapes(bnorm_layout layout);
 
+/* Larger than a block in every direction that makes blocks, and smaller. */
+const struct shape_list *value_shapes(bnorm_layout layout);
+
 const char *layout_name(bnorm_layout layout);
 
 /* ---------------------------------------------------------------------------------------------- */

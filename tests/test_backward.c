@@ -146,36 +146,18 @@ static void test_misaligned(struct test *t) {
     }
 }
 
-static const bnorm_shape *value_shapes(bnorm_layout layout, size_t *count) {
-    static const bnorm_shape nhwc[] = {
-        {.layout = BNORM_NHWC, .n = 2, .c = 3, .hw = 5000},
-        {.layout = BNORM_NHWC, .n = 3, .c = 67, .hw = 700},
-        {.layout = BNORM_NHWC, .n = 40, .c = 16, .hw = 1},
-        {.layout = BNORM_NHWC, .n = 1, .c = 7, .hw = 1},
-    };
-    static const bnorm_shape nchw[] = {
-        {.layout = BNORM_NCHW, .n = 2, .c = 3, .hw = 4500},
-        {.layout = BNORM_NCHW, .n = 3, .c = 20, .hw = 49},
-        {.layout = BNORM_NCHW, .n = 40, .c = 16, .hw = 1},
-        {.layout = BNORM_NCHW, .n = 1, .c = 7, .hw = 1},
-    };
-    *count = layout == BNORM_NHWC ? COUNT_OF(nhwc) : COUNT_OF(nchw);
-    return layout == BNORM_NHWC ? nhwc : nchw;
-}
-
 /* Values that lose accuracy where the sums are not computed with care; constant channels. */
 static void test_values(struct test *t) {
     static const enum values kinds[] = {VALUES_NORMAL,        VALUES_MEAN_1E6, VALUES_OUTLIER,
                                         VALUES_HALF_CONSTANT, VALUES_CONSTANT, VALUES_DENORMAL};
-    size_t shapes;
-    const bnorm_shape *list = value_shapes(layout_of(t), &shapes);
-    for (size_t s = 0; s < shapes; s++)
+    const struct shape_list *list = value_shapes(layout_of(t));
+    for (size_t s = 0; s < list->count; s++)
         for (size_t k = 0; k < COUNT_OF(kinds); k++)
             for (size_t kind = 0; kind < ACT_KINDS; kind++) {
                 if (!test_draws(t, 4))
                     continue;
                 struct problem p;
-                problem_new(t, &p, &list[s], kinds[k], kind);
+                problem_new(t, &p, &list->shapes[s], kinds[k], kind);
                 const float *y = forward(t, &p);
                 avoid_kinks(t, &p.call, &p.data, 0);
                 problem_solve(t, &p);
@@ -188,13 +170,13 @@ static void test_values(struct test *t) {
  * as well. */
 static void test_nan(struct test *t) {
     const float bad[] = {bits_float(0xffc00001u), bits_float(0x7fa00000u), INFINITY, -INFINITY};
-    size_t shapes;
-    const bnorm_shape *list = value_shapes(layout_of(t), &shapes);
-    for (size_t s = 0; s < shapes; s++)
+    const struct shape_list *list = value_shapes(layout_of(t));
+    for (size_t s = 0; s < list->count; s++)
         for (size_t b = 0; b < COUNT_OF(bad); b++)
             for (int in_dy = 0; in_dy < 2; in_dy++) {
                 struct problem p;
-                problem_new(t, &p, &list[s], VALUES_NORMAL, in_dy ? BNORM_ACT_IDENTITY : s + b);
+                problem_new(t, &p, &list->shapes[s], VALUES_NORMAL,
+                            in_dy ? BNORM_ACT_IDENTITY : s + b);
                 p.call.frozen = 0;
                 const float *y = forward(t, &p);
                 avoid_kinks(t, &p.call, &p.data, 0);

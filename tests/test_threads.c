@@ -53,31 +53,13 @@ static void all_new(struct test *t, struct all *all, const bnorm_shape *shape) {
 
 /* Cut in each way that there is: by images, by rows, within a row, by channels, by planes, within a
  * plane; few and many blocks. */
-static const bnorm_shape *shared_shapes(bnorm_layout layout, size_t *count) {
-#define SHAPE(lay, samples, channels, positions)                                                   \
-    { .layout = lay, .n = samples, .c = channels, .hw = positions }
-    static const bnorm_shape nhwc[] = {
-        SHAPE(BNORM_NHWC, 1, 3, 40000), SHAPE(BNORM_NHWC, 300, 1024, 1),
-        SHAPE(BNORM_NHWC, 2, 64, 3136), SHAPE(BNORM_NHWC, 5, 17, 1000),
-        SHAPE(BNORM_NHWC, 1, 1, 70001), SHAPE(BNORM_NHWC, 1, 2048, 49),
-        SHAPE(BNORM_NHWC, 3, 40001, 1), SHAPE(BNORM_NHWC, 2, 20003, 2),
-        SHAPE(BNORM_NHWC, 1, 5, 7),
-    };
-    static const bnorm_shape nchw[] = {
-        SHAPE(BNORM_NCHW, 1, 3, 40000), SHAPE(BNORM_NCHW, 300, 1024, 1),
-        SHAPE(BNORM_NCHW, 2, 64, 3136), SHAPE(BNORM_NCHW, 5, 17, 1000),
-        SHAPE(BNORM_NCHW, 1, 1, 70001), SHAPE(BNORM_NCHW, 1, 2048, 49),
-        SHAPE(BNORM_NCHW, 3, 40001, 1), SHAPE(BNORM_NCHW, 2, 20003, 2),
-        SHAPE(BNORM_NCHW, 1, 5, 7),
-    };
-#undef SHAPE
-    *count = layout == BNORM_NHWC ? COUNT_OF(nhwc) : COUNT_OF(nchw);
-    return layout == BNORM_NHWC ? nhwc : nchw;
-}
+static const size_t shared_sizes[][3] = {/* n, c, hw */
+                                         {1, 3, 40000}, {300, 1024, 1}, {2, 64, 3136},
+                                         {5, 17, 1000}, {1, 1, 70001},  {1, 2048, 49},
+                                         {3, 40001, 1}, {2, 20003, 2},  {1, 5, 7}};
 
 static void test_orders(struct test *t) {
-    size_t shapes, calls = 0;
-    const bnorm_shape *list = shared_shapes(layout_of(t), &shapes);
+    size_t calls = 0;
     const struct {
         const char *name;
         bnorm_parallel parallel;
@@ -88,9 +70,12 @@ static void test_orders(struct test *t) {
         {"shuffled", parallel_shuffled, &t->rng},
         {"on four threads", parallel_threads, &calls},
     };
-    for (size_t s = 0; s < shapes; s++) {
+    for (size_t s = 0; s < COUNT_OF(shared_sizes); s++) {
+        const size_t *size = shared_sizes[s];
+        const bnorm_shape shape = {
+            .layout = layout_of(t), .n = size[0], .c = size[1], .hw = size[2]};
         struct all all;
-        all_new(t, &all, &list[s]);
+        all_new(t, &all, &shape);
         for (size_t o = 0; o < COUNT_OF(orders); o++) {
             if (!test_draws(t, 3))
                 continue;
@@ -110,7 +95,7 @@ static void test_orders(struct test *t) {
                 const struct results got = run_call(t, &call, data_of(&all, op), &exec);
                 check_results(t, &got, &all.want[op], &all.data);
             }
-            if (o == 3 && shape_count(&list[s]) > 100000 && exec.threads != 1 && calls < 4)
+            if (o == 3 && shape_count(&shape) > 100000 && exec.threads != 1 && calls < 4)
                 test_fail(t,
                           "four operations called `parallel` only %zu times: work this large "
                           "should be shared",

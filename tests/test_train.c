@@ -87,34 +87,15 @@ static void test_misaligned(struct test *t) {
     }
 }
 
-/* Larger than a block in every direction that makes blocks. */
-static const bnorm_shape *value_shapes(bnorm_layout layout, size_t *count) {
-    static const bnorm_shape nhwc[] = {
-        {.layout = BNORM_NHWC, .n = 2, .c = 3, .hw = 5000},
-        {.layout = BNORM_NHWC, .n = 3, .c = 67, .hw = 700},
-        {.layout = BNORM_NHWC, .n = 100, .c = 16, .hw = 1},
-        {.layout = BNORM_NHWC, .n = 2, .c = 5, .hw = 9},
-    };
-    static const bnorm_shape nchw[] = {
-        {.layout = BNORM_NCHW, .n = 4, .c = 2, .hw = 4500},
-        {.layout = BNORM_NCHW, .n = 32, .c = 1, .hw = 3136},
-        {.layout = BNORM_NCHW, .n = 3, .c = 20, .hw = 49},
-        {.layout = BNORM_NCHW, .n = 2, .c = 5, .hw = 9},
-    };
-    *count = layout == BNORM_NHWC ? COUNT_OF(nhwc) : COUNT_OF(nchw);
-    return layout == BNORM_NHWC ? nhwc : nchw;
-}
-
 /* Values that lose accuracy, overflow or vanish where statistics are not computed with care. */
 static void test_values(struct test *t) {
     static const double epsilons[] = {1e-3, 1e-9, 0};
-    size_t shapes;
-    const bnorm_shape *list = value_shapes(layout_of(t), &shapes);
-    for (size_t s = 0; s < shapes; s++)
+    const struct shape_list *list = value_shapes(layout_of(t));
+    for (size_t s = 0; s < list->count; s++)
         for (int kind = 0; kind < VALUES_COUNT; kind++)
             for (size_t e = 0; e < COUNT_OF(epsilons); e++) {
                 struct problem p;
-                problem_new(t, &p, &list[s], (enum values)kind, s + e + (size_t)kind);
+                problem_new(t, &p, &list->shapes[s], (enum values)kind, s + e + (size_t)kind);
                 p.call.eps = epsilons[e];
                 if (kind == VALUES_DENORMAL && e == 2)
                     p.call.eps = 1e-30; /* 1/deviation would overflow */
@@ -196,12 +177,11 @@ static void test_constant(struct test *t) {
 /* A NaN or infinity spoils its own channel, with the one NaN of bnorm, and no other bit. */
 static void test_nan(struct test *t) {
     const float bad[] = {bits_float(0xffc00001u), bits_float(0x7fa00000u), INFINITY, -INFINITY};
-    size_t shapes;
-    const bnorm_shape *list = value_shapes(layout_of(t), &shapes);
-    for (size_t s = 0; s < shapes; s++)
+    const struct shape_list *list = value_shapes(layout_of(t));
+    for (size_t s = 0; s < list->count; s++)
         for (size_t b = 0; b < COUNT_OF(bad); b++) {
             struct problem p;
-            problem_new(t, &p, &list[s], VALUES_NORMAL, s + b);
+            problem_new(t, &p, &list->shapes[s], VALUES_NORMAL, s + b);
             p.call.act.kind = b % 2 ? BNORM_ACT_RELU : p.call.act.kind;
             p.call.omit = 0;
             p.call.lo = 1;

@@ -376,7 +376,7 @@ static void test_large(struct test *t) {
             break;
         bnorm_shape shape = {.layout = layout_of(t), .dtype = x_type, .n = 1, .c = 67, .hw = 997};
         shape.c_block = first->c_block ? 16 : 0;
-        struct call call = random_typed(t, &shape, y_dtypes[k]);
+        struct call call = random_typed(t, &shape, (size_t)y_dtypes[k]);
         call.act = (bnorm_act){BNORM_ACT_LEAKY_RELU, .25f, 0};
         call.residual = call.mask = 0;
         call.what = "as many images as stream";
