@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <time.h>
 #include "bnorm.h"
+#include "../tests/call.h"
 
 #define FLUSH_BITS  0x8040u
 #define REPETITIONS 400
@@ -21,45 +22,14 @@ enum { NORMAL, HALF_DENORMAL, DENORMAL, SOME_CONSTANT, CONSTANT, KINDS };
 static float data[KINDS][COUNT], results[COUNT];
 static float halves[C], zeros[C], mean[C], var[C], mean_lo[C], dgamma[C], dbeta[C];
 
-struct call {
-    bnorm_shape shape;
-    bnorm_exec exec;
-    void *ws;
-    size_t ws_size;
-    bnorm_in data, dy;
-};
-
-static const bnorm_out out = {.data = results};
-
-static bnorm_status apply(const struct call *k) {
-    const bnorm_affine affine = {.scale = halves, .shift = zeros};
-    return bnorm_apply(&k->shape, k->data, out, &affine, &k->exec);
-}
-
-static bnorm_status moments(const struct call *k) {
-    return bnorm_moments(&k->shape, k->data, mean, var, k->ws, k->ws_size, &k->exec);
-}
-
-static bnorm_status forward(const struct call *k) {
-    const bnorm_train train = {
-        .eps = 1e-5, .save_mean = mean, .save_invstd = var, .save_mean_lo = mean_lo};
-    return bnorm_forward_train(&k->shape, k->data, out, &train, k->ws, k->ws_size, &k->exec);
-}
-
-static bnorm_status backward(const struct call *k) {
-    const bnorm_grad grad = {
-        .save_mean = zeros, .save_invstd = halves, .dgamma = dgamma, .dbeta = dbeta};
-    return bnorm_backward(&k->shape, k->data, k->dy, out, &grad, k->ws, k->ws_size, &k->exec);
-}
-
 static const struct {
     const char *name;
-    bnorm_status (*run)(const struct call *k);
+    bnorm_op op;
 } operations[] = {
-    {"bnorm_apply", apply},
-    {"bnorm_moments", moments},
-    {"bnorm_forward_train", forward},
-    {"bnorm_backward", backward},
+    {"bnorm_apply", BNORM_OP_APPLY},
+    {"bnorm_moments", BNORM_OP_MOMENTS},
+    {"bnorm_forward_train", BNORM_OP_FORWARD_TRAIN},
+    {"bnorm_backward", BNORM_OP_BACKWARD},
 };
 
 static double now(void) {
@@ -68,22 +38,42 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static void measure(const struct call *k, size_t op) {
+static void measure(const bnorm_shape *shape, const bnorm_isa *isa, void *ws, size_t ws_size,
+                    size_t op) {
+    const int backward = operations[op].op == BNORM_OP_BACKWARD;
+    const bnorm_exec exec = {.isa = isa};
+    const struct call call = {.op = operations[op].op, .shape = *shape, .eps = 1e-5};
+    struct operands at = {
+        .out = {.data = results},
+        .mean = backward ? zeros : mean,
+        .invstd = backward ? halves : var,
+        .dgamma = dgamma,
+        .dbeta = dbeta,
+        .ws = ws,
+        .ws_size = ws_size,
+    };
+    if (call.op == BNORM_OP_APPLY) {
+        at.mean = NULL;
+        at.scale = halves;
+        at.beta = zeros;
+    } else if (call.op == BNORM_OP_MOMENTS) {
+        at.var = var;
+    } else if (call.op == BNORM_OP_FORWARD_TRAIN) {
+        at.lo = mean_lo;
+    }
     double best[KINDS][2] = {{1e9, 1e9}, {1e9, 1e9}, {1e9, 1e9}, {1e9, 1e9}, {1e9, 1e9}};
     for (int i = 0; i < REPETITIONS; i++)
         for (int kind = 0; kind < KINDS; kind++)
             for (int flush = 0; flush < 2; flush++) {
-                struct call call = *k;
-                call.data.data = data[kind];
-                call.dy.data = data[NORMAL];
-                if (operations[op].run == backward && kind <= DENORMAL) {
-                    call.data.data = data[NORMAL];
-                    call.dy.data = data[kind];
-                }
+                struct call_args args;
+                const int in_dy = backward && kind <= DENORMAL;
+                at.x.data = data[in_dy ? NORMAL : kind];
+                at.dy.data = data[in_dy ? kind : NORMAL];
+                call_arguments(&args, &call, &at);
                 const unsigned before = _mm_getcsr();
                 _mm_setcsr(flush ? before | FLUSH_BITS : before);
                 const double start = now();
-                const bnorm_status status = operations[op].run(&call);
+                const bnorm_status status = run_job(&args.job, &exec);
                 const double seconds = now() - start;
                 _mm_setcsr(before);
                 if (status) {
@@ -95,9 +85,9 @@ static void measure(const struct call *k, size_t op) {
             }
     const double normal = best[NORMAL][0];
     printf("%-6s %-7s %-20s %8.1f %7.2f %7.2f %7.2f %7.2f %7.2f %7.2f\n",
-           k->shape.layout == BNORM_NHWC ? "NHWC" : "NCHW", bnorm_isa_name(k->exec.isa),
-           operations[op].name, 1e6 * normal, best[HALF_DENORMAL][0] / normal,
-           best[DENORMAL][0] / normal, best[HALF_DENORMAL][1] / normal, best[DENORMAL][1] / normal,
+           shape->layout == BNORM_NHWC ? "NHWC" : "NCHW", bnorm_isa_name(isa), operations[op].name,
+           1e6 * normal, best[HALF_DENORMAL][0] / normal, best[DENORMAL][0] / normal,
+           best[HALF_DENORMAL][1] / normal, best[DENORMAL][1] / normal,
            best[SOME_CONSTANT][0] / normal, best[CONSTANT][0] / normal);
 }
 
@@ -124,21 +114,22 @@ int main(void) {
            "half", "all", "half+FZ", "all+FZ", "some", "const");
     const bnorm_layout layouts[] = {BNORM_NHWC, BNORM_NCHW};
     for (int layout = 0; layout < 2; layout++) {
-        struct call k = {.shape = {.layout = layouts[layout], .n = 1, .c = C, .hw = HW}};
+        const bnorm_shape shape = {.layout = layouts[layout], .n = 1, .c = C, .hw = HW};
+        const bnorm_isa *isa;
         for (size_t i = 0; i < COUNT; i++) {
             const size_t channel = layouts[layout] == BNORM_NHWC ? i % C : i / HW;
             data[SOME_CONSTANT][i] = channel % CONSTANT_STEP ? data[NORMAL][i] : 0;
         }
-        k.ws_size = bnorm_workspace(BNORM_OP_BACKWARD, &k.shape);
-        k.ws = malloc(k.ws_size);
-        if (!k.ws) {
+        const size_t ws_size = bnorm_workspace(BNORM_OP_BACKWARD, &shape);
+        void *ws = malloc(ws_size);
+        if (!ws) {
             perror("denormals");
             return 1;
         }
-        for (size_t i = 0; (k.exec.isa = bnorm_isa_at(i)) != NULL; i++)
+        for (size_t i = 0; (isa = bnorm_isa_at(i)) != NULL; i++)
             for (size_t op = 0; op < sizeof operations / sizeof operations[0]; op++)
-                measure(&k, op);
-        free(k.ws);
+                measure(&shape, isa, ws, ws_size, op);
+        free(ws);
     }
     return 0;
 }
