@@ -45,13 +45,13 @@ struct call {
     unsigned dy_broadcast;      /* the data has one value of dy along these axes */
 
     /* How buffers are made, as tests do: see calls.h. */
-    enum target out, dresidual;      /* of y or dx; of backward */
-    unsigned omit;                   /* sum of OMIT_... */
-    int residual;                    /* added by forward, given to backward */
-    int lo;                          /* save_mean_lo is written or given */
-    int save_var;                    /* the variance is written; given, in place of invstd */
-    int mask;                        /* forward is to write one */
-    int elsewhere;                   /* updated running statistics do not go where the old are */
+    enum target out, dresidual; /* of y or dx; of backward */
+    unsigned omit;              /* sum of OMIT_... */
+    int residual;               /* added by forward, given to backward */
+    int lo;                     /* save_mean_lo is written or given */
+    int save_var;  /* the variance is written; given in place of invstd, where the data has one */
+    int mask;      /* forward is to write one */
+    int elsewhere; /* updated running statistics do not go where the old are */
     const float *given_y;            /* to backward, in (n, c, hw) order; NULL = none */
     const unsigned char *given_mask; /* to backward; NULL = none */
     int dense;                       /* else strides and alignments are random, but for `at` */

@@ -280,7 +280,7 @@ static void ready_backward(struct ready *r) {
     r->at.gamma = add_array(r, "gamma", d->gamma, c);
     r->at.beta = add_array(r, "beta", d->beta, c);
     r->at.mean = add_array(r, "save_mean", d->mean, saved);
-    if (call->save_var)
+    if (call->save_var && d->var)
         r->at.var = add_array(r, "save_var", d->var, saved);
     else
         r->at.invstd = add_array(r, "save_invstd", d->invstd, saved);

@@ -193,7 +193,7 @@ static void test_variant_nan(struct test *t) {
                     continue;
             }
             p.data.x[where] = bad[rng_below(&t->rng, COUNT_OF(bad))];
-            float *const arrays[] = {want.mean, want.invstd, want.lo};
+            float *const arrays[] = {want.mean, want.invstd, want.lo, want.var};
             for (size_t k = 0; k < COUNT_OF(arrays); k++)
                 if (arrays[k])
                     arrays[k][channel] = nan_value;
@@ -494,6 +494,7 @@ static struct results ghost_by_calls(struct test *t, const struct problem *p,
         want.mean = test_floats(t, all);
         want.invstd = test_floats(t, all);
         want.lo = call->lo ? test_floats(t, all) : NULL;
+        want.var = call->save_var ? test_floats(t, all) : NULL;
         want.y = test_floats(t, count);
     } else {
         want.dx = test_floats(t, count);
@@ -521,6 +522,8 @@ static struct results ghost_by_calls(struct test *t, const struct problem *p,
             memcpy(want.invstd + g * c, got.invstd, bytes);
             if (want.lo)
                 memcpy(want.lo + g * c, got.lo, bytes);
+            if (want.var)
+                memcpy(want.var + g * c, got.var, bytes);
             if (data.running_mean && ghost->running == BNORM_GHOST_SUCCESSIVE) {
                 data.running_mean = want.running_mean = got.running_mean;
                 data.running_var = want.running_var = got.running_var;

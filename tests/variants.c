@@ -369,6 +369,8 @@ void check_forward(struct test *t, const struct call *call, const struct data *d
     for (size_t c = 0; c < w.c; c++) {
         check_rounded(t, "save_mean", c, g->mean[c], s.mean[c], s.mean_bound[c]);
         check_rounded(t, "save_invstd", c, g->invstd[c], s.invstd[c], s.invstd_bound[c]);
+        if (g->var)
+            check_rounded(t, "save_var", c, g->var[c], s.var[c], s.var_bound[c]);
         const wide bound = s.mean_bound[c] + 2 * U * U * fabsl(s.mean[c]) + 2 * ETA;
         if (g->lo && !isnan(s.mean[c]) &&
             !(fabsl((wide)g->mean[c] + (wide)g->lo[c] - s.mean[c]) <= bound))
@@ -518,6 +520,7 @@ void problem_new(struct test *t, struct problem *p, const bnorm_shape *shape,
     p->call.act = random_act(r, (bnorm_act_kind)rng_below(r, ACT_KINDS));
     p->call.mask = act_has_mask(p->call.act);
     p->call.lo = rng_below(r, 4) != 0;
+    p->call.save_var = (int)rng_below(r, 2);
     p->call.epsilon = weights ? (double[]){0, 1e-7, .5}[rng_below(r, 3)] : 0;
     p->call.eps = epsilons[rng_below(r, COUNT_OF(epsilons))];
     p->call.rate = rates[rng_below(r, COUNT_OF(rates))];
