@@ -3,8 +3,8 @@
  * bnorm_backward. The oracle is checked against central differences, the scalar set against the
  * oracle, every set against the scalar set's bits; the ways to recover the activation's argument
  * against each other and against forward. */
-#include "calls.h"
 #include "oracle.h"
+#include "types.h"
 
 #include <math.h>
 #include <string.h>
@@ -69,8 +69,8 @@ static struct call with_source(const struct call *call, enum source source, cons
 
 /* Two choices of a source and of outputs, of those that fit. */
 static void check_everywhere(struct test *t, const struct problem *p, const float *y) {
-    const bnorm_exec exec = {.isa = t->isa};
     for (size_t k = 0; k < 2; k++) {
+        const bnorm_exec exec = type_exec(t, rng_below(&t->rng, 20));
         enum source source;
         do
             source = (enum source)rng_below(&t->rng, SOURCE_COUNT);
