@@ -86,7 +86,6 @@ __attribute__((used)) static void bnorm_refuse_no_honor_nans(float x) {
 #define bnorm_plan_forward          BNORM_NAME(bnorm_plan_forward)
 #define bnorm_plan_map              BNORM_NAME(bnorm_plan_map)
 #define bnorm_reads_broadcast       BNORM_NAME(bnorm_reads_broadcast)
-#define bnorm_reads_tensor          BNORM_NAME(bnorm_reads_tensor)
 #define bnorm_reduce_moments        BNORM_NAME(bnorm_reduce_moments)
 #define bnorm_reduce_sums           BNORM_NAME(bnorm_reduce_sums)
 #define bnorm_renorm_backward       BNORM_NAME(bnorm_renorm_backward)

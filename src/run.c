@@ -286,6 +286,11 @@ void bnorm_run_pass(const bnorm_pass *pass, const bnorm_exec *exec) {
                  threads = shared && !known ? SOME_THREADS : known;
     struct job job;
     job.pass = pass;
+    if (!shared && !pass->reduce) {
+        if (pass->map)
+            bnorm_run(exec, map_whole, &job, 1);
+        return;
+    }
     job.first = job.waves = job.unit_parts = 0;
     if (pass->reduce) {
         if (bnorm_counts_groups(pass->view))

@@ -109,7 +109,7 @@ static bnorm_status resolve(const bnorm_shape *shape, bnorm_in *in, size_t *exte
     size_t image, batch;
     in->run_stride = runs > 1 ? (run_stride ? run_stride : run) : 0;
     in->image_stride = *extent = 0;
-    if (!run_stride && !image_stride) { /* dense: bnorm_check_shape has seen to the sizes */
+    if (!run_stride && !image_stride) { /* bnorm_check_shape has seen to the sizes */
         in->image_stride = shape->n > 1 ? runs * run : 0;
         *extent = shape->n * runs * run;
         return BNORM_OK;
@@ -153,10 +153,11 @@ bnorm_status bnorm_check_tensor(const bnorm_shape *shape, bnorm_in in, unsigned 
     tensor->type = shape->dtype;
     tensor->quant = (bnorm_quant){1, 0};
     tensor->same_lanes = 0;
-    if (!broadcast) {
-        const bnorm_status status = resolve(shape, &in, extent);
-        place_strides(shape, in.run_stride, in.image_stride, tensor);
-        return status;
+    if (!broadcast && !in.run_stride && !in.image_stride) { /* dense, as most are */
+        const size_t run = run_length(shape), image = runs_of(shape) * run;
+        *extent = shape->n * image;
+        place_strides(shape, run, shape->n > 1 ? image : 0, tensor);
+        return BNORM_OK;
     }
     tensor->same_lanes = run_length(shape) > 1 &&
                          (broadcast & (is_nhwc(shape) ? BNORM_BROADCAST_C : BNORM_BROADCAST_HW));
@@ -174,6 +175,8 @@ bnorm_status bnorm_check_tensor(const bnorm_shape *shape, bnorm_in in, unsigned 
 
 bnorm_bits bnorm_bits_of(const bnorm_shape *shape, unsigned char *mask) {
     bnorm_tensor dense;
+    if (!mask)
+        return (bnorm_bits){.bits = NULL};
     const size_t run = run_length(shape);
     place_strides(shape, run, runs_of(shape) * run, &dense);
     return (bnorm_bits){mask, 0, dense.image_stride, dense.group_stride, dense.row_stride};

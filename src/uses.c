@@ -13,14 +13,9 @@ void bnorm_uses_workspace(bnorm_uses *uses, const void *ws, size_t ws_size, size
     bnorm_writes(uses, ws, need, BNORM_KIND_NONE);
 }
 
-/* NULL where the tensor is absent. */
-static bnorm_use *add_tensor(bnorm_uses *uses, bnorm_in in, unsigned broadcast, bnorm_use *use,
-                             bnorm_tensor *tensor) {
+static inline void add_tensor(bnorm_uses *uses, bnorm_in in, unsigned broadcast, bnorm_use *use,
+                              bnorm_tensor *tensor) {
     size_t extent;
-    if (!in.data) {
-        *tensor = bnorm_absent();
-        return NULL;
-    }
     const bnorm_status status = bnorm_check_tensor(uses->shape, in, broadcast, tensor, &extent);
     if (bnorm_failed(status) && !uses->status)
         uses->status = status;
@@ -29,29 +24,30 @@ static bnorm_use *add_tensor(bnorm_uses *uses, bnorm_in in, unsigned broadcast, 
     use->end = use->begin + extent * bnorm_size_of(tensor->type);
     use->tensor = tensor;
     use->kind = broadcast ? BNORM_KIND_NONE : BNORM_KIND_TENSOR;
-    return use;
-}
-
-void bnorm_reads_tensor(bnorm_uses *uses, bnorm_in in, bnorm_tensor *tensor) {
-    uses->reads += add_tensor(uses, in, 0, &uses->read[uses->reads], tensor) != NULL;
 }
 
 void bnorm_reads_broadcast(bnorm_uses *uses, bnorm_in in, unsigned broadcast,
                            bnorm_tensor *tensor) {
-    uses->reads += add_tensor(uses, in, broadcast, &uses->read[uses->reads], tensor) != NULL;
+    if (in.data)
+        add_tensor(uses, in, broadcast, &uses->read[uses->reads++], tensor);
+    else
+        *tensor = bnorm_absent();
 }
 
 void bnorm_writes_tensor(bnorm_uses *uses, bnorm_out out, bnorm_dtype type, bnorm_tensor *tensor) {
     const bnorm_in in = {out.data, out.run_stride, out.image_stride};
-    bnorm_use *const use = add_tensor(uses, in, 0, &uses->written[uses->writes], tensor);
-    if (!use)
+    bnorm_use *const use = &uses->written[uses->writes];
+    if (!out.data) {
+        *tensor = bnorm_absent();
         return;
+    }
+    uses->writes++;
+    add_tensor(uses, in, 0, use, tensor);
     if (type != tensor->type) {
         const size_t elements = (use->end - use->begin) / bnorm_size_of(tensor->type);
         use->end = use->begin + elements * bnorm_size_of(type);
         tensor->type = type;
     }
-    uses->writes++;
 }
 
 void bnorm_writes_mask(bnorm_uses *uses, const unsigned char *mask) {

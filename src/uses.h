@@ -65,10 +65,15 @@ static inline void bnorm_requires(bnorm_uses *uses, const void *pointer) {
 void bnorm_uses_workspace(bnorm_uses *uses, const void *ws, size_t ws_size, size_t need);
 
 /* These fill *tensor, which has to stay where it is until the check. */
-void bnorm_reads_tensor(bnorm_uses *uses, bnorm_in in, bnorm_tensor *tensor);
 void bnorm_writes_tensor(bnorm_uses *uses, bnorm_out out, bnorm_dtype type, bnorm_tensor *tensor);
-/* One that has one value along some axes: it is the same tensor as no output. */
+/* One that has one value along some axes is the same tensor as no output. */
 void bnorm_reads_broadcast(bnorm_uses *uses, bnorm_in in, unsigned broadcast, bnorm_tensor *tensor);
+static inline void bnorm_reads_tensor(bnorm_uses *uses, bnorm_in in, bnorm_tensor *tensor) {
+    if (in.data)
+        bnorm_reads_broadcast(uses, in, 0, tensor);
+    else
+        *tensor = bnorm_absent();
+}
 
 /* The first fault; BNORM_BAD_OVERLAP where an output meets another buffer. An output tensor may be
  * the same tensor as an input ("in place"), two outputs may not be the same. */
