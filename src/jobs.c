@@ -82,7 +82,7 @@ bnorm_status bnorm_run_jobs(const bnorm_job *jobs, size_t count, size_t *failed,
     if (status)
         return status;
     batch.parts = bnorm_min(bnorm_parts(exec, batch.weight), count ? count : 1);
-    if (batch.parts > 1) {
+    if (exec && batch.parts > 1) {
         exec->parallel(exec->pool, run_part, &batch, batch.parts);
         return BNORM_OK;
     }
