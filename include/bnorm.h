@@ -23,9 +23,8 @@
  *
  * Start here: batch norm with stored statistics, then ReLU, in place (examples/hello.c)
  *
- *    float x[] = {5, 10, -1, 3, 20, 5};
+ *    float x[] = {5, 10, -1, 3, 20, 5}, scale[3], shift[3];
  *    const float gamma[] = {1, 2, 1}, beta[] = {0, 1, 0}, mean[] = {4, 15, 2}, var[] = {4, 25, 9};
- *    float scale[3], shift[3];
  *    bnorm_fold(3, gamma, beta, mean, var, 1e-5, scale, shift);
  *    const bnorm_shape shape = {.layout = BNORM_NHWC, .n = 1, .c = 3, .hw = 2};
  *    const bnorm_affine affine = {.scale = scale, .shift = shift, .act = {.kind = BNORM_ACT_RELU}};

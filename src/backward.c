@@ -181,15 +181,21 @@ static void take_parameters(const bnorm_grad *grad, bnorm_backward_plan *b) {
     args->center = grad->save_mean;
 }
 
+/* Coefficients alone, as bnorm_partial_finish_grad has given them; they are only read. */
+static bnorm_tables given_tables(const float *coefficients, size_t c) {
+    bnorm_tables tables = {.entries = {NULL, NULL}};
+    for (size_t i = 0; i < 5; i++)
+        tables.coefficients[i] = (float *)(uintptr_t)coefficients + i * c;
+    return tables;
+}
+
 void bnorm_lay_out_backward(bnorm_backward_plan *b, const bnorm_view *view, size_t first,
                             const bnorm_exec *exec) {
     bnorm_map_args *const args = &b->map.args;
-    const size_t c = view->c;
-    bnorm_tables tables = {.entries = {NULL, NULL}};
-    if (b->stage != BNORM_STAGE_MAP)
-        tables = bnorm_plan_reduction(&b->sums, view, first, b->ws, bnorm_exec_isa(exec));
-    for (size_t i = 0; b->stage == BNORM_STAGE_MAP && i < 5; i++) /* only read */
-        tables.coefficients[i] = (float *)(uintptr_t)b->coefficients + i * c;
+    const bnorm_tables tables =
+        b->stage == BNORM_STAGE_MAP
+            ? given_tables(b->coefficients, view->c)
+            : bnorm_plan_reduction(&b->sums, view, first, b->ws, bnorm_exec_isa(exec));
     b->sums.view = *view;
     b->totals[0] = tables.totals[0];
     b->totals[1] = tables.totals[1];
