@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "jobs.h"
+#include "../tests/call.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -173,7 +174,7 @@ bnorm_status bench_jobs_run(const bench_jobs *j, const bnorm_exec *exec) {
 bnorm_status bench_jobs_call_each(const bench_jobs *j, const bnorm_exec *exec) {
     bnorm_status status = BNORM_OK;
     for (size_t i = 0; status == BNORM_OK && i < j->count; i++)
-        status = bench_call_run(&j->jobs[i], exec);
+        status = run_job(&j->jobs[i], exec);
     return status;
 }
 

@@ -9,6 +9,7 @@
 
 #include "plain.h"
 #include "reference.h"
+#include "../tests/call.h"
 
 const bench_op_info bench_ops[BENCH_ALL_OPS] = {
     [BENCH_INFERENCE] = {"inference", 2, 0, 0},
@@ -330,26 +331,13 @@ void bench_call_make(bench_call *call, const bench_problem *p, const bench_resul
     }
 }
 
-bnorm_status bench_call_run(const bnorm_job *job, const bnorm_exec *exec) {
-    switch (job->op) {
-    case BNORM_OP_FORWARD_TRAIN:
-        return bnorm_forward_train(job->shape, job->x, job->out, job->train, job->ws, job->ws_size,
-                                   exec);
-    case BNORM_OP_BACKWARD:
-        return bnorm_backward(job->shape, job->x, job->dy, job->out, job->grad, job->ws,
-                              job->ws_size, exec);
-    default:
-        return bnorm_apply(job->shape, job->x, job->out, job->affine, exec);
-    }
-}
-
 bnorm_status bench_run(const bench_problem *p, const bnorm_isa *isa, const bnorm_exec *exec,
                        const bench_result *r) {
     bench_call call;
     bnorm_exec how = *exec;
     how.isa = isa;
     bench_call_make(&call, p, r);
-    return bench_call_run(&call.job, &how);
+    return run_job(&call.job, &how);
 }
 
 /* Bytes of the result, gaps included, and of a mask. */

@@ -120,8 +120,7 @@ typedef struct bench_call {
 
 /* Has to stay where it is. */
 void bench_call_make(bench_call *call, const bench_problem *problem, const bench_result *result);
-bnorm_status bench_call_run(const bnorm_job *job, const bnorm_exec *exec);
-/* Both. */
+/* Makes the call and runs it. */
 bnorm_status bench_run(const bench_problem *problem, const bnorm_isa *isa, const bnorm_exec *exec,
                        const bench_result *result);
 

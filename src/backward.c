@@ -124,20 +124,14 @@ static bnorm_status check_uses(const bnorm_job *job, const bnorm_batch *batch, b
     const bnorm_in none = {NULL, 0, 0};
     const bnorm_out nowhere = {NULL, 0, 0};
     bnorm_map_args *const args = &b->map.args;
-    bnorm_blocks blocks;
     bnorm_uses uses;
-    size_t saved;
     bnorm_begin_uses(&uses, shape, view);
     bnorm_requires(&uses, job->x.data);
     bnorm_requires(&uses, job->dy.data);
     bnorm_requires(&uses, grad->save_mean);
     bnorm_requires(&uses, has_sums ? job->ws : batch->coefficients);
-    if (uses.status)
-        return uses.status;
-    if (__builtin_mul_overflow(batch->ghosts, shape->c, &saved) ||
-        saved > (size_t)PTRDIFF_MAX / sizeof(float))
-        return BNORM_BAD_SHAPE;
-    if (!grad->save_invstd)
+    const size_t saved = bnorm_saved_floats(&uses, batch);
+    if (!uses.status && !grad->save_invstd)
         uses.status = bnorm_check_variance(saved, grad->save_var, grad->eps);
     bnorm_reads_tensor(&uses, job->x, &args->x);
     bnorm_reads_broadcast(&uses, job->dy, grad->dy_broadcast, &args->dy);
@@ -149,12 +143,8 @@ static bnorm_status check_uses(const bnorm_job *job, const bnorm_batch *batch, b
     bnorm_writes_tensor(&uses, job->out, shape->dtype, &args->out);
     bnorm_writes_tensor(&uses, sums_only ? nowhere : grad->dresidual, shape->dtype,
                         &args->dresidual);
-    blocks = bnorm_blocks_of(view, bnorm_first_image(batch));
     if (has_sums)
-        bnorm_uses_workspace(&uses, job->ws, job->ws_size, bnorm_workspace_need(view, &blocks));
-    if (batch->piece)
-        bnorm_writes(&uses, batch->piece->nodes, bnorm_piece_bytes(batch->piece, shape->n),
-                     BNORM_KIND_NONE);
+        bnorm_uses_memory(&uses, job, batch);
     if (args->mask.bits)
         bnorm_reads(&uses, args->mask.bits, bnorm_mask_size(shape), BNORM_KIND_NONE);
     bnorm_reads_floats(&uses, batch->coefficients, 5 * shape->c);
@@ -171,8 +161,9 @@ static void take_parameters(const bnorm_grad *grad, bnorm_backward_plan *b) {
     b->prepared.beta = b->renormed.beta = grad->beta;
     b->prepared.mean_lo = b->derived.mean_lo = grad->save_mean_lo;
     b->prepared.invstd = grad->save_invstd;
-    b->derived.dgamma = b->stage == BNORM_STAGE_ALL ? grad->dgamma : NULL;
-    b->derived.dbeta = b->stage == BNORM_STAGE_ALL ? grad->dbeta : NULL;
+    const int all = b->stage == BNORM_STAGE_ALL;
+    b->derived.dgamma = all ? grad->dgamma : NULL;
+    b->derived.dbeta = all ? grad->dbeta : NULL;
     b->save_var = grad->save_invstd ? NULL : grad->save_var;
     b->eps = grad->eps;
     b->renorm_r = grad->renorm_r;
@@ -182,10 +173,11 @@ static void take_parameters(const bnorm_grad *grad, bnorm_backward_plan *b) {
 }
 
 /* Coefficients alone, as bnorm_partial_finish_grad has given them; they are only read. */
-static bnorm_tables given_tables(const float *coefficients, size_t c) {
+static bnorm_tables given_tables(bnorm_backward_plan *b, const bnorm_view *view) {
     bnorm_tables tables = {.entries = {NULL, NULL}};
+    b->sums.view = *view;
     for (size_t i = 0; i < 5; i++)
-        tables.coefficients[i] = (float *)(uintptr_t)coefficients + i * c;
+        tables.coefficients[i] = (float *)(uintptr_t)b->coefficients + i * view->c;
     return tables;
 }
 
@@ -194,20 +186,17 @@ void bnorm_lay_out_backward(bnorm_backward_plan *b, const bnorm_view *view, size
     bnorm_map_args *const args = &b->map.args;
     const bnorm_tables tables =
         b->stage == BNORM_STAGE_MAP
-            ? given_tables(b->coefficients, view->c)
+            ? given_tables(b, view)
             : bnorm_plan_reduction(&b->sums, view, first, b->ws, bnorm_exec_isa(exec));
-    b->sums.view = *view;
     b->totals[0] = tables.totals[0];
     b->totals[1] = tables.totals[1];
-    b->sum_g = tables.merged[0];
-    b->sum_gx = tables.merged[1];
     b->invstd = tables.coefficients[4];
     if (b->save_var)
         b->prepared.invstd = b->invstd;
     b->prepared.scale = tables.coefficients[0];
     b->prepared.shift = tables.coefficients[1];
-    b->derived.sum_g = b->sum_g;
-    b->derived.sum_gx = b->sum_gx;
+    b->derived.sum_g = b->sum_g = tables.merged[0];
+    b->derived.sum_gx = b->sum_gx = tables.merged[1];
     b->derived.n = bnorm_values_of(view);
     b->derived.invstd = b->prepared.invstd;
     b->derived.scale = tables.coefficients[0];
@@ -244,8 +233,9 @@ bnorm_status bnorm_plan_backward(const bnorm_job *job, const bnorm_batch *batch,
     b->weights.values = grad->frozen ? NULL : grad->weights.values;
     b->weights.epsilon = grad->weights.epsilon;
     b->weights.sums = NULL;
-    args->mask = bnorm_bits_of(
-        shape, args->pre == BNORM_PRE_MASK ? (unsigned char *)(uintptr_t)grad->mask : NULL);
+    args->mask = (bnorm_bits){.bits = NULL};
+    if (args->pre == BNORM_PRE_MASK)
+        args->mask = bnorm_bits_of(shape, (unsigned char *)(uintptr_t)grad->mask);
     if (bnorm_failed(status = check_uses(job, batch, &view, b))) {
         args->x.data = NULL;
         return status;
@@ -370,11 +360,6 @@ bnorm_status bnorm_check_backward(const bnorm_job *job, const bnorm_exec *exec) 
     return bnorm_plan_backward(job, &whole, exec, &b);
 }
 
-static void clear(float *array, size_t c) {
-    for (size_t i = 0; array && i < c; i++)
-        array[i] = 0;
-}
-
 bnorm_status bnorm_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in dy, bnorm_out dx,
                             const bnorm_grad *grad, void *ws, size_t ws_size,
                             const bnorm_exec *exec) {
@@ -387,8 +372,8 @@ bnorm_status bnorm_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in dy, b
     if (b.map.args.x.data) {
         bnorm_run_backward(&b, exec);
     } else {
-        clear(grad->dgamma, shape->c);
-        clear(grad->dbeta, shape->c);
+        bnorm_clear(grad->dgamma, shape->c);
+        bnorm_clear(grad->dbeta, shape->c);
     }
     return BNORM_OK;
 }

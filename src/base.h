@@ -101,6 +101,7 @@ __attribute__((used)) static void bnorm_refuse_no_honor_nans(float x) {
 #define bnorm_take_part             BNORM_NAME(bnorm_take_part)
 #define bnorm_take_samples          BNORM_NAME(bnorm_take_samples)
 #define bnorm_uses_running          BNORM_NAME(bnorm_uses_running)
+#define bnorm_uses_train            BNORM_NAME(bnorm_uses_train)
 #define bnorm_uses_workspace        BNORM_NAME(bnorm_uses_workspace)
 #define bnorm_view_of               BNORM_NAME(bnorm_view_of)
 #define bnorm_weigh                 BNORM_NAME(bnorm_weigh)

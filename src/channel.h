@@ -26,6 +26,19 @@ static inline double bnorm_parameter(const float *array, size_t i, double otherw
     return array ? (double)array[i] : otherwise;
 }
 
+/* Where an array, or none, has the parameters of channel i. */
+static inline const float *bnorm_from(const float *array, size_t i) {
+    return array ? array + i : NULL;
+}
+static inline float *bnorm_to(float *array, size_t i) {
+    return array ? array + i : NULL;
+}
+
+static inline void bnorm_clear(float *array, size_t c) {
+    if (array)
+        memset(array, 0, c * sizeof *array);
+}
+
 /* gamma/sqrt(var + eps), 0 where var + eps = 0. */
 static inline double bnorm_fold_scale(double gamma, float var, double eps) {
     const double variance = (double)var + eps;

@@ -100,15 +100,6 @@ static int conv_overflows(const bnorm_conv *conv) {
            conv->kernel > most / (conv->in_channels * conv->out_channels);
 }
 
-/* What bnorm_fold_conv reads and writes; its weights are `count` floats. */
-static bnorm_status check_conv_uses(bnorm_uses *uses, size_t count, const float *weights,
-                                    float *out_weights, size_t c, float *out_bias) {
-    bnorm_writes(uses, out_weights, count * sizeof(float), BNORM_KIND_WEIGHTS);
-    bnorm_writes(uses, out_bias, c * sizeof(float), BNORM_KIND_PARAMETER);
-    bnorm_reads(uses, weights, count * sizeof(float), BNORM_KIND_WEIGHTS);
-    return bnorm_check_uses(uses);
-}
-
 bnorm_status bnorm_fold_conv(const bnorm_conv *conv, const float *gamma, const float *beta,
                              const float *mean, const float *var, double eps, const float *weights,
                              const float *bias, float *out_weights, float *out_bias) {
@@ -129,9 +120,12 @@ bnorm_status bnorm_fold_conv(const bnorm_conv *conv, const float *gamma, const f
     bnorm_uses uses;
     bnorm_begin_uses(&uses, NULL, NULL);
     uses.status = bnorm_check_variance(c, var, eps);
+    const size_t bytes = view.outer * view.channels * view.inner * sizeof(float);
+    bnorm_writes(&uses, out_weights, bytes, BNORM_KIND_WEIGHTS);
+    bnorm_writes(&uses, out_bias, c * sizeof *out_bias, BNORM_KIND_PARAMETER);
+    bnorm_reads(&uses, weights, bytes, BNORM_KIND_WEIGHTS);
     reads_parameters(&uses, inputs, 5, c);
-    const bnorm_status status = check_conv_uses(&uses, view.outer * view.channels * view.inner,
-                                                weights, out_weights, c, out_bias);
+    const bnorm_status status = bnorm_check_uses(&uses);
     if (status)
         return status;
 

@@ -50,7 +50,7 @@ void bnorm_lay_out_forward(bnorm_forward *f, const bnorm_view *view, size_t firs
     bnorm_plan_map(&f->map, view, 0, exec);
 }
 
-static void uses_parameters(bnorm_uses *uses, const bnorm_train *train, size_t c, size_t saved) {
+void bnorm_uses_train(bnorm_uses *uses, const bnorm_train *train, size_t c, size_t saved) {
     const bnorm_renorm *const renorm = train->renorm;
     bnorm_uses_running(uses, &train->running, c);
     bnorm_writes_floats(uses, train->save_mean, saved);
@@ -74,9 +74,7 @@ static bnorm_status check_uses(const bnorm_job *job, const bnorm_batch *batch, b
     const int all = f->stage == BNORM_STAGE_ALL;
     const size_t n = shape->n * shape->hw;
     bnorm_map_args *const args = &f->map.args;
-    bnorm_blocks blocks;
     bnorm_uses uses;
-    size_t saved;
     bnorm_begin_uses(&uses, shape, view);
     bnorm_requires(&uses, job->x.data);
     bnorm_requires(&uses, all ? job->out.data : job->x.data);
@@ -85,17 +83,11 @@ static bnorm_status check_uses(const bnorm_job *job, const bnorm_batch *batch, b
     if (all)
         bnorm_writes_tensor(&uses, job->out, shape->dtype, &args->out);
     bnorm_reads_tensor(&uses, all ? train->residual : none, &args->argument);
-    if (__builtin_mul_overflow(batch->ghosts, shape->c, &saved) ||
-        saved > (size_t)PTRDIFF_MAX / sizeof(float))
-        return uses.status ? uses.status : BNORM_BAD_SHAPE;
-    blocks = bnorm_blocks_of(view, bnorm_first_image(batch));
-    bnorm_uses_workspace(&uses, job->ws, job->ws_size, bnorm_workspace_need(view, &blocks));
-    if (batch->piece)
-        bnorm_writes(&uses, batch->piece->nodes, bnorm_piece_bytes(batch->piece, shape->n),
-                     BNORM_KIND_NONE);
+    const size_t saved = bnorm_saved_floats(&uses, batch);
+    bnorm_uses_memory(&uses, job, batch);
     bnorm_writes_mask(&uses, args->mask.bits);
     bnorm_reads_floats(&uses, train->weights.values, n);
-    uses_parameters(&uses, train, shape->c, saved);
+    bnorm_uses_train(&uses, train, shape->c, saved);
     bnorm_status status = bnorm_check_uses(&uses);
     if (!status && train->weights.values)
         status = bnorm_check_weight_values(shape, &train->weights);

@@ -36,4 +36,7 @@ void bnorm_lay_out_forward(bnorm_forward *f, const bnorm_view *view, size_t firs
                            const bnorm_exec *exec);
 void bnorm_run_forward(bnorm_forward *f, const bnorm_exec *exec);
 
+/* The arrays of training's options; those that are saved have `saved` floats. */
+void bnorm_uses_train(bnorm_uses *uses, const bnorm_train *train, size_t c, size_t saved);
+
 #endif

@@ -42,14 +42,6 @@ static bnorm_view take_group(const bnorm_shape *shape, const bnorm_ghost *ghost,
     return view;
 }
 
-static float *skip(float *array, size_t count) {
-    return array ? array + count : NULL;
-}
-
-static const float *skip_input(const float *array, size_t count) {
-    return array ? array + count : NULL;
-}
-
 /* ---------------------------------------------------------------------------------------------- */
 /* Forward */
 
@@ -103,10 +95,10 @@ static bnorm_forward forward_group(const bnorm_forward *all, const bnorm_shape *
     const bnorm_running *const running = &all->running;
     bnorm_forward group = *all;
     bnorm_coefficient_args *const derived = &group.derived;
-    derived->save_mean = skip(derived->save_mean, at);
-    derived->save_mean_lo = skip(derived->save_mean_lo, at);
-    derived->save_invstd = skip(derived->save_invstd, at);
-    derived->save_var = skip(derived->save_var, at);
+    derived->save_mean = bnorm_to(derived->save_mean, at);
+    derived->save_mean_lo = bnorm_to(derived->save_mean_lo, at);
+    derived->save_invstd = bnorm_to(derived->save_invstd, at);
+    derived->save_var = bnorm_to(derived->save_var, at);
     if (ghost->running == BNORM_GHOST_AVERAGE) {
         derived->new_mean = derived->new_var = NULL;
     } else if (k > 0) {
@@ -181,10 +173,10 @@ static bnorm_backward_plan backward_group(const bnorm_backward_plan *all, const 
                                           const bnorm_exec *exec) {
     const size_t at = k * shape->c;
     bnorm_backward_plan group = *all;
-    group.map.args.center = skip_input(group.map.args.center, at);
-    group.save_var = skip_input(group.save_var, at);
-    group.prepared.invstd = skip_input(group.prepared.invstd, at);
-    group.prepared.mean_lo = group.derived.mean_lo = skip_input(group.derived.mean_lo, at);
+    group.map.args.center = bnorm_from(group.map.args.center, at);
+    group.save_var = bnorm_from(group.save_var, at);
+    group.prepared.invstd = bnorm_from(group.prepared.invstd, at);
+    group.prepared.mean_lo = group.derived.mean_lo = bnorm_from(group.derived.mean_lo, at);
     const bnorm_view view = take_group(shape, ghost, k, &all->sums.view, &group.map.args);
     bnorm_lay_out_backward(&group, &view, 0, exec);
     return group;

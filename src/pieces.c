@@ -311,30 +311,6 @@ bnorm_status bnorm_partial_total(const bnorm_partial *piece, double *count, doub
     return BNORM_OK;
 }
 
-/* Where an array of parameters, or none, has those of channel i. */
-static const float *from(const float *array, size_t i) {
-    return array ? array + i : NULL;
-}
-
-static float *to(float *array, size_t i) {
-    return array ? array + i : NULL;
-}
-
-static void clear(float *array, size_t c) {
-    if (array)
-        memset(array, 0, c * sizeof *array);
-}
-
-static void uses_parameters(bnorm_uses *uses, const bnorm_train *train, size_t c) {
-    bnorm_uses_running(uses, &train->running, c);
-    bnorm_writes_floats(uses, train->save_mean, c);
-    bnorm_writes_floats(uses, train->save_invstd, c);
-    bnorm_writes_floats(uses, train->save_var, c);
-    bnorm_writes_floats(uses, train->save_mean_lo, c);
-    bnorm_reads_floats(uses, train->gamma, c);
-    bnorm_reads_floats(uses, train->beta, c);
-}
-
 static bnorm_status check_finish(const bnorm_partial *piece, const bnorm_train *train,
                                  const float *coefficients) {
     bnorm_uses uses;
@@ -349,7 +325,7 @@ static bnorm_status check_finish(const bnorm_partial *piece, const bnorm_train *
         return BNORM_UNSUPPORTED;
     bnorm_begin_uses(&uses, NULL, NULL);
     bnorm_writes_floats(&uses, coefficients, 3 * piece->c);
-    uses_parameters(&uses, train, piece->c);
+    bnorm_uses_train(&uses, train, piece->c, piece->c);
     reads_piece(&uses, piece);
     return bnorm_check_uses(&uses);
 }
@@ -367,19 +343,19 @@ static void finish_channels(const bnorm_partial *piece, const bnorm_train *train
         .m2 = m2,
         .n = count,
         .eps = train->eps,
-        .gamma = from(train->gamma, i),
-        .beta = from(train->beta, i),
+        .gamma = bnorm_from(train->gamma, i),
+        .beta = bnorm_from(train->beta, i),
         .center = coefficients + i,
         .scale = coefficients + c + i,
         .shift = coefficients + 2 * c + i,
-        .save_mean = to(train->save_mean, i),
-        .save_mean_lo = to(train->save_mean_lo, i),
-        .save_invstd = to(train->save_invstd, i),
-        .save_var = to(train->save_var, i),
-        .running_mean = from(running->mean, i),
-        .running_var = from(running->var, i),
-        .new_mean = to(bnorm_updated(running->mean, running->new_mean), i),
-        .new_var = to(bnorm_updated(running->var, running->new_var), i),
+        .save_mean = bnorm_to(train->save_mean, i),
+        .save_mean_lo = bnorm_to(train->save_mean_lo, i),
+        .save_invstd = bnorm_to(train->save_invstd, i),
+        .save_var = bnorm_to(train->save_var, i),
+        .running_mean = bnorm_from(running->mean, i),
+        .running_var = bnorm_from(running->var, i),
+        .new_mean = bnorm_to(bnorm_updated(running->mean, running->new_mean), i),
+        .new_var = bnorm_to(bnorm_updated(running->var, running->new_var), i),
         .rate = running->rate,
         .divisor = bnorm_running_divisor(running, count),
     };
@@ -393,11 +369,11 @@ bnorm_status bnorm_partial_finish(const bnorm_partial *piece, const bnorm_train 
         return status;
     const size_t c = piece->c;
     if (piece->n == 0) {
-        clear(coefficients, 3 * c);
-        clear(train->save_mean, c);
-        clear(train->save_mean_lo, c);
-        clear(train->save_invstd, c);
-        clear(train->save_var, c);
+        bnorm_clear(coefficients, 3 * c);
+        bnorm_clear(train->save_mean, c);
+        bnorm_clear(train->save_mean_lo, c);
+        bnorm_clear(train->save_invstd, c);
+        bnorm_clear(train->save_var, c);
         bnorm_keep_running(&train->running, c);
         return BNORM_OK;
     }
@@ -419,9 +395,9 @@ static void finish_grad_channels(const bnorm_partial *piece, const bnorm_grad *g
                                       : bnorm_invstd(grad->save_var[i + k], grad->eps);
     if (coefficients) {
         const bnorm_scale_args args = {
-            .gamma = from(grad->gamma, i),
-            .beta = from(grad->beta, i),
-            .mean_lo = from(grad->save_mean_lo, i),
+            .gamma = bnorm_from(grad->gamma, i),
+            .beta = bnorm_from(grad->beta, i),
+            .mean_lo = bnorm_from(grad->save_mean_lo, i),
             .invstd = invstd,
             .scale = coefficients + i,
             .shift = coefficients + c + i,
@@ -433,14 +409,14 @@ static void finish_grad_channels(const bnorm_partial *piece, const bnorm_grad *g
         .sum_g = sum_g,
         .sum_gx = sum_gx,
         .n = values_of(piece, piece->n),
-        .gamma = from(grad->gamma, i),
-        .mean_lo = from(grad->save_mean_lo, i),
+        .gamma = bnorm_from(grad->gamma, i),
+        .mean_lo = bnorm_from(grad->save_mean_lo, i),
         .invstd = invstd,
-        .dgamma = to(grad->dgamma, i),
-        .dbeta = to(grad->dbeta, i),
-        .scale = to(coefficients, i),
-        .slope = grad->frozen ? NULL : to(coefficients, 2 * c + i),
-        .offset = to(coefficients, 3 * c + i),
+        .dgamma = bnorm_to(grad->dgamma, i),
+        .dbeta = bnorm_to(grad->dbeta, i),
+        .scale = bnorm_to(coefficients, i),
+        .slope = grad->frozen ? NULL : bnorm_to(coefficients, 2 * c + i),
+        .offset = bnorm_to(coefficients, 3 * c + i),
     };
     isa->grad_coefficients(&args, 0, n);
 }
@@ -472,9 +448,9 @@ bnorm_status bnorm_partial_finish_grad(const bnorm_partial *piece, const bnorm_g
     if ((status = bnorm_check_uses(&uses)))
         return status;
     if (piece->n == 0) {
-        clear(coefficients, 5 * c);
-        clear(grad->dgamma, c);
-        clear(grad->dbeta, c);
+        bnorm_clear(coefficients, 5 * c);
+        bnorm_clear(grad->dgamma, c);
+        bnorm_clear(grad->dbeta, c);
         return BNORM_OK;
     }
     for (size_t i = 0, n; i < c; i += n) {
@@ -482,6 +458,6 @@ bnorm_status bnorm_partial_finish_grad(const bnorm_partial *piece, const bnorm_g
         finish_grad_channels(piece, grad, i, n, coefficients);
     }
     if (coefficients && grad->frozen)
-        clear(coefficients + 2 * c, 2 * c);
+        bnorm_clear(coefficients + 2 * c, 2 * c);
     return BNORM_OK;
 }

@@ -259,11 +259,7 @@ static void run_map(struct job *job, size_t threads, const bnorm_exec *exec) {
     const size_t group = job->first / bnorm_unit(view);
     const size_t elements =
         map_view->images * map_view->rows * map_view->lanes * (map_view->groups - group);
-    size_t parts = 1;
-    if (threads)
-        parts = bnorm_parts(exec, elements);
-    else if (job->pass->reduce)
-        parts = elements / WAVE_ELEMENTS;
+    size_t parts = threads ? bnorm_parts(exec, elements) : elements / WAVE_ELEMENTS;
     if (parts < threads) /* what is left of a large tensor */
         parts = bnorm_min(threads, elements / LEAST_ELEMENTS);
     if (parts <= 1 && job->first == 0) {

@@ -109,11 +109,6 @@ static bnorm_status resolve(const bnorm_shape *shape, bnorm_in *in, size_t *exte
     size_t image, batch;
     in->run_stride = runs > 1 ? (run_stride ? run_stride : run) : 0;
     in->image_stride = *extent = 0;
-    if (!run_stride && !image_stride) { /* bnorm_check_shape has seen to the sizes */
-        in->image_stride = shape->n > 1 ? runs * run : 0;
-        *extent = shape->n * runs * run;
-        return BNORM_OK;
-    }
     if (!span(runs, in->run_stride, run, &image))
         return BNORM_BAD_STRIDE;
     if (shape->n > 1 && !(in->image_stride = image_stride)) {
@@ -153,7 +148,7 @@ bnorm_status bnorm_check_tensor(const bnorm_shape *shape, bnorm_in in, unsigned 
     tensor->type = shape->dtype;
     tensor->quant = (bnorm_quant){1, 0};
     tensor->same_lanes = 0;
-    if (!broadcast && !in.run_stride && !in.image_stride) { /* dense, as most are */
+    if (!broadcast && !in.run_stride && !in.image_stride) { /* dense: the sizes are checked */
         const size_t run = run_length(shape), image = runs_of(shape) * run;
         *extent = shape->n * image;
         place_strides(shape, run, shape->n > 1 ? image : 0, tensor);
