@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * What this CPU and its operating system can run: one bit per shipped kernel set. */
+ * What this CPU and its operating system can run, one bit per shipped kernel set, and from which
+ * sizes on it gains by what can be done about its caches. */
 #ifndef BNORM_DISPATCH_CPU_H
 #define BNORM_DISPATCH_CPU_H
 
@@ -30,5 +31,24 @@ unsigned bnorm_cpu_features(void);
  * is no such leaf, and XCR0, the registers that the operating system saves; 0 where it does not say
  * so. */
 unsigned bnorm_cpu_x86(unsigned leaf1_ecx, unsigned leaf7_ebx, unsigned xcr0);
+
+/* MiB of all tensors of a call together from which on elementwise passes do something about the
+ * caches. */
+typedef struct bnorm_limits {
+    unsigned prefetch;          /* above: lines are asked for ahead */
+    unsigned prefetch_in_place; /* the same where an output is an input */
+    unsigned stream;            /* from there on outputs may bypass the caches; 0 = never */
+} bnorm_limits;
+
+/* No limit of prefetch is lower, on any CPU. */
+#define BNORM_LEAST_PREFETCH 2u
+
+bnorm_limits bnorm_cpu_limits(void);
+
+/* EAX, EBX, ECX and EDX of a CPUID leaf, 0 where there is no such leaf. */
+typedef void bnorm_cpuid(unsigned leaf, unsigned subleaf, unsigned answer[4]);
+
+/* Those of an x86 CPU, by what it answers. */
+bnorm_limits bnorm_limits_x86(bnorm_cpuid *ask);
 
 #endif

@@ -10,15 +10,32 @@ static int is_dense(const bnorm_view *view, const bnorm_tensor *tensor) {
     return !tensor->data || tensor->image_stride == view->rows * tensor->row_stride;
 }
 
-#define MOST_TENSORS ((size_t)5)
-/* Tensors of more bytes altogether than this do not stay in the caches near a core. */
-#define CACHED_BYTES ((size_t)2 << 20)
-/* Outputs of more bytes than this each do not stay in any cache. */
-#define STREAMED_BYTES ((size_t)24 << 20)
+/* MiB per tensor: outputs below are left to the caches, for whoever reads them next. */
+#define LEAST_STREAM ((size_t)24)
 
-/* What the kernels do about the caches, as exec->memory says. */
+unsigned bnorm_hints(bnorm_memory memory, bnorm_limits limits, size_t bytes, size_t tensors,
+                     int in_place) {
+    const size_t mib = (size_t)1 << 20,
+                 prefetch = in_place ? limits.prefetch_in_place : limits.prefetch;
+    if (memory == BNORM_MEMORY_AUTO) {
+        if (limits.stream && !in_place && bytes >= limits.stream * mib &&
+            bytes >= LEAST_STREAM * mib * tensors)
+            memory = BNORM_MEMORY_STREAM;
+        else
+            memory = bytes > prefetch * mib ? BNORM_MEMORY_PREFETCH : BNORM_MEMORY_CACHED;
+    }
+    if (memory == BNORM_MEMORY_CACHED)
+        return 0;
+    return BNORM_FETCH_IN |
+           (memory == BNORM_MEMORY_STREAM && !in_place ? BNORM_BYPASS : BNORM_FETCH_OUT);
+}
+
+#define MOST_TENSORS ((size_t)5)
+/* Calls of so few elements are below all limits, whatever their tensors. */
+#define FEW_ELEMENTS (((size_t)BNORM_LEAST_PREFETCH << 20) / (MOST_TENSORS * sizeof(float)))
+
+/* As exec->memory says. */
 static unsigned hints_of(const bnorm_map *map, const bnorm_exec *exec) {
-    const unsigned fetch = BNORM_FETCH_IN | BNORM_FETCH_OUT;
     const bnorm_map_args *args = &map->args;
     const bnorm_tensor *const tensors[MOST_TENSORS] = {&args->x, &args->dy, &args->argument,
                                                        &args->out, &args->dresidual};
@@ -27,7 +44,7 @@ static unsigned hints_of(const bnorm_map *map, const bnorm_exec *exec) {
     const bnorm_memory memory = exec ? exec->memory : BNORM_MEMORY_AUTO;
     size_t count = 0, element_bytes = 0; /* of different tensors */
     int in_place = 0;
-    if (memory == BNORM_MEMORY_AUTO && elements <= CACHED_BYTES / (MOST_TENSORS * sizeof(float)))
+    if (memory == BNORM_MEMORY_AUTO && elements <= FEW_ELEMENTS)
         return 0;
     for (size_t i = 0; i < MOST_TENSORS; i++) {
         int again = 0;
@@ -41,20 +58,7 @@ static unsigned hints_of(const bnorm_map *map, const bnorm_exec *exec) {
         count++;
         element_bytes += bnorm_size_of(tensors[i]->type);
     }
-    switch (memory) {
-    case BNORM_MEMORY_AUTO:
-        break;
-    case BNORM_MEMORY_CACHED:
-        return 0;
-    case BNORM_MEMORY_PREFETCH:
-        return fetch;
-    case BNORM_MEMORY_STREAM:
-        return in_place ? fetch : BNORM_FETCH_IN | BNORM_BYPASS;
-    }
-    const size_t bytes = elements * element_bytes;
-    if (!in_place && bytes >= STREAMED_BYTES * count)
-        return BNORM_FETCH_IN | BNORM_BYPASS;
-    return bytes > CACHED_BYTES ? fetch : 0;
+    return bnorm_hints(memory, bnorm_cpu_limits(), elements * element_bytes, count, in_place);
 }
 
 void bnorm_plan_map(bnorm_map *map, const bnorm_view *view, int backward, const bnorm_exec *exec) {

@@ -4,6 +4,7 @@
 #ifndef BNORM_MAP_H
 #define BNORM_MAP_H
 
+#include "../dispatch/cpu.h"
 #include "tensor.h"
 
 typedef struct bnorm_map {
@@ -19,6 +20,11 @@ typedef struct bnorm_map {
 /* When tensors and parameters are in `args`: fills in what follows for the whole view. Images that
  * follow one another without a gap become one. */
 void bnorm_plan_map(bnorm_map *map, const bnorm_view *view, int backward, const bnorm_exec *exec);
+
+/* What the kernels do about the caches (enum bnorm_hint) in a call on so many different tensors of
+ * so many bytes altogether; in_place: an output is an input. limits are for BNORM_MEMORY_AUTO. */
+unsigned bnorm_hints(bnorm_memory memory, bnorm_limits limits, size_t bytes, size_t tensors,
+                     int in_place);
 
 /* The arguments for a part; near: it is in cache. */
 void bnorm_take_part(const bnorm_map *map, const bnorm_part *part, int near, bnorm_map_args *args);
