@@ -59,10 +59,10 @@ static unsigned limit(uint64_t bytes) {
 }
 
 /* A core of Zen reaches its L3 at full speed without being told what comes, and a prefetch of what is
- * there costs more than it brings: 1.3 to 2.9 times slower on a Zen 3. Other cores, and strangers on
+ * there costs more than it brings: 1.3 to 2.6 times slower on a Zen 3. Other cores, and strangers on
  * a virtual machine, use the L3, too: from half of it on prefetching gained up to 1.15, in place and
- * out of place. Outputs that bypass the caches gained 1.1 to 1.3 in calls of more than twice the L3;
- * with less, the next call finds part of them there. */
+ * out of place. Outputs that bypass the caches made calls of more than twice the L3 0.9 to 1.35
+ * times as fast, 1.15 in the middle; with less, the next call finds part of them there. */
 static bnorm_limits limits_of_zen(uint64_t l3) {
     const bnorm_limits limits = {limit(l3 / 2), limit(l3 / 2), (unsigned)(2 * l3 / MIB)};
     return limits;

@@ -319,9 +319,10 @@ typedef enum BNORM_INT bnorm_denormals {
  * where a cache would have kept the output. Without effect on Arm, whose cores find streams by
  * themselves. */
 typedef enum BNORM_INT bnorm_memory {
-    BNORM_MEMORY_AUTO = 0, /* STREAM from 24 MiB per tensor on, unless in place; else PREFETCH where
-                              the call's tensors have over 2 MiB altogether, else CACHED */
-    BNORM_MEMORY_CACHED,   /* plain loads and stores: tensors are in L1 or L2 of their core */
+    BNORM_MEMORY_AUTO = 0, /* by the size of the call's tensors altogether, with limits that come
+                              from the caches of this CPU: CACHED, then PREFETCH, then, not in place
+                              and not on all CPUs, STREAM (docs/performance.md) */
+    BNORM_MEMORY_CACHED,   /* plain loads and stores: tensors are in a cache near their core */
     BNORM_MEMORY_PREFETCH, /* asks for lines some KiB ahead: tensors are in L3 or in memory */
     BNORM_MEMORY_STREAM    /* as PREFETCH, and, where no output is an input, outputs bypass the
                               caches, in whole lines that are not read first: for outputs far
