@@ -18,14 +18,19 @@ static inline size_t bnorm_chains(size_t c) {
     return chains;
 }
 
-/* Rows are taken in groups of 16 per chain: squares and products are in float within a group, each
- * half of it on its own. */
+/* Rows are taken in groups of 16 per chain, which are added up in float. */
 #define BNORM_GROUP 16
-#define BNORM_HALF  8
 /* Rows of a block, spread over it, that its pivots are taken from: a power of two, up to 16. */
 #define BNORM_SAMPLES 16
 static inline size_t bnorm_samples(size_t rows) {
     return rows >= 16 ? 16 : rows >= 8 ? 8 : rows >= 4 ? 4 : rows >= 2 ? 2 : 1;
+}
+
+/* Places of a block of a plane, spread over it, that its pivot is taken from, four neighbours each:
+ * neighbours are much alike, so that larger planes have more places. */
+#define BNORM_PLACES 16
+static inline size_t bnorm_places(size_t len) {
+    return len >= 512 ? 16 : len >= 128 ? 8 : len >= 16 ? 4 : len >= 8 ? 2 : 1;
 }
 
 /* Chains of a block of a plane. */

@@ -7,6 +7,7 @@
 
 typedef __m256 vec_f;
 typedef __m256d vec_d;
+typedef __m128 four_floats;
 
 /* A mask with the first n of 8 or 4 lanes set is a window into these. */
 static const int vec_window_f[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
@@ -110,6 +111,14 @@ static inline vec_f vec_minus_abs(vec_f v) {
 /* a where it is greater, else b. */
 static inline vec_f vec_max(vec_f a, vec_f b) {
     return _mm256_max_ps(a, b);
+}
+/* a where it is less, else b. */
+static inline vec_f vec_min(vec_f a, vec_f b) {
+    return _mm256_min_ps(a, b);
+}
+/* The power of 2 that is at most v >= 0; 0 for denormals. */
+static inline vec_f vec_power_of_2(vec_f v) {
+    return _mm256_and_ps(v, _mm256_castsi256_ps(_mm256_set1_epi32(0x7f800000)));
 }
 static inline vec_f vec_round(vec_f v) {
     return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -217,14 +226,6 @@ static inline unsigned vec_outside_d(vec_d v, double low, double high) {
                      _mm256_cmp_pd(v, vec_set1_d(high), _CMP_NLE_UQ)));
 }
 
-static inline vec_d vec_fold_d(const vec_d v[VEC_D]) {
-    const vec_d even = _mm256_add_pd(_mm256_permute2f128_pd(v[0], v[2], 0x20),
-                                     _mm256_permute2f128_pd(v[0], v[2], 0x31));
-    const vec_d odd = _mm256_add_pd(_mm256_permute2f128_pd(v[1], v[3], 0x20),
-                                    _mm256_permute2f128_pd(v[1], v[3], 0x31));
-    return _mm256_add_pd(_mm256_unpacklo_pd(even, odd), _mm256_unpackhi_pd(even, odd));
-}
-
 /* float -> double: from memory, and the lower and upper half of a vector. */
 static inline vec_d vec_widen(const float *p) {
     return _mm256_cvtps_pd(_mm_loadu_ps(p));
@@ -238,10 +239,33 @@ static inline vec_d vec_low(vec_f v) {
 static inline vec_d vec_high(vec_f v) {
     return _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1));
 }
-/* Both halves of a vector: from memory, as taking it apart costs a shuffle. */
-static inline void vec_widen_both(const float *p, vec_d *low, vec_d *high) {
-    *low = vec_widen(p);
-    *high = vec_widen(p + VEC_D);
+/* Folds a and b to 4 floats each, upper half onto lower half, and adds them to 8 doubles. */
+static inline void vec_add_fours(double *sums, vec_f a, vec_f b) {
+    const __m128 four_a = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1)),
+                 four_b = _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
+    vec_store_d(sums, vec_add_d(vec_load_d(sums), _mm256_cvtps_pd(four_a)));
+    vec_store_d(sums + 4, vec_add_d(vec_load_d(sums + 4), _mm256_cvtps_pd(four_b)));
+}
+static inline four_floats vec_four(const void *p) {
+    return _mm_loadu_ps(p);
+}
+static inline four_floats vec_four_bf16(const void *p) {
+    return _mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(_mm_loadl_epi64(p)), 16));
+}
+static inline four_floats vec_four_f16(const void *p) {
+    return _mm_cvtph_ps(_mm_loadl_epi64(p));
+}
+static inline void vec_load_fours(const float *p, vec_f v[4]) {
+    vec_f m[4];
+    for (int i = 0; i < 4; i++)
+        m[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_load_ps(p + 4 * i)),
+                                    _mm_load_ps(p + 16 + 4 * i), 1);
+    const vec_f a = _mm256_unpacklo_ps(m[0], m[2]), b = _mm256_unpacklo_ps(m[1], m[3]),
+                c = _mm256_unpackhi_ps(m[0], m[2]), d = _mm256_unpackhi_ps(m[1], m[3]);
+    v[0] = _mm256_unpacklo_ps(a, b);
+    v[1] = _mm256_unpackhi_ps(a, b);
+    v[2] = _mm256_unpacklo_ps(c, d);
+    v[3] = _mm256_unpackhi_ps(c, d);
 }
 /* double -> float, rounded: VEC_D floats to memory. */
 static inline void vec_narrow_store(float *p, vec_d v) {

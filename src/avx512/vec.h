@@ -7,6 +7,7 @@
 
 typedef __m512 vec_f;
 typedef __m512d vec_d;
+typedef __m128 four_floats;
 
 static inline __mmask16 vec_mask_f(size_t n) {
     return (__mmask16)((1u << n) - 1);
@@ -110,6 +111,12 @@ static inline vec_f vec_minus_abs(vec_f v) {
 static inline vec_f vec_max(vec_f a, vec_f b) {
     return _mm512_max_ps(a, b);
 }
+static inline vec_f vec_min(vec_f a, vec_f b) {
+    return _mm512_min_ps(a, b);
+}
+static inline vec_f vec_power_of_2(vec_f v) {
+    return _mm512_and_ps(v, _mm512_castsi512_ps(_mm512_set1_epi32(0x7f800000)));
+}
 static inline vec_f vec_round(vec_f v) {
     return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
@@ -211,18 +218,6 @@ static inline unsigned vec_outside_d(vec_d v, double low, double high) {
                       _mm512_cmp_pd_mask(v, vec_set1_d(high), _CMP_NLE_UQ));
 }
 
-static inline vec_d vec_fold_d(const vec_d v[VEC_D]) {
-    /* Each vector's halves added, of two vectors at a time; then their quarters. */
-#define VEC_FOLD(a, b, first, second)                                                              \
-    _mm512_add_pd(_mm512_shuffle_f64x2(a, b, first), _mm512_shuffle_f64x2(a, b, second))
-    const vec_d even =
-        VEC_FOLD(VEC_FOLD(v[0], v[2], 0x44, 0xee), VEC_FOLD(v[4], v[6], 0x44, 0xee), 0x88, 0xdd);
-    const vec_d odd =
-        VEC_FOLD(VEC_FOLD(v[1], v[3], 0x44, 0xee), VEC_FOLD(v[5], v[7], 0x44, 0xee), 0x88, 0xdd);
-#undef VEC_FOLD
-    return _mm512_add_pd(_mm512_unpacklo_pd(even, odd), _mm512_unpackhi_pd(even, odd));
-}
-
 /* float -> double: from memory, and the lower and upper half of a vector. */
 static inline vec_d vec_widen(const float *p) {
     return _mm512_cvtps_pd(_mm256_loadu_ps(p));
@@ -236,10 +231,38 @@ static inline vec_d vec_low(vec_f v) {
 static inline vec_d vec_high(vec_f v) {
     return _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1));
 }
-/* Both halves of a vector: from memory, as taking it apart costs a shuffle. */
-static inline void vec_widen_both(const float *p, vec_d *low, vec_d *high) {
-    *low = vec_widen(p);
-    *high = vec_widen(p + VEC_D);
+static inline void vec_add_fours(double *sums, vec_f a, vec_f b) {
+    /* 8 lanes of a, 8 of b; then 4 of each. */
+    const vec_f eight = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44),
+                                      _mm512_shuffle_f32x4(a, b, 0xee)),
+                even = _mm512_shuffle_f32x4(eight, eight, 0x08),
+                odd = _mm512_shuffle_f32x4(eight, eight, 0x0d);
+    const __m256 fours = _mm256_add_ps(_mm512_castps512_ps256(even), _mm512_castps512_ps256(odd));
+    vec_store_d(sums, vec_add_d(vec_load_d(sums), _mm512_cvtps_pd(fours)));
+}
+static inline four_floats vec_four(const void *p) {
+    return _mm_loadu_ps(p);
+}
+static inline four_floats vec_four_bf16(const void *p) {
+    return _mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(_mm_loadl_epi64(p)), 16));
+}
+static inline four_floats vec_four_f16(const void *p) {
+    return _mm_cvtph_ps(_mm_loadl_epi64(p));
+}
+static inline void vec_load_fours(const float *p, vec_f v[4]) {
+    const __m512i every_fourth =
+                      _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29),
+                  third = _mm512_add_epi32(every_fourth, _mm512_set1_epi32(2));
+    const vec_f a = vec_load(p), b = vec_load(p + 16), c = vec_load(p + 32), d = vec_load(p + 48);
+    /* The first and second of 8 fours; their third and last. */
+    const vec_f low = _mm512_permutex2var_ps(a, every_fourth, b),
+                high = _mm512_permutex2var_ps(c, every_fourth, d),
+                low_3 = _mm512_permutex2var_ps(a, third, b),
+                high_3 = _mm512_permutex2var_ps(c, third, d);
+    v[0] = _mm512_shuffle_f32x4(low, high, 0x44);
+    v[1] = _mm512_shuffle_f32x4(low, high, 0xee);
+    v[2] = _mm512_shuffle_f32x4(low_3, high_3, 0x44);
+    v[3] = _mm512_shuffle_f32x4(low_3, high_3, 0xee);
 }
 /* double -> float, rounded: VEC_D floats to memory. */
 static inline void vec_narrow_store(float *p, vec_d v) {

@@ -16,14 +16,25 @@ BNORM_INLINE const void *element_at(const void *p, bnorm_dtype type, size_t i) {
     return (const char *)p + i * size_of(type);
 }
 
+/* n < 16 elements of 16 bits; a loop over them takes longer. */
+BNORM_INLINE void copy_halves(uint16_t *to, const uint16_t *p, size_t n) {
+    if (n & 8)
+        memcpy(to, p, 16);
+    if (n & 4)
+        memcpy(to + (n & 8), p + (n & 8), 8);
+    if (n & 2)
+        memcpy(to + (n & 12), p + (n & 12), 4);
+    if (n & 1)
+        to[n & 14] = p[n & 14];
+}
+
 /* n lanes of 16 bits, as load_lanes and store_lanes. */
 #define BNORM_HALF_LANES(type)                                                                     \
     BNORM_INLINE vec_f load_##type##_lanes(const uint16_t *p, size_t n) {                          \
         uint16_t all[VEC_F] = {0};                                                                 \
         if (n == VEC_F)                                                                            \
             return vec_load_##type(p);                                                             \
-        for (size_t k = 0; k < n; k++)                                                             \
-            all[k] = p[k];                                                                         \
+        copy_halves(all, p, n);                                                                    \
         return vec_load_##type(all);                                                               \
     }                                                                                              \
     BNORM_INLINE void store_##type##_lanes(uint16_t *p, vec_f v, size_t n) {                       \
@@ -33,8 +44,7 @@ BNORM_INLINE const void *element_at(const void *p, bnorm_dtype type, size_t i) {
             return;                                                                                \
         }                                                                                          \
         vec_store_##type(all, v);                                                                  \
-        for (size_t k = 0; k < n; k++)                                                             \
-            p[k] = all[k];                                                                         \
+        copy_halves(p, all, n);                                                                    \
     }
 BNORM_HALF_LANES(bf16)
 BNORM_HALF_LANES(f16)

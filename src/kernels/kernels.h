@@ -8,8 +8,8 @@
  *                                 when all is stored
  *   vec_fetch, vec_fetch_out      ask for the line of p, to be read or written
  *   vec_fma(a, b, c)              a*b + c rounded once
- *   vec_load_n, vec_store_n       the first n >= 1 lanes; memory behind them is not touched, other
- *                                 lanes load as 0
+ *   vec_load_n, vec_store_n       the first n lanes, of 1 when stored; memory behind them is not
+ *                                 touched, other lanes load as 0
  *   vec_first_n                   the first n lanes, zeros behind them
  *   vec_if_le, vec_if_gt          (a, b, yes, no) per lane; a NaN compares false
  *   vec_zero_if_le                (a, b, v): 0 where a <= b, else v
@@ -19,7 +19,8 @@
  *   vec_relu, vec_clamp           vec_canonical_result of these activations
  *   vec_join                      the first n lanes of one vector, the others of another
  *   vec_div, vec_negate, vec_minus_abs
- *   vec_max                       (a, b): a where it is greater, else b
+ *   vec_max, vec_min              (a, b): a where it is greater, or less, else b
+ *   vec_power_of_2                v >= 0 with its fraction cut off, 0 for denormals
  *   vec_round                     to whole numbers, ties to even
  *   vec_load_..., vec_store_...   bf16, f16, and VEC_F bytes: s8, u8, and 8 for numbers that fit;
  *                                 a NaN that is stored is that of vec_canonical
@@ -29,12 +30,15 @@
  *   ..._d                         the same for doubles, and vec_div_d, vec_sqrt_d, vec_if_eq_d,
  *                                 vec_if_lt_d, vec_outside_d
  *   vec_widen, vec_widen_n        floats from memory as doubles
- *   vec_widen_both                VEC_F floats from memory, as two halves
  *   vec_low, vec_high             the halves of a vec_f as doubles
  *   vec_narrow_store, ..._n       VEC_D doubles rounded to floats, or the first n of them
  *   vec_round_d                   doubles rounded to floats, and back
- *   vec_fold_d                    VEC_D vectors; lane i of the result is the sum of vector i, upper
- *                                 half added onto lower half
+ *   vec_add_fours                 (sums, a, b): adds 4 floats of each, which its lanes are folded
+ *                                 to, to 8 doubles
+ *   four_floats, vec_four, ..._bf16, ..._f16
+ *                                 a vector of 4 floats, which + adds; from memory
+ *   vec_load_fours                VEC_F times 4 floats from aligned memory: the first, second, third
+ *                                 and last of each
  *   vec_leave                     before a kernel returns to code that is not of this set
  * Wherever a product is added to something, it is written as a fma: a compiler that contracts finds
  * nothing to do. */
@@ -53,14 +57,16 @@
 #if defined(__clang__)
 #define BNORM_UNROLL /* clang unrolls short constant loops by itself */
 #define BNORM_UNROLL_SOME
+#define BNORM_NO_UNROLL _Pragma("clang loop unroll(disable)")
 #else
 #define BNORM_UNROLL      _Pragma("GCC unroll 32")
 #define BNORM_UNROLL_SOME _Pragma("GCC unroll 4")
+#define BNORM_NO_UNROLL   _Pragma("GCC unroll 1")
 #endif
 
 /* Channels that a reduction kernel takes at a time, and room for the lanes of one vector behind
  * them. */
-#define BNORM_TILE 1024
+#define BNORM_TILE 512
 #define BNORM_PAD  16
 
 BNORM_INLINE size_t lesser(size_t a, size_t b) {
@@ -94,13 +100,6 @@ BNORM_INLINE void repeat_lanes(float *p, size_t c, size_t times) {
     for (size_t j = 1; j < times; j++)
         for (size_t i = 0; i < c; i += VEC_F)
             vec_store(p + j * c + i, vec_load(p + i));
-}
-
-/* How far ahead of a row the reductions prefetch, in elements: the next group, or, where rows are
- * long, further on in the row. */
-#define BNORM_FETCH_STRIDE 128
-BNORM_INLINE size_t fetch_distance(size_t stride) {
-    return stride <= BNORM_FETCH_STRIDE ? BNORM_GROUP * stride : 64;
 }
 
 /* A parameter of each lane, or one for all n lanes. */
@@ -137,47 +136,11 @@ BNORM_INLINE void fold_chains(double *s, size_t c, size_t chains) {
     }
 }
 
-/* The same for the chains of one channel. */
-static double fold_scalars(double *s, size_t chains) {
-    for (size_t half = chains / 2; half > 0; half /= 2)
-        for (size_t j = 0; j < half; j++)
-            s[j] += s[half + j];
-    return s[0];
-}
-
-/* The sums of one plane, one lane each. */
-typedef struct plane_lanes {
-    _Alignas(64) double lane[BNORM_SPAN_LANES];
-} plane_lanes;
-
-BNORM_INLINE void zero_plane(plane_lanes *p) {
-    BNORM_UNROLL
-    for (size_t i = 0; i < BNORM_SPAN_LANES; i += VEC_D)
-        vec_store_d(p->lane + i, vec_set1_d(0));
-}
-
-/* The fold of a plane's lanes, down to one vector. */
-BNORM_INLINE vec_d fold_vectors(vec_d *v) {
-    enum { VECTORS = BNORM_SPAN_LANES / VEC_D };
-    /* Written out, as gcc does not unroll a loop over halves. */
-#define BNORM_FOLD(half)                                                                           \
-    BNORM_UNROLL                                                                                   \
-    for (size_t i = 0; (half) < VECTORS && i < (half); i++)                                        \
-        v[i] = vec_add_d(v[i], v[((half) + i) % VECTORS]);
-    BNORM_FOLD(8)
-    BNORM_FOLD(4)
-    BNORM_FOLD(2)
-    BNORM_FOLD(1)
-#undef BNORM_FOLD
-    return v[0];
-}
-
-BNORM_INLINE vec_d fold_plane(const plane_lanes *p) {
-    vec_d v[BNORM_SPAN_LANES / VEC_D];
-    BNORM_UNROLL
-    for (size_t i = 0; i < BNORM_SPAN_LANES; i += VEC_D)
-        v[i / VEC_D] = vec_load_d(p->lane + i);
-    return fold_vectors(v);
+/* Lanes of `to` whose bits are set. */
+BNORM_INLINE void replace_lanes(unsigned bits, const double *from, double *to) {
+    for (size_t i = 0; bits; i++, bits >>= 1)
+        if (bits & 1)
+            to[i] = from[i];
 }
 
 #include "convert.h"
@@ -194,8 +157,7 @@ static void smooth_gradients(bnorm_act_kind kind, float a, const float *v, float
 }
 #endif
 #include "gradient.h"
-#include "moments.h"
-#include "sums.h"
+#include "reduce.h"
 #include "leaves.h"
 #include "elementwise.h"
 #include "staged.h"

@@ -161,11 +161,12 @@ static void sums_tree(const bnorm_map_args *a, double *sum_g, double *sum_gx) {
         add_leaves(r, a->rows, a->valid, sum_g, sum_gx);
     } else {
         float x[BNORM_LEAF_ROOM], g[BNORM_LEAF_ROOM], v[BNORM_LEAF_ROOM];
+        const struct sum_rows all = sum_rows_at(a, 0);
         for (size_t i = 0; i < a->valid; i += BNORM_LEAF_LANES) {
-            const size_t n = lesser(BNORM_LEAF_LANES, a->valid - i);
-            const struct grad_rows rows = grad_rows_at(a, i);
-            const struct leaf_rows r = {x, g, rows.center, n, n};
-            widen_grads(a, &rows, a->rows, n, 0, x, g, v);
+            const size_t n = lesser(BNORM_LEAF_LANES, a->valid - i), row = whole_vectors(n);
+            const struct sum_rows rows = sum_rows_from(&all, 0, i, 1, i);
+            const struct leaf_rows r = {x, g, rows.center, row, row};
+            load_rows(&rows, a->rows, n, x, g, v);
             add_leaves(r, a->rows, n, sum_g + i, sum_gx + i);
         }
     }

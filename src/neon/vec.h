@@ -7,15 +7,18 @@
 
 typedef float32x4_t vec_f;
 typedef float64x2_t vec_d;
+typedef float32x4_t four_floats;
 
 static inline vec_f vec_load(const float *p) {
     return vld1q_f32(p);
 }
-/* 1 <= n <= 4 */
+/* n <= 4 */
 static inline vec_f vec_load_n(const float *p, size_t n) {
     vec_f v = vdupq_n_f32(0);
     if (n >= 4)
         return vld1q_f32(p);
+    if (n == 0)
+        return v;
     if (n & 2) {
         v = vcombine_f32(vld1_f32(p), vget_low_f32(v));
         return n & 1 ? vld1q_lane_f32(p + 2, v, 2) : v;
@@ -114,6 +117,12 @@ static inline vec_f vec_minus_abs(vec_f v) {
 /* a where it is greater, else b. */
 static inline vec_f vec_max(vec_f a, vec_f b) {
     return vbslq_f32(vcgtq_f32(a, b), a, b);
+}
+static inline vec_f vec_min(vec_f a, vec_f b) {
+    return vbslq_f32(vcltq_f32(a, b), a, b);
+}
+static inline vec_f vec_power_of_2(vec_f v) {
+    return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(v), vdupq_n_u32(0x7f800000)));
 }
 static inline vec_f vec_round(vec_f v) {
     return vrndnq_f32(v);
@@ -223,10 +232,6 @@ static inline unsigned vec_outside_d(vec_d v, double low, double high) {
     return (unsigned)(~vgetq_lane_u64(inside, 0) & 1) | (unsigned)(~vgetq_lane_u64(inside, 1) & 2);
 }
 
-static inline vec_d vec_fold_d(const vec_d v[VEC_D]) {
-    return vpaddq_f64(v[0], v[1]);
-}
-
 /* float -> double: from memory, and the lower and upper half of a vector. */
 static inline vec_d vec_widen(const float *p) {
     return vcvt_f64_f32(vld1_f32(p));
@@ -240,10 +245,25 @@ static inline vec_d vec_low(vec_f v) {
 static inline vec_d vec_high(vec_f v) {
     return vcvt_high_f64_f32(v);
 }
-static inline void vec_widen_both(const float *p, vec_d *low, vec_d *high) {
-    const vec_f v = vld1q_f32(p);
-    *low = vec_low(v);
-    *high = vec_high(v);
+static inline void vec_add_fours(double *sums, vec_f a, vec_f b) {
+    vst1q_f64(sums, vaddq_f64(vld1q_f64(sums), vec_low(a)));
+    vst1q_f64(sums + 2, vaddq_f64(vld1q_f64(sums + 2), vec_high(a)));
+    vst1q_f64(sums + 4, vaddq_f64(vld1q_f64(sums + 4), vec_low(b)));
+    vst1q_f64(sums + 6, vaddq_f64(vld1q_f64(sums + 6), vec_high(b)));
+}
+static inline four_floats vec_four(const void *p) {
+    return vld1q_f32(p);
+}
+static inline four_floats vec_four_bf16(const void *p) {
+    return vec_load_bf16(p);
+}
+static inline four_floats vec_four_f16(const void *p) {
+    return vec_load_f16(p);
+}
+static inline void vec_load_fours(const float *p, vec_f v[4]) {
+    const float32x4x4_t fours = vld4q_f32(p);
+    for (int i = 0; i < 4; i++)
+        v[i] = fours.val[i];
 }
 /* double -> float, rounded: VEC_D floats to memory. */
 static inline void vec_narrow_store(float *p, vec_d v) {

@@ -200,31 +200,57 @@ static void store_bit(const bnorm_bits *mask, size_t r, size_t i, int bit) {
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* Reductions. Chain j of a channel holds rows j, j + chains, j + 2*chains, ...; what the chains add
- * up to is folded, upper half onto lower half. */
+/* Reductions. Chain j of a channel holds positions j, j + chains, j + 2*chains, ... It is added up in
+ * groups of 16, in float, and groups in double. What chains add up to is folded, upper half onto
+ * lower half. */
 
-struct chain {
-    const bnorm_block_args *block;
-    size_t first; /* element */
-    size_t step;  /* elements from one member to the next */
-    size_t count; /* members */
+/* A channel of a block; of backward where there is dy. */
+struct channel {
+    bnorm_map_args args; /* rows of one element for statistics */
+    size_t ch;
+    int along_plane;
+    size_t count, chains;
 };
 
-static float member(struct chain chain, size_t q) {
-    return load(chain.block->x, chain.block->type, &no_quant, chain.first + q * chain.step);
+static float grad_element(const bnorm_map_args *a, size_t r, size_t i, size_t ch);
+
+ALWAYS_INLINE float value_of(const struct channel *c, size_t q) {
+    const bnorm_tensor *x = &c->args.x;
+    return load(x->data, x->type, &no_quant,
+                c->along_plane ? c->ch * x->row_stride + q : q * x->row_stride + c->ch);
 }
 
-/* A channel of a block. */
-struct channel {
-    const bnorm_block_args *block;
-    size_t first, step, count;
+static float grad_of(const struct channel *c, size_t q) {
+    return c->along_plane ? grad_element(&c->args, c->ch, q, c->ch)
+                          : grad_element(&c->args, q, c->ch, c->ch);
+}
+
+/* Of a: sum of d = x - center, or of g; of b: of d*d, or of g*d. */
+struct two_sums {
+    double a, b;
 };
 
-static struct chain chain_of(struct channel x, size_t chains, size_t j) {
-    struct chain chain = {x.block, x.first + j * x.step, x.step * chains, 0};
-    if (j < x.count)
-        chain.count = (x.count - j + chains - 1) / chains;
-    return chain;
+/* `count` positions, every `chains`th from q on: a pair at a time, two pairs together, and these one
+ * after the other. */
+ALWAYS_INLINE void add_group(const struct channel *c, int backward, float center, size_t q,
+                             size_t count, float *sum_a, float *sum_b) {
+    *sum_a = *sum_b = 0;
+    for (size_t i = 0; i < count; i += 4) {
+        float a[2] = {0, 0}, b[2] = {0, 0};
+        for (size_t k = 0; k < 4 && i + k < count; k++) {
+            const size_t at = q + (i + k) * c->chains;
+            const float d = value_of(c, at) - center, first = backward ? grad_of(c, at) : d;
+            a[k / 2] += first;
+            b[k / 2] = bnorm_fmaf(first, d, b[k / 2]);
+        }
+        *sum_a += a[0] + a[1];
+        *sum_b += b[0] + b[1];
+    }
+}
+
+static size_t group_size(const struct channel *c, size_t q) {
+    const size_t left = q < c->count ? (c->count - q + c->chains - 1) / c->chains : 0;
+    return left < BNORM_GROUP ? left : BNORM_GROUP;
 }
 
 static double fold(double *partial, size_t chains) {
@@ -234,119 +260,150 @@ static double fold(double *partial, size_t chains) {
     return partial[0];
 }
 
-/* In double, by pairs. */
-static double chain_sum(struct chain chain) {
-    double sum = 0;
-    for (size_t q = 0; q < chain.count; q += 2) {
-        const double next = q + 1 < chain.count ? (double)member(chain, q + 1) : 0;
-        sum += (double)member(chain, q) + next;
-    }
-    return sum;
-}
-
-/* Where row i of a group is added: even rows and odd rows of each half are a chain of fma. */
-static size_t place_of(size_t i) {
-    return i / BNORM_HALF * 2 + i % 2;
-}
-
-static float add_places(const float place[4]) {
-    const float first = place[0] + place[1], second = place[2] + place[3];
-    return first + second;
-}
-
-/* In groups of 16: the squares of a group in float, in four chains. */
-static double chain_squares(struct chain chain, float pivot) {
-    double sum = 0;
-    for (size_t q = 0; q < chain.count; q += BNORM_GROUP) {
-        float squares[4] = {0, 0, 0, 0};
-        for (size_t i = 0; i < BNORM_GROUP && q + i < chain.count; i++) {
-            const float d = member(chain, q + i) - pivot;
-            squares[place_of(i)] = bnorm_fmaf(d, d, squares[place_of(i)]);
-        }
-        sum += (double)add_places(squares);
-    }
-    return sum;
-}
-
-/* The same in double, for groups whose squares leave the range of a float. */
-static double chain_squares_wide(struct chain chain, float pivot) {
-    double sum = 0;
-    for (size_t q = 0; q < chain.count; q += BNORM_GROUP) {
-        double squares[2] = {0, 0};
-        for (size_t i = 0; i < BNORM_GROUP && q + i < chain.count; i++) {
-            const double d = (double)member(chain, q + i) - (double)pivot;
-            squares[i % 2] = bnorm_fma(d, d, squares[i % 2]);
-        }
-        sum += squares[0] + squares[1];
-    }
-    return sum;
-}
-
-typedef double chain_function(struct chain chain, float pivot);
-
-static double all_squares(chain_function *squares, struct channel x, size_t chains, float pivot) {
-    double partial[BNORM_SPAN_LANES] = {0};
-    for (size_t j = 0; j < chains; j++)
-        partial[j] = squares(chain_of(x, chains, j), pivot);
-    return fold(partial, chains);
-}
-
-/* The mean of up to 16 rows, spread over the block. */
-static float sample_mean(struct channel x) {
-    const size_t samples = bnorm_samples(x.count);
-    float v[BNORM_SAMPLES];
-    for (size_t j = 0; j < samples; j++)
-        v[j] = member(chain_of(x, 1, j * x.count / samples), 0);
-    for (size_t half = samples / 2; half > 0; half /= 2)
-        for (size_t j = 0; j < half; j++)
-            v[j] = v[j] + v[j + half];
-    return v[0] * (1 / (float)samples);
-}
-
-/* Sum and sum of squared deviations of one channel's block: squares about a pivot, corrected for
- * the pivot's distance from the mean, excess/n. The pivot is the mean rounded to float, or what a
- * sample gives if that is within a deviation of the mean. */
-static void moments_channel(struct channel x, size_t chains, const float *sample, double *sum,
-                            double *m2) {
-    double partial[BNORM_SPAN_LANES] = {0};
-    const double n = (double)x.count;
-
-    for (size_t j = 0; j < chains; j++)
-        partial[j] = chain_sum(chain_of(x, chains, j));
-    const double total = fold(partial, chains);
-
-    float pivot = sample ? *sample : (float)(total * (1 / n));
-    double squares = all_squares(chain_squares, x, chains, pivot);
-    double excess = bnorm_fma(-n, (double)pivot, total);
-    if (sample) {
-        const double margin = bnorm_fma(excess * (-1 / n), excess, squares * 0.5);
-        if (!(margin >= 0 && margin <= DBL_MAX)) {
-            pivot = (float)(total * (1 / n));
-            squares = all_squares(chain_squares, x, chains, pivot);
-            excess = bnorm_fma(-n, (double)pivot, total);
+/* Of rows: each chain in double. Of a plane: the chains of a group are folded in float to four. */
+ALWAYS_INLINE struct two_sums float_sums(const struct channel *c, int backward, float center) {
+    double a[BNORM_SPAN_LANES] = {0}, b[BNORM_SPAN_LANES] = {0};
+    const size_t lanes = c->along_plane ? 4 : c->chains;
+    for (size_t group = 0; group < c->count; group += BNORM_GROUP * c->chains) {
+        float group_a[BNORM_SPAN_LANES], group_b[BNORM_SPAN_LANES];
+        for (size_t j = 0; j < c->chains; j++)
+            add_group(c, backward, center, group + j, group_size(c, group + j), &group_a[j],
+                      &group_b[j]);
+        for (size_t half = c->chains / 2; half >= lanes; half /= 2)
+            for (size_t j = 0; j < half; j++) {
+                group_a[j] += group_a[j + half];
+                group_b[j] += group_b[j + half];
+            }
+        for (size_t j = 0; j < lanes; j++) {
+            a[j] += (double)group_a[j];
+            b[j] += (double)group_b[j];
         }
     }
-    /* Over- or underflow in float, or a NaN, or a constant. */
-    if (!(squares >= 0x1p-90 && squares <= DBL_MAX))
-        squares = all_squares(chain_squares_wide, x, chains, pivot);
+    return (struct two_sums){fold(a, lanes), fold(b, lanes)};
+}
 
-    const double centred = bnorm_fma(excess, excess * (-1 / n), squares);
-    *sum = canonical_double(total);
-    *m2 = canonical_double(centred < 0 ? 0 : centred);
+static struct two_sums sums_of(const struct channel *c, float center) {
+    return c->args.dy.data ? float_sums(c, 1, center) : float_sums(c, 0, center);
+}
+
+/* All in double, each chain in order: where floats do not do. Statistics have the values themselves
+ * in a. */
+static struct two_sums double_sums_of(const struct channel *c, double center) {
+    double a[BNORM_SPAN_LANES] = {0}, b[BNORM_SPAN_LANES] = {0};
+    for (size_t q = 0; q < c->count; q++) {
+        const double x = (double)value_of(c, q), d = x - center;
+        const double first = c->args.dy.data ? (double)grad_of(c, q) : d;
+        a[q % c->chains] += c->args.dy.data ? first : x;
+        b[q % c->chains] = bnorm_fma(first, d, b[q % c->chains]);
+    }
+    return (struct two_sums){fold(a, c->chains), fold(b, c->chains)};
+}
+
+static float power_of_2(float v) {
+    return float_of(bits_of(v) & 0x7f800000);
+}
+
+/* A whole number of units, which are 2^-23 times 2/3 of magic. */
+static float round_to(float v, float magic) {
+    const float sum = v + magic;
+    return sum - magic;
+}
+
+/* The mean of values that are spread over the block (of a plane: places of four neighbours),
+ * rounded to an eighth or so of their spread. */
+static float sample_pivot(const struct channel *c) {
+    float v[4 * BNORM_PLACES], least, most;
+    size_t samples = bnorm_samples(c->count), n;
+    if (c->along_plane && c->count >= 4)
+        samples = 4 * bnorm_places(c->count);
+    for (size_t j = 0; j < samples; j++) {
+        size_t q = j * c->count / samples;
+        if (c->along_plane)
+            q = samples < 4 ? j : j / 4 * c->count / (samples / 4) + j % 4;
+        v[j] = value_of(c, q);
+    }
+    for (n = samples; n > 4; n /= 2)
+        for (size_t j = 0; j < n / 2; j++)
+            v[j] += v[j + n / 2];
+    least = most = v[0];
+    for (size_t j = 1; j < n; j++) {
+        least = v[j] < least ? v[j] : least;
+        most = v[j] > most ? v[j] : most;
+    }
+    for (; n > 1; n /= 2)
+        for (size_t j = 0; j < n / 2; j++)
+            v[j] += v[j + n / 2];
+    const float mean = v[0] * (1 / (float)samples);
+    return round_to(mean, power_of_2(most - least) * 0x3p17f);
+}
+
+/* A pivot from the sums about another one: the mean, rounded to an eighth or so of the deviation
+ * where these say enough of it. 0 where they say nothing. */
+static float better_pivot(double n, float pivot, struct two_sums sums) {
+    const float mean = (float)bnorm_fma(sums.a, 1 / n, (double)pivot);
+    const double squares = bnorm_fma(sums.a * (-1 / n), sums.a, sums.b);
+    if (!(mean >= -FLT_MAX && mean <= FLT_MAX))
+        return 0;
+    if (!(squares > sums.b * 0x1p-10 && sums.b <= DBL_MAX))
+        return mean;
+    return round_to(mean, power_of_2((float)sqrt(squares * (1 / n))) * 0x3p19f);
+}
+
+static int all_values_are(const struct channel *c, float pivot) {
+    for (size_t q = 0; q < c->count; q++)
+        if (!(value_of(c, q) - pivot == 0))
+            return 0;
+    return 1;
+}
+
+/* Squares that leave the range of a float. */
+static int in_range(double squares) {
+    return squares >= 0x1p-90 && squares <= DBL_MAX;
+}
+
+/* Sum and sum of squared deviations of one channel's block, from the sums of d = x - pivot and its
+ * square. The pivot must be within a deviation of the mean, or be as near as a float can. */
+static void moments_channel(const struct channel *c, double *sum, double *m2) {
+    const double n = (double)c->count;
+    float pivot = sample_pivot(c);
+    struct two_sums sums = sums_of(c, pivot);
+    const double margin = bnorm_fma(sums.a * (-1 / n), sums.a, sums.b * 0.5);
+    if (!(margin >= 0 && margin <= DBL_MAX && in_range(sums.b)) && !all_values_are(c, pivot)) {
+        pivot = better_pivot(n, pivot, sums);
+        sums = sums_of(c, pivot);
+        if (!in_range(sums.b)) {
+            const double total = double_sums_of(c, 0).a;
+            *sum = canonical_double(total);
+            *m2 = canonical_double(double_sums_of(c, total / n).b);
+            return;
+        }
+    }
+    const double squares = bnorm_fma(sums.a * (-1 / n), sums.a, sums.b);
+    *sum = canonical_double(bnorm_fma(n, (double)pivot, sums.a));
+    *m2 = canonical_double(squares < 0 ? 0 : squares);
+}
+
+static struct channel channel_of(const bnorm_block_args *a, size_t ch, int along_plane) {
+    struct channel c = {.ch = ch, .along_plane = along_plane};
+    c.args.x = (bnorm_tensor){.data = (void *)(uintptr_t)a->x, .row_stride = a->stride};
+    c.args.x.type = a->type;
+    c.count = along_plane ? a->len : a->runs;
+    c.chains = BNORM_SPAN_LANES;
+    return c;
 }
 
 static void moments_rows(const bnorm_block_args *a, size_t chains, double *sum, double *m2) {
     for (size_t i = 0; i < a->valid; i++) {
-        const struct channel x = {a, i, a->stride, a->runs};
-        const float sample = sample_mean(x);
-        moments_channel(x, chains, &sample, &sum[i], &m2[i]);
+        struct channel c = channel_of(a, i, 0);
+        c.chains = chains;
+        moments_channel(&c, &sum[i], &m2[i]);
     }
 }
 
 static void moments_span(const bnorm_block_args *a, double *sum, double *m2) {
     for (size_t i = 0; i < a->runs; i++) {
-        const struct channel x = {a, i * a->stride, 1, a->len};
-        moments_channel(x, BNORM_SPAN_LANES, NULL, &sum[i], &m2[i]);
+        const struct channel c = channel_of(a, i, 1);
+        moments_channel(&c, &sum[i], &m2[i]);
     }
 }
 
@@ -599,7 +656,7 @@ ALWAYS_INLINE float x_minus_center(const bnorm_map_args *a, size_t r, size_t i, 
     return load_at(&a->x, r, i) - a->center[ch];
 }
 
-ALWAYS_INLINE float grad_element(const bnorm_map_args *a, size_t r, size_t i, size_t ch) {
+static float grad_element(const bnorm_map_args *a, size_t r, size_t i, size_t ch) {
     const float dy = load_at(&a->dy, r, i);
     float v = 0;
     switch (a->pre) {
@@ -622,55 +679,35 @@ ALWAYS_INLINE float grad_element(const bnorm_map_args *a, size_t r, size_t i, si
     return gradient(&a->act, v, dy);
 }
 
-/* Sums of one channel of `count` elements. g by pairs in double; g*(x - center) in groups of 16, in
- * float like the squares above, or in double. */
-static void sums_channel(const bnorm_map_args *a, size_t ch, size_t count, size_t chains,
-                         int along_plane, int wide, double *sum_g, double *sum_gx) {
-    double partial_g[BNORM_SPAN_LANES] = {0}, partial_gx[BNORM_SPAN_LANES] = {0};
-    for (size_t j = 0; j < chains; j++) {
-        for (size_t q = j; q < count; q += BNORM_GROUP * chains) {
-            double g[BNORM_GROUP] = {0}, wide_products[2] = {0, 0};
-            float products[4] = {0, 0, 0, 0};
-            for (size_t k = 0; k < BNORM_GROUP && q + k * chains < count; k++) {
-                const size_t r = along_plane ? ch : q + k * chains,
-                             i = along_plane ? q + k * chains : ch;
-                const float x = load_at(&a->x, r, i), center = a->center[ch];
-                const float g_float = grad_element(a, r, i, ch), d = x - center;
-                g[k] = (double)g_float;
-                if (wide)
-                    wide_products[k % 2] =
-                        bnorm_fma(g[k], (double)x - (double)center, wide_products[k % 2]);
-                else
-                    products[place_of(k)] = bnorm_fmaf(g_float, d, products[place_of(k)]);
-            }
-            for (size_t k = 0; k < BNORM_GROUP; k += 2)
-                partial_g[j] += g[k] + g[k + 1];
-            partial_gx[j] +=
-                wide ? wide_products[0] + wide_products[1] : (double)add_places(products);
-        }
+/* Sums of a channel in float, or in double where they are out of range: 0 is right where all g are
+ * 0, and the sum of g does not depend on x. */
+static void sums_channel(const struct channel *c, double *sum_g, double *sum_gx) {
+    const float center = c->args.center[c->ch];
+    struct two_sums sums = sums_of(c, center);
+    const int finite = fabs(sums.a) <= DBL_MAX;
+    if (!(finite && in_range(fabs(sums.b))) && !(sums.a == 0 && sums.b == 0)) {
+        const struct two_sums again = double_sums_of(c, (double)center);
+        if (!finite)
+            sums.a = again.a;
+        sums.b = again.b;
     }
-    *sum_g = canonical_double(fold(partial_g, chains));
-    *sum_gx = canonical_double(fold(partial_gx, chains));
-}
-
-/* Products in float, or in double where their sum is out of range; 0 is right where all g are 0. */
-static void accurate_sums(const bnorm_map_args *a, size_t ch, size_t count, size_t chains,
-                          int along_plane, double *sum_g, double *sum_gx) {
-    sums_channel(a, ch, count, chains, along_plane, 0, sum_g, sum_gx);
-    const double size = fabs(*sum_gx);
-    if (!(size >= 0x1p-90 && size <= DBL_MAX) && !(*sum_g == 0 && *sum_gx == 0))
-        sums_channel(a, ch, count, chains, along_plane, 1, sum_g, sum_gx);
+    *sum_g = canonical_double(sums.a);
+    *sum_gx = canonical_double(sums.b);
 }
 
 static void sums_rows(const bnorm_map_args *a, size_t chains, double *sum_g, double *sum_gx) {
-    for (size_t ch = 0; ch < a->valid; ch++)
-        accurate_sums(a, ch, a->rows, chains, 0, &sum_g[ch], &sum_gx[ch]);
+    for (size_t ch = 0; ch < a->valid; ch++) {
+        const struct channel c = {*a, ch, 0, a->rows, chains};
+        sums_channel(&c, &sum_g[ch], &sum_gx[ch]);
+    }
 }
 
 static void sums_span(const bnorm_map_args *whole, double *sum_g, double *sum_gx) {
     const bnorm_map_args a = rows_of(whole, 0, 0, 1);
-    for (size_t ch = 0; ch < a.rows; ch++)
-        accurate_sums(&a, ch, a.lanes, BNORM_SPAN_LANES, 1, &sum_g[ch], &sum_gx[ch]);
+    for (size_t ch = 0; ch < a.rows; ch++) {
+        const struct channel c = {a, ch, 1, a.lanes, BNORM_SPAN_LANES};
+        sums_channel(&c, &sum_g[ch], &sum_gx[ch]);
+    }
 }
 
 /* Rows [r, r + rows) of one channel, two halves; products in double. */

@@ -1,0 +1,1116 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The reductions of a block: of the statistics, sum(d) and sum(d*d) with d = x - pivot; of backward,
+ * sum(g) and sum(g*d) with d = x - center. src/scalar/scalar.c says what, docs/numerics.md why.
+ *
+ * Rows of lanes are added up in groups of 16 rows, in float, along a binary tree; groups in double.
+ * A lane is a chain of a channel (several where few channels share a row), or every 32nd element of
+ * a plane. A form has two parameters, constants of an inlined body:
+ *   g     where the first of the two terms comes from: BNORM_SQUARES = from d; of backward an enum
+ *         bnorm_pre: dy alone for BNORM_PRE_NONE, else dy where RELU or CLAMP let it pass
+ *   type  of the tensors: F32, and BF16 and F16 for BNORM_SQUARES and BNORM_PRE_NONE
+ * Everything else, and rows of less than a vector of lanes, becomes x and g in floats first, in
+ * memory that stays in the first-level cache. */
+#include "../fma.h"
+
+#define BNORM_SQUARES (-1)
+#define BNORM_GENERAL (-2) /* has no form: by way of memory */
+
+struct sum_form {
+    int g;
+    bnorm_dtype type;
+};
+
+/* Rows of lanes in memory. Steps are bytes from one row to the next. */
+struct sum_rows {
+    const bnorm_map_args *a; /* pre and act of backward; NULL = statistics */
+    bnorm_dtype type;
+    int spread; /* parameters: one for all lanes, or one per lane */
+    const char *x, *dy, *argument;
+    size_t x_step, dy_step, argument_step, bit, bit_step;
+    const float *center, *scale, *shift;
+};
+
+/* From lane i of row `row` on, every `every`th row; parameters from lane `p` on. */
+BNORM_INLINE struct sum_rows sum_rows_from(const struct sum_rows *s, size_t row, size_t i,
+                                           size_t every, size_t p) {
+    const size_t size = size_of(s->type);
+    struct sum_rows t = *s;
+    t.x += row * s->x_step + i * size;
+    t.x_step *= every;
+    t.center += p;
+    if (s->a) {
+        t.dy += row * s->dy_step + i * size;
+        t.dy_step *= every;
+        if (reads_extra(s->a->pre)) {
+            t.argument += row * s->argument_step + i * size;
+            t.argument_step *= every;
+        }
+        t.bit += row * s->bit_step + i;
+        t.bit_step *= every;
+        if (reads_x(s->a->pre)) {
+            t.scale += p;
+            t.shift += p;
+        }
+    }
+    return t;
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Trees of vectors */
+
+struct sums {
+    vec_f a, b;
+};
+
+/* The parameters of a vector of lanes. */
+struct sum_parameters {
+    vec_f center, scale, shift, low, high;
+};
+
+BNORM_INLINE struct sums no_sums(void) {
+    return (struct sums){vec_set1(0), vec_set1(0)};
+}
+
+BNORM_INLINE struct sums add_sums(struct sums s, struct sums t) {
+    return (struct sums){vec_add(s.a, t.a), vec_add(s.b, t.b)};
+}
+
+/* RELU and CLAMP pass dy where low < v, unless high <= v: never for RELU, whose limit is a NaN. */
+BNORM_INLINE struct sum_parameters
+sum_parameters_at(const struct sum_form f, const struct sum_rows *s, int spread, size_t i) {
+    struct sum_parameters p;
+    const vec_f zero = vec_set1(0);
+    p.center = parameter_lanes(s->center, spread, i, VEC_F);
+    p.scale = p.shift = p.low = p.high = zero;
+    if (f.g > BNORM_PRE_NONE) {
+        const int clamp = s->a->act.kind == BNORM_ACT_CLAMP;
+        p.low = clamp ? vec_set1(s->a->act.a) : zero;
+        p.high = clamp ? vec_set1(s->a->act.b) : vec_set1(NAN);
+    }
+    if (f.g == BNORM_PRE_X || f.g == BNORM_PRE_RESIDUAL) {
+        p.scale = parameter_lanes(s->scale, spread, i, VEC_F);
+        p.shift = parameter_lanes(s->shift, spread, i, VEC_F);
+    }
+    return p;
+}
+
+/* Lanes of a vector, from lane i on, that lie before `end`. */
+BNORM_INLINE size_t lanes_before(size_t end, size_t i) {
+    return end > i ? lesser(VEC_F, end - i) : 0;
+}
+
+/* n <= VEC_F elements, 0 behind them. */
+BNORM_RARE vec_f half_lanes(const void *p, bnorm_dtype type, size_t n) {
+    return widened_lanes(p, type, n);
+}
+BNORM_INLINE vec_f form_lanes(const struct sum_form f, const char *p, size_t n) {
+    const void *const at = p;
+    if (__builtin_constant_p(n) && n == VEC_F)
+        return widened_lanes(at, f.type, VEC_F);
+    return f.type == BNORM_F32 ? vec_load_n(at, n) : half_lanes(at, f.type, n);
+}
+
+/* Where rows of lanes are read. */
+struct cursor {
+    const char *x, *dy, *argument;
+    size_t bit;
+};
+
+/* Lane i of row `row` behind a cursor. */
+BNORM_INLINE struct cursor cursor_at(const struct sum_form f, const struct sum_rows *s,
+                                     struct cursor c, size_t row, size_t i) {
+    const size_t at = i * size_of(f.type);
+    c.x += row * s->x_step + at;
+    if (f.g >= BNORM_PRE_NONE)
+        c.dy += row * s->dy_step + at;
+    if (f.g == BNORM_PRE_RESIDUAL || f.g == BNORM_PRE_Y)
+        c.argument += row * s->argument_step + at;
+    if (f.g == BNORM_PRE_MASK)
+        c.bit += row * s->bit_step + i;
+    return c;
+}
+
+BNORM_INLINE struct cursor cursor_of(const struct sum_rows *s) {
+    return (struct cursor){s->x, s->dy, s->argument, s->bit};
+}
+
+/* The two factors of a row: their product is the second term, the first of them the first term. */
+struct terms {
+    vec_f a, d;
+};
+
+/* What the sums of rows take: `row` and `i` are counted from the cursor. */
+#define BNORM_SUM_ARGS                                                                             \
+    const struct sum_form f, const struct sum_rows *s, const struct sum_parameters *p,             \
+        struct cursor from, size_t row, size_t i
+
+/* n lanes of a row, zeros behind them. */
+BNORM_INLINE struct terms terms_at(BNORM_SUM_ARGS, size_t n) {
+    const struct cursor at = cursor_at(f, s, from, row, i);
+    const vec_f x = form_lanes(f, at.x, n), all = vec_sub(x, p->center),
+                d = __builtin_constant_p(n) && n == VEC_F ? all : vec_first_n(all, n);
+    if (f.g == BNORM_SQUARES)
+        return (struct terms){d, d};
+    const vec_f dy = form_lanes(f, at.dy, n);
+    vec_f v = vec_set1(0);
+    if (f.g == BNORM_PRE_NONE)
+        return (struct terms){dy, d};
+    if (f.g == BNORM_PRE_RESIDUAL || f.g == BNORM_PRE_Y)
+        v = form_lanes(f, at.argument, n);
+    if (f.g == BNORM_PRE_MASK)
+        v = vec_from_bits(n ? bit_window(s->a->mask.bits, at.bit, n) : 0);
+    if (f.g == BNORM_PRE_X)
+        v = vec_fma(d, p->scale, p->shift);
+    if (f.g == BNORM_PRE_RESIDUAL)
+        v = vec_add(vec_fma(d, p->scale, p->shift), v);
+    return (struct terms){vec_zero_if_le(p->high, v, vec_zero_unless_gt(v, p->low, dy)), d};
+}
+
+/* Sums of 1, 2 and 4 rows, the last one of n lanes. */
+BNORM_INLINE struct sums sum_1(BNORM_SUM_ARGS, size_t n) {
+    const struct terms t = terms_at(f, s, p, from, row, i, n);
+    /* 0 added: a product that compilers can't make one operation with what it is added to. */
+    return (struct sums){t.a, vec_fma(t.a, t.d, vec_set1(0))};
+}
+BNORM_INLINE struct sums sum_2(BNORM_SUM_ARGS, size_t n) {
+    const struct terms t = terms_at(f, s, p, from, row, i, VEC_F),
+                       u = terms_at(f, s, p, from, row + 1, i, n);
+    return (struct sums){vec_add(t.a, u.a), vec_fma(u.a, u.d, vec_mul(t.a, t.d))};
+}
+BNORM_INLINE struct sums sum_4(BNORM_SUM_ARGS) {
+    return add_sums(sum_2(f, s, p, from, row, i, VEC_F), sum_2(f, s, p, from, row + 2, i, VEC_F));
+}
+
+/* Adds the sums of four rows of `count` vectors side by side to theirs, `fours` times. */
+BNORM_INLINE void add_fours(const struct sum_form f, const struct sum_rows *s,
+                            const struct sum_parameters *p, struct cursor at, size_t fours,
+                            size_t count, struct sums *sums) {
+    BNORM_NO_UNROLL
+    for (; fours > 0; fours--) {
+        BNORM_UNROLL
+        for (size_t k = 0; k < count; k++)
+            sums[k] = add_sums(sums[k], sum_4(f, s, p, at, 0, k * VEC_F));
+        at = cursor_at(f, s, at, 4, 0);
+    }
+}
+
+/* Sums of `rows` < 4 rows, and the first `extra` lanes of one more. Rows that are not there count
+ * as 0. */
+BNORM_INLINE struct sums sum_rest(BNORM_SUM_ARGS, size_t rows, size_t extra) {
+    struct sums two = no_sums(), one = two;
+    if (rows & 2)
+        two = sum_2(f, s, p, from, row, i, VEC_F);
+    row += rows & 2;
+    if (extra)
+        one = rows & 1 ? sum_2(f, s, p, from, row, i, extra) : sum_1(f, s, p, from, row, i, extra);
+    else if (rows & 1)
+        one = sum_1(f, s, p, from, row, i, VEC_F);
+    return add_sums(two, one);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Everything, by way of memory */
+
+/* `rows` rows of n lanes as floats without gaps, whole vectors each. */
+BNORM_INLINE void load_tensor(float *to, const char *from, size_t step, bnorm_dtype type,
+                              size_t rows, size_t n) {
+    if (n % VEC_F == 0) {
+        widen_rows(to, from, type, NULL, step / size_of(type), rows, n, 0);
+        return;
+    }
+    for (; rows > 0; rows--, from += step)
+        for (size_t i = 0; i < n; i += VEC_F, to += VEC_F)
+            vec_store(to, widened_lanes(element_at(from, type, i), type, lesser(VEC_F, n - i)));
+}
+
+/* Rows [0, rows) of n lanes as floats without gaps, whole vectors each: x, and g, which is not
+ * written for statistics. v has the same room. */
+static void load_rows(const struct sum_rows *s, size_t rows, size_t n, float *x, float *g,
+                      float *v) {
+    const enum bnorm_pre pre = s->a ? s->a->pre : BNORM_PRE_NONE;
+    const size_t row = whole_vectors(n);
+    load_tensor(x, s->x, s->x_step, s->type, rows, n);
+    if (s->a)
+        load_tensor(g, s->dy, s->dy_step, s->type, rows, n);
+    if (reads_extra(pre))
+        load_tensor(v, s->argument, s->argument_step, s->type, rows, n);
+    for (size_t r = 0, to = 0; pre != BNORM_PRE_NONE && pre != BNORM_PRE_Y && r < rows; r++)
+        for (size_t i = 0; i < n; i += VEC_F, to += VEC_F) {
+            const size_t lanes = lesser(VEC_F, n - i);
+            vec_f argument;
+            if (pre == BNORM_PRE_MASK) {
+                const size_t at = s->bit + r * s->bit_step + i;
+                argument =
+                    vec_from_bits(bit_window(s->a->mask.bits, at, lanes) & ((1u << lanes) - 1));
+            } else {
+                /* Where parameters are spread, rows are planes. */
+                const size_t p = s->spread ? r : i;
+                const vec_f d =
+                    vec_sub(vec_load(x + to), parameter_lanes(s->center + p, s->spread, 0, lanes));
+                argument = vec_fma(d, parameter_lanes(s->scale + p, s->spread, 0, lanes),
+                                   parameter_lanes(s->shift + p, s->spread, 0, lanes));
+                if (pre == BNORM_PRE_RESIDUAL)
+                    argument = vec_add(argument, vec_load(v + to));
+            }
+            vec_store(v + to, argument);
+        }
+    if (pre != BNORM_PRE_NONE)
+        gradient_values(&s->a->act, v, g, rows * row);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Rows */
+
+/* Adds the sums of a group to as many doubles; the first group's are stored. */
+BNORM_INLINE void add_group(struct sums s, int first, double *a, double *b) {
+    static const double none[VEC_F];
+    const double *const from_a = first ? none : a, *const from_b = first ? none : b;
+    vec_store_d(a, vec_add_d(vec_load_d(from_a), vec_low(s.a)));
+    vec_store_d(a + VEC_D, vec_add_d(vec_load_d(from_a + VEC_D), vec_high(s.a)));
+    vec_store_d(b, vec_add_d(vec_load_d(from_b), vec_low(s.b)));
+    vec_store_d(b + VEC_D, vec_add_d(vec_load_d(from_b + VEC_D), vec_high(s.b)));
+}
+
+/* body(form) for the form of s, and returns; falls through where it has none. */
+#define BNORM_SUM_FORM(g, type, body)                                                              \
+    {                                                                                              \
+        const struct sum_form form = {g, type};                                                    \
+        body(form);                                                                                \
+        return;                                                                                    \
+    }
+#define BNORM_SUM_TYPES(g, body)                                                                   \
+    case g:                                                                                        \
+        if (type == BNORM_BF16)                                                                    \
+            BNORM_SUM_FORM(g, BNORM_BF16, body)                                                    \
+        if (type == BNORM_F16)                                                                     \
+            BNORM_SUM_FORM(g, BNORM_F16, body)                                                     \
+        BNORM_SUM_FORM(g, BNORM_F32, body)
+#define BNORM_SUM_F32(g, body)                                                                     \
+    case g:                                                                                        \
+        BNORM_SUM_FORM(g, BNORM_F32, body)
+#define BNORM_SUM_FORMS(s, body)                                                                   \
+    {                                                                                              \
+        const bnorm_dtype type = (s)->type;                                                        \
+        switch (form_of(s)) {                                                                      \
+            BNORM_SUM_TYPES(BNORM_SQUARES, body)                                                   \
+            BNORM_SUM_TYPES(BNORM_PRE_NONE, body)                                                  \
+            BNORM_SUM_F32(BNORM_PRE_X, body)                                                       \
+            BNORM_SUM_F32(BNORM_PRE_RESIDUAL, body)                                                \
+            BNORM_SUM_F32(BNORM_PRE_Y, body)                                                       \
+            BNORM_SUM_F32(BNORM_PRE_MASK, body)                                                    \
+        default:                                                                                   \
+            break;                                                                                 \
+        }                                                                                          \
+    }
+
+static int form_of(const struct sum_rows *s) {
+    if (!s->a)
+        return BNORM_SQUARES;
+    if (s->a->pre == BNORM_PRE_NONE ||
+        (s->type == BNORM_F32 &&
+         (s->a->act.kind == BNORM_ACT_RELU || s->a->act.kind == BNORM_ACT_CLAMP)))
+        return (int)s->a->pre;
+    return BNORM_GENERAL;
+}
+
+/* Sums of a group in float, whole vectors of lanes. */
+struct group {
+    float a[BNORM_TILE + BNORM_PAD], b[BNORM_TILE + BNORM_PAD];
+};
+
+BNORM_INLINE void add_to_group(struct sums s, int first, struct group *to, size_t i) {
+    if (!first)
+        s = add_sums((struct sums){vec_load(to->a + i), vec_load(to->b + i)}, s);
+    vec_store(to->a + i, s.a);
+    vec_store(to->b + i, s.b);
+}
+
+/* Four rows of a vector of lanes, from `lane` on, to vector i of the group. */
+BNORM_INLINE void add_four_rows(const struct sum_form f, const struct sum_rows *s, struct cursor at,
+                                size_t lane, int first, struct group *to, size_t i) {
+    const struct sum_parameters p = sum_parameters_at(f, s, 0, lane);
+    add_to_group(sum_4(f, s, &p, at, 0, lane), first, to, i);
+}
+
+/* Four rows of len lanes. Where these are not whole vectors, the last one begins so much earlier. */
+BNORM_INLINE void add_fours_of_rows(const struct sum_form f, const struct sum_rows *s,
+                                    struct cursor at, size_t len, int first, struct group *to) {
+    size_t i = 0;
+    for (; i + VEC_F <= len; i += VEC_F)
+        add_four_rows(f, s, at, i, first, to, i);
+    if (i < len)
+        add_four_rows(f, s, at, len - VEC_F, first, to, i);
+}
+
+/* `rows` < 4 rows of len lanes, and of one more the lanes before `tail`. */
+BNORM_INLINE void add_other_rows(const struct sum_form f, const struct sum_rows *s,
+                                 struct cursor at, size_t len, size_t rows, size_t tail, int first,
+                                 struct group *to) {
+    for (size_t i = 0; i < len; i += VEC_F) {
+        const size_t lane = lesser(i, len - VEC_F), extra = lanes_before(tail, lane);
+        const struct sum_parameters p = sum_parameters_at(f, s, 0, lane);
+        add_to_group(sum_rest(f, s, &p, at, 0, lane, rows, extra), first, to, i);
+    }
+}
+
+/* The last `rest` doubles of a vector to its front, zeros behind them. */
+BNORM_INLINE void move_rest(double *p, size_t rest) {
+    memmove(p, p + (VEC_F - rest), rest * sizeof *p);
+    memset(p + rest, 0, (VEC_F - rest) * sizeof *p);
+}
+
+/* Sums of `rows` rows of len >= VEC_F lanes, and the first `tail` lanes of one more; whole vectors
+ * are written. */
+BNORM_INLINE void add_lanes(const struct sum_form f, const struct sum_rows *s, size_t rows,
+                            size_t tail, size_t len, struct group *group, double *a, double *b) {
+    const size_t rest = len % VEC_F, whole = len - rest;
+    for (size_t r = 0; r < rows + (tail > 0); r += BNORM_GROUP) {
+        const size_t count = lesser(BNORM_GROUP, rows - r), last = count < BNORM_GROUP ? tail : 0;
+        struct cursor at = cursor_at(f, s, cursor_of(s), r, 0);
+        size_t q = 0;
+        for (; q + 4 <= count; q += 4, at = cursor_at(f, s, at, 4, 0)) {
+            if (q == 0)
+                add_fours_of_rows(f, s, at, len, 1, group);
+            else
+                add_fours_of_rows(f, s, at, len, 0, group);
+        }
+        if (q < count || last)
+            add_other_rows(f, s, at, len, count - q, last, q == 0, group);
+        for (size_t i = 0; i < len; i += VEC_F)
+            add_group((struct sums){vec_load(group->a + i), vec_load(group->b + i)}, r == 0, a + i,
+                      b + i);
+    }
+    if (rest) {
+        move_rest(a + whole, rest);
+        move_rest(b + whole, rest);
+    }
+}
+
+static void add_general(const struct sum_rows *s, size_t rows, size_t tail, size_t len, double *a,
+                        double *b);
+
+static void add_rows(const struct sum_rows *s, size_t rows, size_t tail, size_t len, double *a,
+                     double *b) {
+#define BNORM_CALL(form) add_lanes(form, s, rows, tail, len, &group, a, b)
+    struct group group;
+    if (len >= VEC_F)
+        BNORM_SUM_FORMS(s, BNORM_CALL)
+#undef BNORM_CALL
+    add_general(s, rows, tail, len, a, b);
+}
+
+/* Lanes that become floats together, and the floats of a group of them. */
+#define BNORM_STAGE_LANES ((size_t)64)
+#define BNORM_STAGE_ROOM  (BNORM_GROUP * BNORM_STAGE_LANES)
+
+/* x and g of rows in floats, as rows of `row` lanes. */
+struct staged_rows {
+    float x[BNORM_STAGE_ROOM], g[BNORM_STAGE_ROOM], v[BNORM_STAGE_ROOM];
+    bnorm_map_args args;
+};
+BNORM_INLINE struct sum_rows staged_rows(struct staged_rows *to, const struct sum_rows *s,
+                                         size_t row) {
+    to->args.pre = BNORM_PRE_NONE;
+    return (struct sum_rows){.a = s->a ? &to->args : NULL,
+                             .type = BNORM_F32,
+                             .spread = s->spread,
+                             .x = (const char *)to->x,
+                             .dy = (const char *)to->g,
+                             .x_step = row * sizeof(float),
+                             .dy_step = row * sizeof(float),
+                             .center = s->center};
+}
+
+/* The same of any form and any len, a group of few lanes at a time. */
+static void add_general(const struct sum_rows *s, size_t rows, size_t tail, size_t len, double *a,
+                        double *b) {
+    struct staged_rows staged;
+    double sums_a[BNORM_STAGE_LANES + VEC_F], sums_b[BNORM_STAGE_LANES + VEC_F];
+    float center[BNORM_STAGE_LANES];
+    for (size_t r = 0; r < rows + (tail > 0); r += BNORM_GROUP) {
+        const size_t count = lesser(BNORM_GROUP, rows - r), last = count < BNORM_GROUP ? tail : 0,
+                     end = count ? len : last;
+        for (size_t i = 0; i < end; i += BNORM_STAGE_LANES) {
+            const size_t n = lesser(BNORM_STAGE_LANES, end - i), row = whole_vectors(n),
+                         extra = last > i ? lesser(n, last - i) : 0;
+            const struct sum_rows at = sum_rows_from(s, r, i, 1, i),
+                                  after = sum_rows_from(&at, count, 0, 1, 0);
+            struct sum_rows t = staged_rows(&staged, s, row);
+            memset(center, 0, sizeof center);
+            memcpy(center, at.center, n * sizeof *center);
+            t.center = center;
+            load_rows(&at, count, n, staged.x, staged.g, staged.v);
+            if (extra)
+                load_rows(&after, 1, extra, staged.x + count * row, staged.g + count * row,
+                          staged.v + count * row);
+            add_rows(&t, count, extra, row, sums_a, sums_b);
+            for (size_t k = 0; k < row; k++) {
+                a[i + k] = (r ? a[i + k] : 0) + sums_a[k];
+                b[i + k] = (r ? b[i + k] : 0) + sums_b[k];
+            }
+        }
+    }
+}
+
+/* c channels of a block of `count` positions: of rows, or, with c = 1 and 32 chains, of a plane. */
+struct sum_block {
+    struct sum_rows s; /* a row is a position, and c*chains lanes have parameters */
+    size_t count, c, chains;
+    int plane;
+};
+
+/* Rows without gaps are joined, so that chain j of channel i is lane j*c + i of longer rows;
+ * otherwise each chain has rows of its own. */
+struct chain_rows {
+    struct sum_rows s;
+    size_t rows, tail, len;
+};
+BNORM_INLINE size_t chain_count(const struct sum_block *k) {
+    const struct sum_rows *s = &k->s;
+    const size_t bytes = k->c * size_of(s->type);
+    const int joined =
+        s->x_step == bytes &&
+        (!s->a || (s->dy_step == bytes && (!reads_extra(s->a->pre) || s->argument_step == bytes) &&
+                   (s->a->pre != BNORM_PRE_MASK || s->bit_step == k->c)));
+    return k->chains == 1 || joined ? 1 : lesser(k->chains, k->count);
+}
+BNORM_INLINE struct chain_rows chain_at(const struct sum_block *k, size_t chains, size_t j) {
+    struct chain_rows r = {.s = sum_rows_from(&k->s, j, 0, k->chains, k->s.spread ? 0 : j * k->c)};
+    if (chains == 1 && k->chains > 1) {
+        r.rows = k->count / k->chains;
+        r.tail = k->count % k->chains * k->c;
+        r.len = r.rows ? k->c * k->chains : r.tail;
+    } else {
+        r.rows = (k->count - j + k->chains - 1) / k->chains;
+        r.len = k->c;
+    }
+    return r;
+}
+
+/* Both sums of c channels; room for c*chains lanes and a vector more. */
+static void sum_channels(const struct sum_block *k, double *a, double *b) {
+    const size_t chains = chain_count(k);
+    if (k->count < k->chains) { /* not all chains have a row */
+        zero_lanes(a, k->c * k->chains);
+        zero_lanes(b, k->c * k->chains);
+    }
+    for (size_t j = 0; j < chains; j++) {
+        const struct chain_rows r = chain_at(k, chains, j);
+        add_rows(&r.s, r.rows, r.tail, r.len, a + j * k->c, b + j * k->c);
+    }
+    fold_chains(a, k->c, k->chains);
+    fold_chains(b, k->c, k->chains);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Planes: rows of BNORM_SPAN_LANES elements. The lanes of a group are folded in float, upper half
+ * onto lower half, to four, which are added up in double. */
+
+enum { SPAN_VECTORS = BNORM_SPAN_LANES / VEC_F };
+
+/* Adds the sums of a group to the four doubles of a and those of b behind them. */
+BNORM_INLINE void fold_group(struct sums *t, double *ab) {
+    BNORM_UNROLL
+    for (size_t half = SPAN_VECTORS / 2; half > 0; half /= 2) {
+        BNORM_UNROLL
+        for (size_t k = 0; k < half; k++)
+            t[k] = add_sums(t[k], t[half + k]);
+    }
+    vec_add_fours(ab, t[0].a, t[0].b);
+}
+
+/* ... of `rows` <= 16 rows, and of one more the lanes before `tail`. */
+BNORM_INLINE void add_plane_group(const struct sum_form f, const struct sum_rows *s,
+                                  const struct sum_parameters *p, struct cursor at, size_t rows,
+                                  size_t tail, double *ab) {
+    struct sums t[SPAN_VECTORS], two[SPAN_VECTORS], one[SPAN_VECTORS];
+    BNORM_UNROLL
+    for (size_t k = 0; k < SPAN_VECTORS; k++)
+        t[k] = two[k] = one[k] = no_sums();
+    add_fours(f, s, p, at, rows / 4, SPAN_VECTORS, t);
+    at = cursor_at(f, s, at, rows / 4 * 4, 0);
+    if (rows & 2) {
+        BNORM_UNROLL
+        for (size_t k = 0; k < SPAN_VECTORS; k++)
+            two[k] = sum_2(f, s, p, at, 0, k * VEC_F, VEC_F);
+        at = cursor_at(f, s, at, 2, 0);
+    }
+    if (rows & 1) {
+        BNORM_UNROLL
+        for (size_t k = 0; k < SPAN_VECTORS; k++)
+            one[k] = sum_2(f, s, p, at, 0, k * VEC_F, lanes_before(tail, k * VEC_F));
+    } else if (tail) {
+        BNORM_UNROLL
+        for (size_t k = 0; k < SPAN_VECTORS; k++)
+            one[k] = sum_1(f, s, p, at, 0, k * VEC_F, lanes_before(tail, k * VEC_F));
+    }
+    BNORM_UNROLL
+    for (size_t k = 0; k < SPAN_VECTORS; k++)
+        t[k] = add_sums(t[k], add_sums(two[k], one[k]));
+    fold_group(t, ab);
+}
+
+/* Elements of a plane that are a group. */
+#define BNORM_GROUP_SPAN (BNORM_GROUP * BNORM_SPAN_LANES)
+
+BNORM_INLINE void fold_four_sums(const double *ab, double *a, double *b) {
+    *a = (ab[0] + ab[2]) + (ab[1] + ab[3]);
+    *b = (ab[4] + ab[6]) + (ab[5] + ab[7]);
+}
+
+/* The rows of plane i of `all`, whose rows are planes. */
+BNORM_INLINE struct sum_rows plane_rows(const struct sum_rows *all, size_t i) {
+    struct sum_rows s = sum_rows_from(all, i, 0, 1, i);
+    s.x_step = s.dy_step = s.argument_step = BNORM_SPAN_LANES * size_of(s.type);
+    s.bit_step = BNORM_SPAN_LANES;
+    return s;
+}
+
+/* Both sums of `planes` planes of `len` elements. */
+BNORM_INLINE void sum_planes(const struct sum_form f, const struct sum_rows *all, size_t planes,
+                             size_t len, double *a, double *b) {
+    struct sum_rows s = plane_rows(all, 0);
+    for (size_t i = 0; i < planes; i++) {
+        struct cursor at = cursor_at(f, all, cursor_of(all), i, 0);
+        const struct sum_parameters p = sum_parameters_at(f, &s, 1, 0);
+        double ab[8] = {0};
+        for (size_t e = 0; e < len; e += BNORM_GROUP_SPAN) {
+            const size_t count = lesser(BNORM_GROUP_SPAN, len - e);
+            add_plane_group(f, &s, &p, at, count / BNORM_SPAN_LANES, count % BNORM_SPAN_LANES, ab);
+            at = cursor_at(f, &s, at, BNORM_GROUP, 0);
+        }
+        fold_four_sums(ab, a + i, b + i);
+        s = sum_rows_from(&s, 0, 0, 1, 1);
+    }
+}
+
+/* The same of a plane of more than BNORM_STAGE_ROOM elements, in any form. */
+BNORM_RARE void sum_general_plane(const struct sum_rows *all, size_t len, double *a, double *b) {
+    const struct sum_form f = {BNORM_PRE_NONE, BNORM_F32};
+    struct staged_rows staged;
+    const struct sum_rows plane = plane_rows(all, 0),
+                          t = staged_rows(&staged, &plane, BNORM_SPAN_LANES);
+    const struct sum_parameters p = sum_parameters_at(f, &t, 1, 0);
+    double ab[8] = {0};
+    for (size_t e = 0; e < len; e += BNORM_GROUP_SPAN) {
+        const size_t count = lesser(BNORM_GROUP_SPAN, len - e);
+        const struct sum_rows at = sum_rows_from(&plane, 0, e, 1, 0);
+        load_rows(&at, 1, count, staged.x, staged.g, staged.v);
+        add_plane_group(f, &t, &p, cursor_of(&t), count / BNORM_SPAN_LANES,
+                        count % BNORM_SPAN_LANES, ab);
+    }
+    fold_four_sums(ab, a, b);
+}
+
+/* Planes of any form. */
+static void add_planes(const struct sum_rows *s, size_t planes, size_t len, double *a, double *b) {
+#define BNORM_CALL(form) sum_planes(form, s, planes, len, a, b)
+    struct staged_rows staged;
+    const size_t row = whole_vectors(len);
+    BNORM_SUM_FORMS(s, BNORM_CALL)
+#undef BNORM_CALL
+    for (size_t i = 0, n; i < planes; i += n) {
+        const struct sum_rows these = sum_rows_from(s, i, 0, 1, i);
+        n = row > BNORM_STAGE_ROOM ? 1 : lesser(BNORM_STAGE_ROOM / row, planes - i);
+        if (row > BNORM_STAGE_ROOM) {
+            sum_general_plane(&these, len, a + i, b + i);
+        } else {
+            const struct sum_rows t = staged_rows(&staged, &these, row);
+            load_rows(&these, n, len, staged.x, staged.g, staged.v);
+            add_planes(&t, n, len, a + i, b + i);
+        }
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* In double */
+
+/* sum(x) and, where `mean` is given, sum((x - mean)^2); or sum(g) and sum(g*(x - center)). Chains
+ * are added up in order. */
+BNORM_RARE void double_channels(const struct sum_block *k, const double *mean, double *a,
+                                double *b) {
+    enum { LANES = 16, ROOM = BNORM_GROUP * LANES };
+    float x[ROOM], g[ROOM], v[ROOM];
+    const size_t lanes = k->c * k->chains, chains = chain_count(k);
+    zero_lanes(a, lanes);
+    zero_lanes(b, lanes);
+    for (size_t j = 0; j < chains; j++) {
+        const struct chain_rows r = chain_at(k, chains, j);
+        for (size_t row = 0; row < r.rows + (r.tail > 0); row++) {
+            const size_t len = row < r.rows ? r.len : r.tail;
+            for (size_t i = 0; i < len; i += LANES) {
+                const size_t n = lesser(LANES, len - i), at = j * k->c + i;
+                const struct sum_rows here = sum_rows_from(&r.s, row, i, 1, r.s.spread ? 0 : i);
+                load_rows(&here, 1, n, x, g, v);
+                for (size_t q = 0; q < n; q++) {
+                    const size_t channel = (at + q) % k->c;
+                    const double value = (double)x[q], term = k->s.a ? (double)g[q] : value;
+                    const double center = k->s.a ? (double)k->s.center[channel]
+                                          : mean ? mean[channel]
+                                                 : 0;
+                    const double d = value - center;
+                    a[at + q] += term;
+                    b[at + q] = bnorm_fma(k->s.a ? term : d, d, b[at + q]);
+                }
+            }
+        }
+    }
+    fold_chains(a, k->c, k->chains);
+    fold_chains(b, k->c, k->chains);
+}
+
+/* Sums in float are accurate within these limits of the second one. */
+#define BNORM_LEAST_SUM 0x1p-90
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Statistics */
+
+/* Upper half of n vectors onto lower half. */
+#define BNORM_FOLD(v, n)                                                                           \
+    BNORM_UNROLL                                                                                   \
+    for (size_t j = 0; j < (n) / 2; j++)                                                           \
+        (v)[j] = vec_add((v)[j], (v)[(n) / 2 + j]);
+
+/* Pivots of VEC_F channels from `samples` values each, folded to at most 4: their mean, rounded to
+ * a unit of about an eighth of their spread. So values of a grid have differences on it, with few
+ * digits, whose sums are exact. */
+BNORM_INLINE vec_f pivots_of(vec_f *v, size_t samples) {
+    vec_f least = v[0], most = v[0];
+    if (samples > 1) {
+        least = vec_min(v[1], v[0]);
+        most = vec_max(v[1], v[0]);
+    }
+    if (samples > 2) {
+        least = vec_min(vec_min(v[3], v[2]), least);
+        most = vec_max(vec_max(v[3], v[2]), most);
+        BNORM_FOLD(v, 4)
+    }
+    if (samples > 1)
+        v[0] = vec_add(v[0], v[1]);
+    /* 3*2^22 units: the last digit of a sum with it is a unit. */
+    const vec_f unit = vec_power_of_2(vec_sub(most, least)),
+                magic = vec_mul(unit, vec_set1(0x3p17f));
+    return vec_sub(vec_fma(v[0], vec_set1(1 / (float)samples), magic), magic);
+}
+
+/* n <= 4 elements. */
+BNORM_INLINE four_floats load_four(const void *p, bnorm_dtype type, size_t n) {
+    four_floats four;
+    float lanes[VEC_F];
+    if (n == 4)
+        return type == BNORM_F32    ? vec_four(p)
+               : type == BNORM_BF16 ? vec_four_bf16(p)
+                                    : vec_four_f16(p);
+    vec_store(lanes, widened_lanes(p, type, n));
+    memcpy(&four, lanes, sizeof four);
+    return four;
+}
+
+/* Pivots of channels [0, c) of rows; writes up to a vector more. */
+BNORM_INLINE void sample_rows(const struct sum_rows *s, size_t count, size_t c, float *pivot) {
+    const size_t samples = bnorm_samples(count);
+    const int shift = __builtin_ctzll(samples);
+    const char *row[BNORM_SAMPLES];
+    vec_f v[BNORM_SAMPLES];
+    size_t i = 0;
+    for (size_t j = 0; j < samples; j++)
+        row[j] = s->x + (j * count >> shift) * s->x_step;
+    for (; s->type == BNORM_F32 && samples == BNORM_SAMPLES && i + VEC_F <= c; i += VEC_F) {
+        BNORM_UNROLL
+        for (size_t j = 0; j < BNORM_SAMPLES / 2; j++)
+            v[j] = vec_add(vec_load((const float *)(const void *)row[j] + i),
+                           vec_load((const float *)(const void *)row[BNORM_SAMPLES / 2 + j] + i));
+        BNORM_FOLD(v, BNORM_SAMPLES / 2)
+        vec_store(pivot + i, pivots_of(v, BNORM_SAMPLES));
+    }
+    for (; i < c; i += VEC_F) {
+        for (size_t j = 0; j < samples; j++)
+            v[j] = widened_lanes(element_at(row[j], s->type, i), s->type, lesser(VEC_F, c - i));
+        for (size_t n = samples; n > 4; n /= 2)
+            BNORM_FOLD(v, n)
+        vec_store(pivot + i, pivots_of(v, samples));
+    }
+}
+
+/* The sum of a plane's places, four lanes; at[q] is the offset of a place. */
+BNORM_INLINE four_floats sample_plane(const char *plane, bnorm_dtype type, size_t places,
+                                      const size_t *at, size_t run) {
+    four_floats place[BNORM_PLACES];
+    BNORM_UNROLL
+    for (size_t q = 0; q < places; q++)
+        place[q] = load_four(plane + at[q], type, run);
+    for (size_t half = places / 2; half > 0; half /= 2) {
+        BNORM_UNROLL
+        for (size_t q = 0; q < half; q++)
+            place[q] += place[half + q];
+    }
+    return place[0];
+}
+
+/* Those of planes, up to VEC_F of them: from places of four neighbours, spread over the plane. */
+BNORM_INLINE void sample_planes(const struct sum_rows *s, size_t planes, size_t len, float *pivot) {
+    const size_t places = bnorm_places(len), run = len < 4 ? bnorm_samples(len) : 4;
+    const int shift = __builtin_ctzll(places);
+    _Alignas(64) float fours[VEC_F][4] = {{0}};
+    size_t at[BNORM_PLACES];
+    vec_f v[4];
+    for (size_t q = 0; q < places; q++)
+        at[q] = (q * len >> shift) * size_of(s->type);
+    for (size_t i = 0; i < planes; i++) {
+        const char *const plane = s->x + i * s->x_step;
+        const four_floats sum = s->type != BNORM_F32 || places < 4
+                                    ? sample_plane(plane, s->type, places, at, run)
+                                : places == 4 ? sample_plane(plane, BNORM_F32, 4, at, 4)
+                                : places == 8 ? sample_plane(plane, BNORM_F32, 8, at, 4)
+                                              : sample_plane(plane, BNORM_F32, 16, at, 4);
+        memcpy(fours[i], &sum, sizeof fours[i]);
+    }
+    vec_load_fours(fours[0], v);
+    vec_store(pivot, pivots_of(v, places * run));
+}
+
+/* M2 from the sums about a pivot. */
+BNORM_INLINE vec_d m2_of(double n, vec_d a, vec_d b) {
+    const vec_d zero = vec_set1_d(0), m2 = vec_fma_d(vec_mul_d(a, vec_set1_d(-1 / n)), a, b);
+    return vec_if_lt_d(m2, zero, zero, m2);
+}
+
+/* Lanes whose pivot is more than a deviation off the mean, or whose squares leave the range of a
+ * float: one bit each. */
+BNORM_INLINE unsigned inaccurate_moments(double n, vec_d a, vec_d b) {
+    const vec_d half = vec_mul_d(b, vec_set1_d(0.5)),
+                margin = vec_fma_d(vec_mul_d(a, vec_set1_d(-1 / n)), a, half);
+    return vec_outside_d(margin, 0, DBL_MAX) | vec_outside_d(b, BNORM_LEAST_SUM, DBL_MAX);
+}
+
+/* sum(x) and M2 of c channels; whether any is inaccurate. */
+BNORM_INLINE unsigned store_moments(double n, const double *a, const double *b, const float *pivot,
+                                    size_t c, double *sum, double *m2) {
+    unsigned any = 0;
+    for (size_t i = 0; i < c; i += VEC_D) {
+        const size_t in_use = lesser(VEC_D, c - i);
+        const vec_d excess = vec_load_d(a + i), squares = vec_load_d(b + i),
+                    total = vec_fma_d(vec_set1_d(n), vec_widen(pivot + i), excess);
+        any |= inaccurate_moments(n, excess, squares) & ((1u << in_use) - 1);
+        store_d_lanes(sum + i, vec_canonical_d(total), in_use);
+        store_d_lanes(m2 + i, vec_canonical_d(m2_of(n, excess, squares)), in_use);
+    }
+    return any;
+}
+
+/* Lanes that are done again together, and a vector more. */
+#define BNORM_AGAIN (BNORM_MAX_LANES + BNORM_PAD)
+
+/* Not 0 where a channel has a value that is not its pivot. */
+static void sum_distances(const struct sum_block *k, double *b) {
+    const size_t chains = chain_count(k);
+    zero_lanes(b, k->c * k->chains);
+    for (size_t j = 0; j < chains; j++) {
+        const struct chain_rows r = chain_at(k, chains, j);
+        for (size_t i = 0; i < r.len; i += VEC_F) {
+            const size_t p = r.s.spread ? 0 : i;
+            struct sums t = no_sums();
+            for (size_t row = 0; row < r.rows + (r.tail > i); row++) {
+                const size_t n = lesser(VEC_F, (row < r.rows ? r.len : r.tail) - i);
+                const vec_f x = widened_lanes(element_at(r.s.x + row * r.s.x_step, r.s.type, i),
+                                              r.s.type, n),
+                            center = parameter_lanes(r.s.center + p, r.s.spread, 0, n);
+                t.b = vec_add(t.b, vec_minus_abs(first_lanes(vec_sub(x, center), n)));
+            }
+            add_group(t, 1, b + j * k->c + i, b + j * k->c + i);
+        }
+    }
+    fold_chains(b, k->c, k->chains);
+}
+
+static float power_of_2(float v) {
+    uint32_t bits;
+    memcpy(&bits, &v, sizeof bits);
+    bits &= 0x7f800000;
+    memcpy(&v, &bits, sizeof v);
+    return v;
+}
+
+/* A pivot from the sums about another one: the mean, rounded to an eighth of the deviation where
+ * these say enough of it. 0 where they say nothing. */
+static float better_pivot(double n, float pivot, double a, double b) {
+    const float mean = (float)bnorm_fma(a, 1 / n, (double)pivot);
+    const double squares = bnorm_fma(a * (-1 / n), a, b);
+    if (!(mean >= -FLT_MAX && mean <= FLT_MAX))
+        return 0;
+    if (!(squares > b * 0x1p-10 && b <= DBL_MAX))
+        return mean;
+    const float magic = power_of_2((float)sqrt(squares * (1 / n))) * 0x3p19f, sum = mean + magic;
+    return sum - magic;
+}
+
+/* Both sums of the channels of rows, or of a plane. */
+BNORM_INLINE void sum_block(const struct sum_block *k, double *a, double *b) {
+    if (k->plane) {
+        struct sum_rows plane = k->s;
+        plane.x_step = k->count * size_of(k->s.type);
+        add_planes(&plane, 1, k->count, a, b);
+    } else {
+        sum_channels(k, a, b);
+    }
+}
+
+/* Does those of the first `valid` channels again whose sums a and b about their pivots are
+ * inaccurate: about another pivot, and if they still are, in double about the mean itself. Where all
+ * values are the pivot, nothing is inaccurate. */
+BNORM_RARE void moments_again(struct sum_block k, size_t valid, const float *pivot, const double *a,
+                              const double *b, double *sum, double *m2) {
+    float other[BNORM_AGAIN];
+    double again_a[BNORM_AGAIN], again_b[BNORM_AGAIN], mean[BNORM_AGAIN];
+    const double n = (double)k.count;
+    unsigned char wanted[BNORM_AGAIN];
+    size_t count = 0;
+    int same = 0;
+    for (size_t i = 0; i < valid; i++)
+        same |= b[i] == 0;
+    if (same)
+        sum_distances(&k, again_b);
+    for (size_t i = 0; i < k.c; i++) {
+        const double margin = bnorm_fma(a[i] * (-1 / n), a[i], b[i] * 0.5);
+        wanted[i] =
+            i < valid &&
+            !(margin >= 0 && margin <= DBL_MAX && b[i] >= BNORM_LEAST_SUM && b[i] <= DBL_MAX) &&
+            !(b[i] == 0 && again_b[i] == 0);
+        other[i] = wanted[i] ? better_pivot(n, pivot[i], a[i], b[i]) : pivot[i];
+        count += wanted[i];
+    }
+    if (!count)
+        return;
+    repeat_lanes(other, k.c, k.plane ? 1 : k.chains);
+    k.s.center = other;
+    sum_block(&k, again_a, again_b);
+    for (size_t i = 0; i < k.c; i++) {
+        const double squares = bnorm_fma(again_a[i] * (-1 / n), again_a[i], again_b[i]);
+        if (!(wanted[i] && again_b[i] >= BNORM_LEAST_SUM && again_b[i] <= DBL_MAX))
+            continue;
+        sum[i] = bnorm_fma(n, (double)other[i], again_a[i]);
+        m2[i] = squares < 0 ? 0 : squares;
+        wanted[i] = 0;
+        count--;
+    }
+    if (!count)
+        return;
+    double_channels(&k, NULL, again_a, again_b);
+    for (size_t i = 0; i < k.c; i++)
+        mean[i] = again_a[i] / n;
+    double_channels(&k, mean, again_a, again_b);
+    for (size_t i = 0; i < k.c; i++)
+        if (wanted[i]) {
+            vec_store_d_n(sum + i, vec_canonical_d(vec_set1_d(again_a[i])), 1);
+            vec_store_d_n(m2 + i, vec_canonical_d(vec_set1_d(again_b[i])), 1);
+        }
+}
+
+/* Channels that are done again together: vectors of them, or all that share rows. */
+BNORM_INLINE size_t again_slice(const struct sum_block *k) {
+    return k->chains > 1 ? k->c : VEC_F;
+}
+BNORM_INLINE struct sum_block slice_of(const struct sum_block *k, size_t i) {
+    const size_t c = lesser(again_slice(k), k->c - i);
+    return (struct sum_block){sum_rows_from(&k->s, 0, i, 1, i), k->count, c, k->chains, k->plane};
+}
+
+/* One block of c <= BNORM_TILE channels, of which the first `valid` are wanted. */
+BNORM_INLINE void moments_tile(const struct sum_rows *s, size_t count, size_t c, size_t valid,
+                               size_t chains, double *sum, double *m2) {
+    double a[BNORM_TILE + BNORM_PAD], b[BNORM_TILE + BNORM_PAD];
+    float pivot[BNORM_TILE + BNORM_PAD];
+    struct sum_block k = {*s, count, c, chains, 0};
+    const double n = (double)count;
+    k.s.center = pivot;
+    sample_rows(s, count, c, pivot);
+    repeat_lanes(pivot, c, chains);
+    sum_channels(&k, a, b);
+    if (!store_moments(n, a, b, pivot, valid, sum, m2))
+        return;
+    for (size_t i = 0; i < valid; i += again_slice(&k)) {
+        const struct sum_block slice = slice_of(&k, i);
+        unsigned any = 0;
+        for (size_t j = i; j < lesser(valid, i + slice.c); j += VEC_D)
+            any |= inaccurate_moments(n, vec_load_d(a + j), vec_load_d(b + j)) &
+                   ((1u << lesser(VEC_D, valid - j)) - 1);
+        if (any)
+            moments_again(slice, lesser(slice.c, valid - i), pivot + i, a + i, b + i, sum + i,
+                          m2 + i);
+    }
+}
+
+/* Padding of rows without gaps is added up too, for nothing. */
+static void moments_rows(const bnorm_block_args *a, size_t chains, double *sum, double *m2) {
+    const size_t c = a->stride == a->len ? a->len : a->valid;
+    const struct sum_rows s = {.type = a->type, .x = a->x, .x_step = a->stride * size_of(a->type)};
+    for (size_t i = 0; i < a->valid; i += BNORM_TILE) {
+        const struct sum_rows tile = sum_rows_from(&s, 0, i, 1, 0);
+        moments_tile(&tile, a->runs, lesser(BNORM_TILE, c - i), lesser(BNORM_TILE, a->valid - i),
+                     chains, sum + i, m2 + i);
+    }
+    vec_leave();
+}
+
+/* A plane of `s` as a block. */
+BNORM_INLINE struct sum_block plane_block(const struct sum_rows *s, size_t i, size_t len) {
+    struct sum_block k = {sum_rows_from(s, i, 0, 1, i), len, 1, BNORM_SPAN_LANES, 1};
+    k.s.x_step = k.s.dy_step = k.s.argument_step = size_of(s->type);
+    k.s.bit_step = 1;
+    return k;
+}
+
+static void moments_span(const bnorm_block_args *args, double *sum, double *m2) {
+    const double n = (double)args->len;
+    struct sum_rows s = {.type = args->type,
+                         .spread = 1,
+                         .x = args->x,
+                         .x_step = args->stride * size_of(args->type)};
+    for (size_t first = 0; first < args->runs; first += VEC_F, s.x += VEC_F * s.x_step) {
+        const size_t planes = lesser(VEC_F, args->runs - first);
+        double a[VEC_F] = {0}, b[VEC_F] = {0};
+        float pivot[VEC_F];
+        sample_planes(&s, planes, args->len, pivot);
+        s.center = pivot;
+        add_planes(&s, planes, args->len, a, b);
+        if (!store_moments(n, a, b, pivot, planes, sum + first, m2 + first))
+            continue;
+        for (size_t i = 0; i < planes; i++)
+            if (inaccurate_moments(n, vec_set1_d(a[i]), vec_set1_d(b[i])))
+                moments_again(plane_block(&s, i, args->len), 1, pivot + i, a + i, b + i,
+                              sum + first + i, m2 + first + i);
+    }
+    vec_leave();
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Sums of backward */
+
+/* Lanes whose second sum in float is out of range, unless all g are 0, or whose first one is: one
+ * bit each. */
+BNORM_INLINE unsigned inaccurate_sums(vec_d a, vec_d b) {
+    const vec_d zero = vec_set1_d(0), one = vec_set1_d(1);
+    unsigned bits =
+        vec_outside_d(b, BNORM_LEAST_SUM, DBL_MAX) & vec_outside_d(b, -DBL_MAX, -BNORM_LEAST_SUM);
+    if (bits)
+        bits &= vec_outside_d(vec_if_eq_d(b, zero, vec_if_eq_d(a, zero, zero, one), one), 0, 0);
+    return bits | vec_outside_d(a, -DBL_MAX, DBL_MAX);
+}
+
+/* Both sums of c channels; whether any is inaccurate. */
+BNORM_INLINE unsigned store_sums(const double *a, const double *b, size_t c, double *sum_g,
+                                 double *sum_gx) {
+    unsigned any = 0;
+    for (size_t i = 0; i < c; i += VEC_D) {
+        const vec_d g = vec_load_d(a + i), gx = vec_load_d(b + i);
+        const size_t in_use = lesser(VEC_D, c - i);
+        any |= inaccurate_sums(g, gx) & ((1u << in_use) - 1);
+        store_d_lanes(sum_g + i, vec_canonical_d(g), in_use);
+        store_d_lanes(sum_gx + i, vec_canonical_d(gx), in_use);
+    }
+    return any;
+}
+
+/* In double; a first sum that is finite stays, so that it does not depend on x. */
+BNORM_RARE void sums_again(struct sum_block k, size_t valid, const double *a, const double *b,
+                           double *sum_g, double *sum_gx) {
+    double again_a[BNORM_AGAIN], again_b[BNORM_AGAIN];
+    double_channels(&k, NULL, again_a, again_b);
+    for (size_t i = 0; i < valid; i++)
+        if (inaccurate_sums(vec_set1_d(a[i]), vec_set1_d(b[i]))) {
+            if (!(a[i] >= -DBL_MAX && a[i] <= DBL_MAX))
+                vec_store_d_n(sum_g + i, vec_canonical_d(vec_set1_d(again_a[i])), 1);
+            vec_store_d_n(sum_gx + i, vec_canonical_d(vec_set1_d(again_b[i])), 1);
+        }
+}
+
+/* Where backward reads; strides are those of rows, or of planes. */
+BNORM_INLINE struct sum_rows sum_rows_at(const bnorm_map_args *a, int planes) {
+    const size_t size = size_of(a->x.type);
+    return (struct sum_rows){
+        .a = a,
+        .type = a->x.type,
+        .spread = planes,
+        .x = a->x.data,
+        .dy = a->dy.data,
+        .argument = a->argument.data,
+        .x_step = size * (planes ? a->x.group_stride : a->x.row_stride),
+        .dy_step = size * (planes ? a->dy.group_stride : a->dy.row_stride),
+        .argument_step = size * (planes ? a->argument.group_stride : a->argument.row_stride),
+        .bit = a->mask.at,
+        .bit_step = planes ? a->mask.group_stride : a->mask.row_stride,
+        .center = a->center,
+        .scale = a->scale,
+        .shift = a->shift,
+    };
+}
+
+/* Parameters of `chains` rows of c channels, those behind the first `valid` 0. */
+BNORM_INLINE const float *repeat(float *pattern, const float *p, size_t c, size_t valid,
+                                 size_t chains) {
+    for (size_t j = 0; j < chains; j++) {
+        memcpy(pattern + j * c, p, valid * sizeof *p);
+        if (valid < c)
+            memset(pattern + j * c + valid, 0, (c - valid) * sizeof *p);
+    }
+    return pattern;
+}
+
+/* One block of c <= BNORM_TILE channels, of which the first `valid` are wanted. */
+BNORM_INLINE void sums_tile(const struct sum_rows *s, size_t count, size_t c, size_t valid,
+                            size_t chains, double *sum_g, double *sum_gx) {
+    double a[BNORM_TILE + BNORM_PAD], b[BNORM_TILE + BNORM_PAD];
+    float center[BNORM_MAX_LANES], scale[BNORM_MAX_LANES], shift[BNORM_MAX_LANES];
+    struct sum_block k = {*s, count, c, chains, 0};
+    if (chains > 1 || valid < c) {
+        k.s.center = repeat(center, s->center, c, valid, chains);
+        if (reads_x(s->a->pre)) {
+            k.s.scale = repeat(scale, s->scale, c, valid, chains);
+            k.s.shift = repeat(shift, s->shift, c, valid, chains);
+        }
+    }
+    sum_channels(&k, a, b);
+    if (!store_sums(a, b, valid, sum_g, sum_gx))
+        return;
+    for (size_t i = 0; i < valid; i += again_slice(&k)) {
+        const struct sum_block slice = slice_of(&k, i);
+        unsigned any = 0;
+        for (size_t j = i; j < lesser(valid, i + slice.c); j += VEC_D)
+            any |= inaccurate_sums(vec_load_d(a + j), vec_load_d(b + j)) &
+                   ((1u << lesser(VEC_D, valid - j)) - 1);
+        if (any)
+            sums_again(slice, lesser(slice.c, valid - i), a + i, b + i, sum_g + i, sum_gx + i);
+    }
+}
+
+/* Padding of rows without gaps is added up too, for nothing. */
+static void sums_rows(const bnorm_map_args *a, size_t chains, double *sum_g, double *sum_gx) {
+    const int gaps = a->x.row_stride != a->lanes || a->dy.row_stride != a->lanes ||
+                     (reads_extra(a->pre) && a->argument.row_stride != a->lanes);
+    const size_t c = gaps ? a->valid : a->lanes;
+    const struct sum_rows s = sum_rows_at(a, 0);
+    for (size_t i = 0; i < a->valid; i += BNORM_TILE) {
+        const struct sum_rows tile = sum_rows_from(&s, 0, i, 1, i);
+        sums_tile(&tile, a->rows, lesser(BNORM_TILE, c - i), lesser(BNORM_TILE, a->valid - i),
+                  chains, sum_g + i, sum_gx + i);
+    }
+    vec_leave();
+}
+
+static void sums_span(const bnorm_map_args *args, double *sum_g, double *sum_gx) {
+    const struct sum_rows s = sum_rows_at(args, 1);
+    for (size_t first = 0; first < args->groups; first += VEC_F) {
+        const size_t planes = lesser(VEC_F, args->groups - first);
+        const struct sum_rows these = sum_rows_from(&s, first, 0, 1, first);
+        double a[VEC_F] = {0}, b[VEC_F] = {0};
+        add_planes(&these, planes, args->lanes, a, b);
+        if (!store_sums(a, b, planes, sum_g + first, sum_gx + first))
+            continue;
+        for (size_t i = 0; i < planes; i++)
+            if (inaccurate_sums(vec_set1_d(a[i]), vec_set1_d(b[i])))
+                sums_again(plane_block(&these, i, args->lanes), 1, a + i, b + i, sum_g + first + i,
+                           sum_gx + first + i);
+    }
+    vec_leave();
+}
