@@ -2,19 +2,33 @@
  *
  * How the bounds are derived. u = 2^-24 bounds the relative error of one float operation, w = 2^-53
  * that of one double operation; eta = 2^-149 covers what an operation loses to underflow. Products
- * of such terms are covered by SLACK. Magnitudes are those of the exact values.
+ * of such terms are covered by SLACK. Magnitudes are those of the exact values; dev = sqrt(var).
  *
- *   Moments. A block's sum is a double sum: a chain of at most 1024 values, by pairs, and at most
- *   32 chains, so that no element passes through more than 512 + 1 + 5 additions; merging a block
- *   costs the mean four roundings. So |mean' - mean| <= delta = (520 + 4*blocks)*w*max|x|.
- *   Squares are taken of d = x - pivot. In the sum of d*d an element passes through the rounding of
- *   d (counts twice), of four fma and two additions, all in float: 8u times the sum of squares
- *   about the pivots. Where the pivot is the block's mean rounded to float (NCHW) that sum is at
- *   most n*(var + (u*max|x|)^2). Where it comes from a sample, it is at most twice the block's part
- *   of n*var, or the mean rounded to float is taken instead. Correcting for the pivot and merging
- *   moves the blocks' means by delta at most, hence 2*sqrt(var)*delta + delta^2. Together, with k =
- *   1 for planes and 2 for rows:
- *       |var' - var| <= 8u*(k*var + (u*max|x|)^2) + 2*sqrt(var)*delta + delta^2.
+ *   Sums in float. In a group of 16 positions a value passes through at most five additions: its
+ *   pair, two pairs, three more quads. In planes (NCHW) three more fold the lanes of the group. So
+ *   there are s = 5 of them, 8 in planes, and for products s + 1: they are rounded as well. Each
+ *   rounds by u times what it adds up, so together by s*u times the sum of the magnitudes. (N, C)
+ *   data is added up in double alone: s = 0.
+ *   Sums in double. Those of groups are covered by SLACK. Where floats are out of range, chains of at
+ *   most 1024 values are, and at most 32 chains: no value passes through more than 1028 additions.
+ *   Merging a block costs the mean four roundings. So what double loses of the mean is at most
+ *   delta = (1028 + 4*merges)*w*max|x|, and 4*merges*w*max|x| in (N, C) data.
+ *
+ *   Moments. d = x - pivot. The pivot is off the mean by at most mu = max(dev, dev/16 + 3u*max|x|):
+ *   it is accepted within a deviation; else it is the mean rounded to an eighth of the deviation,
+ *   off by half of that, and by three roundings of a float. So the root mean square of d is at most
+ *   rho = hypot(dev, mu), and so is the mean of |d|, which is sqrt(2)*dev where mu = dev. d rounds
+ *   once, and then its sum does: |mean' - mean| <= (s + 1)*u*rho + delta.
+ *   Of M2 = sum(d*d) - sum(d)^2/n, per value:
+ *     - the rounding of d changes each x by u*|d|, and the variance by 2u*dev*rho;
+ *     - sum(d*d): (s + 1)*u*rho^2;
+ *     - sum(d) is s*u*rho off, and counts 2*mu times: 2*mu*s*u*rho;
+ *     - between blocks the means count, which are (s + 1)*u*rho off, 2*between times. With
+ *       2*between*within <= var that is (s + 1)*u*(sqrt(2)*var + 6u*max|x|*dev); and all means may be
+ *       off by delta: 2*dev*delta + delta^2.
+ *   These add up to 38u*var, and 56u*var in planes, for a mean of up to some 10^5 deviations. They
+ *   are reached by no data: the pivot would have to be a deviation off, all |d| equal and all
+ *   roundings of one sign. In (N, C) data four roundings per merge are left: 4*merges*w*var.
  *
  *   Affine map. v = fma(x - c, s, b) + r in float: u|x - c||s| for the difference (none without c),
  *   u|(x - c)s + b| for the fma, u|v| for adding r.
@@ -31,14 +45,14 @@
  *
  *   Backward. g = dy*act'(v): LEAKY_RELU rounds once, u|g|. HARD_SWISH's slope v/3 + 1/2 is off by
  *   e_v/3 + u|v|/3 (the constant 1/3) + u|slope|, and the product rounds: u|g|. Where act'(v)
- * jumps, callers see to dy = 0, or know v to the bit. e_v is the affine map's bound with s and b
- * rounded. Sums of g are double sums, at most (520 + 4*blocks) roundings, then one to float:
- * |dbeta' - dbeta| <= sum(e_g) + (520 + 4*blocks)*w*sum|g| + u|dbeta|. dgamma has invstd*|x - hi|
- * as weights, and its products are in float within a group: u for the difference, four fma, two
- * additions: 7u. dx = fma((x - hi)*invstd, slope, fma(g, s, offset)), slope = -s*dgamma/n, and
- * offset = -s*dbeta/n - lo*invstd*slope, both from the unrounded sums, rounded once: the error is
- * |s|e_g + u|s g| + u|s g + offset| + (error and u of offset) + |x - hi|*invstd*(error and 3u of
- * slope) + u|dx|. The code below calls slope what is here slope*invstd.
+ *   jumps, callers see to dy = 0, or know v to the bit. e_v is the affine map's bound with s and b
+ *   rounded. Sums of g are those of floats above, then rounded once:
+ *   |dbeta' - dbeta| <= sum(e_g) + (s*u + (1028 + 4*merges)*w)*sum|g| + u|dbeta|. dgamma has
+ *   invstd*|x - hi| as weights: u for the difference, (s + 1)*u for the products.
+ *   dx = fma((x - hi)*invstd, slope, fma(g, s, offset)), slope = -s*dgamma/n, and
+ *   offset = -s*dbeta/n - lo*invstd*slope, both from the unrounded sums, rounded once: the error is
+ *   |s|e_g + u|s g| + u|s g + offset| + (error and u of offset) + |x - hi|*invstd*(error and 3u of
+ *   slope) + u|dx|; here s is the scale. The code below calls slope what is here slope*invstd.
  */
 #include "oracle.h"
 
@@ -65,10 +79,28 @@ static size_t at(const bnorm_shape *s, size_t c, size_t q) {
                                    : (image * s->c + c) * s->hw + p;
 }
 
-/* More blocks per channel than any sensible plan has: at least 32 positions in each. */
-static double sum_roundings(const bnorm_shape *s) {
-    const double blocks = (double)s->n * ceil((double)s->hw / 32);
-    return 520 + 4 * blocks;
+static int in_planes(const bnorm_shape *s) {
+    return s->layout == BNORM_NCHW && s->hw > 1 && !s->c_block;
+}
+
+/* Additions in float that a value passes through: s of the comment above. */
+static double float_additions(const bnorm_shape *s) {
+    return s->hw == 1 ? 0 : in_planes(s) ? 8 : 5;
+}
+
+/* Roundings in double: blocks have at least 64 positions, and images are merged along a tree. */
+static double double_roundings(const bnorm_shape *s) {
+    const double merges = ceil((double)s->hw / 64) + ceil(log2((double)s->n));
+    return (s->hw == 1 ? 0 : 1028) + 4 * merges;
+}
+
+double oracle_sum_error(const bnorm_shape *shape) {
+    return SLACK * (float_additions(shape) * U + double_roundings(shape) * W);
+}
+
+double oracle_product_error(const bnorm_shape *shape) {
+    const double steps = float_additions(shape);
+    return SLACK * ((steps > 0 ? steps + 2 : 0) * U + double_roundings(shape) * W);
 }
 
 static double param(const double *array, size_t c, double otherwise) {
@@ -254,17 +286,25 @@ void oracle_moments(const bnorm_shape *shape, const double *x, const struct orac
         /* What the rounding of the mean to double left over. */
         const double shift = sum_total(&rest) / n;
         double var = sum_total(&squares) / n - shift * shift;
-        double delta = sum_roundings(shape) * W * max * SLACK;
-        const int planes = shape->layout == BNORM_NCHW && shape->hw > 1 && !shape->c_block;
-        const double k = planes ? 1 : 2;
-        double var_bound =
-            8 * U * (k * var + U * max * U * max) + 2 * sqrt(fabs(var)) * delta + delta * delta;
+        const double dev = sqrt(fmax(var, 0)), steps = float_additions(shape);
+        double mean_bound, var_bound;
+        if (shape->hw == 1) {
+            mean_bound = double_roundings(shape) * W * max;
+            var_bound = double_roundings(shape) * W * var + (2 * dev + mean_bound) * mean_bound;
+        } else {
+            const double delta = double_roundings(shape) * W * max;
+            const double mu = fmax(dev, dev / 16 + 3 * U * max), rho = hypot(dev, mu);
+            mean_bound = (steps + 1) * U * rho + delta;
+            var_bound = U * rho * (2 * dev + (steps + 1) * rho + 2 * steps * mu) +
+                        (steps + 1) * U * (sqrt(2) * var + 6 * U * max * dev) +
+                        (2 * dev + delta) * delta;
+        }
         if (min_x == max_x && isfinite(mean)) /* a constant channel has to be exact */
-            var = var_bound = delta = 0;
+            var = var_bound = mean_bound = 0;
         if (out->mean)
             out->mean[c] = min_x == max_x ? min_x : mean;
         if (out->mean_bound)
-            out->mean_bound[c] = delta;
+            out->mean_bound[c] = mean_bound * SLACK;
         if (out->var)
             out->var[c] = isnan(mean) ? mean : var;
         if (out->var_bound)
@@ -377,7 +417,7 @@ void oracle_train(const bnorm_shape *shape, const double *x, const struct oracle
 void oracle_backward(const bnorm_shape *shape, const double *x, const double *dy,
                      const struct oracle_grad *grad, const struct oracle_grad_out *out) {
     const size_t count = elements_per_channel(shape);
-    const double n = (double)count, roundings = sum_roundings(shape);
+    const double n = (double)count;
     for (size_t c = 0; c < shape->c; c++) {
         const double mean = grad->mean[c], hi = grad->mean_hi[c], lo = mean - hi;
         const double invstd = grad->invstd[c], s = param(grad->gamma, c, 1) * invstd;
@@ -404,9 +444,9 @@ void oracle_backward(const bnorm_shape *shape, const double *x, const double *dy
             error_gx += g_bound * fabs(x[i] - mean);
         }
         const double dbeta = sum_total(&sum_g), dgamma = invstd * sum_total(&sum_gx);
-        const double dbeta_error = SLACK * (error_g + roundings * W * abs_g);
+        const double dbeta_error = SLACK * error_g + oracle_sum_error(shape) * abs_g;
         const double dgamma_error =
-            SLACK * invstd * (error_gx + (7 * U + roundings * W) * abs_gx + 2 * n * ETA);
+            invstd * (SLACK * error_gx + oracle_product_error(shape) * abs_gx + 2 * n * ETA);
         out->dbeta[c] = dbeta;
         out->dgamma[c] = dgamma;
         out->dbeta_bound[c] = dbeta_error + U * fabs(dbeta) + ETA;

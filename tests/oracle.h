@@ -65,6 +65,9 @@ struct oracle_grad_out {
     double *dgamma, *dgamma_bound, *dbeta, *dbeta_bound; /* all wanted */
     double *g, *g_bound, *dx, *dx_bound;
 };
+/* sum(g) and sum(g*(x - center)) may be off by so much of the sum of the magnitudes. */
+double oracle_sum_error(const bnorm_shape *shape);
+double oracle_product_error(const bnorm_shape *shape);
 void oracle_backward(const bnorm_shape *shape, const double *x, const double *dy,
                      const struct oracle_grad *grad, const struct oracle_grad_out *out);
 
