@@ -132,7 +132,8 @@ static const char *const quantity_names[QUANTITIES] = {"mean", "variance", "invs
                                                        "dx",   "dgamma",   "dbeta"};
 
 /* The goals; y's for a mean of up to 1e6 deviations. */
-static const double goals[QUANTITIES] = {[MEAN] = 1, [VARIANCE] = 4, [Y] = 1};
+static const double goals[QUANTITIES] = {
+    [MEAN] = 1, [VARIANCE] = 4, [Y] = 1, [DGAMMA] = 1, [DBETA] = 1};
 
 /* Largest error over channels and elements; NAN = not computed by this library, INFINITY = not a
  * number, or over- or underflow where the exact result is a normal float. */
@@ -156,7 +157,7 @@ static double error_in_ulps(float got, double exact, double least) {
         return got == rounded ? 0 : INFINITY;
     if (!isfinite(got))
         return INFINITY;
-    return fabs((double)got - exact) / ulp(fmax(fabs((double)rounded), least));
+    return fabs((double)got - exact) / fmax(ulp(fabs((double)rounded)), least);
 }
 
 /* In units of 2^-22*scale, for results that a cancellation may leave small. */
@@ -179,14 +180,14 @@ static void compare_channel(const struct problem *p, const struct answer *a, siz
                             const struct exact *e, struct errors *errors) {
     const struct channel ch = channel_of(p, c);
     double *const of = errors->of;
-    keep_worst(&of[MEAN], error_in_ulps(a->mean[c], e->mean, e->deviation * 0x1p-12));
+    keep_worst(&of[MEAN], error_in_ulps(a->mean[c], e->mean, e->deviation * 0x1p-23));
     if (a->var)
         keep_worst(&of[VARIANCE],
                    error_in_ulps(a->var[c], a->sample_variance ? e->sample_var : e->var, 0));
     if (a->invstd)
         keep_worst(&of[INVSTD], error_in_ulps(a->invstd[c], e->invstd, 0));
-    keep_worst(&of[DGAMMA], error_in_ulps(a->dgamma[c], e->dgamma, e->dy_norm * 0x1p-12));
-    keep_worst(&of[DBETA], error_in_ulps(a->dbeta[c], e->dbeta, e->dy_norm * 0x1p-12));
+    keep_worst(&of[DGAMMA], error_in_ulps(a->dgamma[c], e->dgamma, e->dgamma_terms * 0x1p-22));
+    keep_worst(&of[DBETA], error_in_ulps(a->dbeta[c], e->dbeta, e->dbeta_terms * 0x1p-22));
     for (size_t image = 0; image < ch.images; image++)
         for (size_t q = 0; q < ch.positions; q++) {
             const size_t at = image * ch.image_stride + q * ch.position_step,
@@ -445,9 +446,11 @@ int main(int argc, char **argv) {
         if (!present[i])
             printf("%s: not installed; %s\n", libraries[i]->name, libraries[i]->missing);
     }
-    printf("Largest errors. mean, dgamma, dbeta: ulp (mean of at least 2^-12 deviations; dgamma,\n"
-           "dbeta of at least 2^-12*|dy|); variance, invstd: ulp; y: 2^-22*max(1, |y|);\n"
-           "dx: 2^-22 of the sum of its terms' magnitudes. wrong: overflow or not a number.\n\n");
+    printf(
+        "Largest errors. mean: ulp, or 2^-23 deviations if that is more; variance, invstd: ulp;\n"
+        "y: 2^-22*max(1, |y|); dx: 2^-22 of the sum of its terms' magnitudes; dgamma, dbeta: ulp,\n"
+        "or 2^-22 of the root of the sum of their terms' squares if that is more. wrong: overflow\n"
+        "or not a number.\n\n");
 
     print_head();
     if (markdown)

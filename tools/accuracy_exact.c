@@ -89,7 +89,15 @@ struct exact exact_channel(const struct channel *ch, double eps) {
     e.invstd = (double)invstd;
     e.dbeta = (double)sum_dy;
     e.dgamma = (double)((total_of_products(b.xdy, 512, 1) - mean * sum_dy) * invstd);
-    e.dy_norm = sqrt((double)total_of_products(b.dydy, 256, 2));
+    e.dbeta_terms = sqrt((double)total_of_products(b.dydy, 256, 2));
+    double squares = 0;
+    for (size_t image = 0; image < ch->images; image++)
+        for (size_t p = 0; p < ch->positions; p++) {
+            const size_t at = image * ch->image_stride + p * ch->position_step;
+            const double term = (double)ch->dy[at] * exact_y(&e, ch->x[at]);
+            squares += term * term;
+        }
+    e.dgamma_terms = sqrt(squares);
     return e;
 }
 
