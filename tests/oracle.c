@@ -264,6 +264,21 @@ double oracle_gradient_bound(bnorm_act act, double v, double v_bound, double dy)
 /* ---------------------------------------------------------------------------------------------- */
 /* Statistics                                                                                     */
 
+struct oracle_bounds oracle_moment_bounds(const bnorm_shape *shape, double var, double max) {
+    const double dev = sqrt(fmax(var, 0)), steps = float_additions(shape);
+    const double delta = double_roundings(shape) * W * max;
+    if (shape->hw == 1)
+        return (struct oracle_bounds){
+            .mean = SLACK * delta,
+            .var = SLACK * (double_roundings(shape) * W * var + (2 * dev + delta) * delta)};
+    const double mu = fmax(dev, dev / 16 + 3 * U * max), rho = hypot(dev, mu);
+    return (struct oracle_bounds){.mean = SLACK * ((steps + 1) * U * rho + delta),
+                                  .var = SLACK *
+                                         (U * rho * (2 * dev + (steps + 1) * rho + 2 * steps * mu) +
+                                          (steps + 1) * U * (sqrt(2) * var + 6 * U * max * dev) +
+                                          (2 * dev + delta) * delta)};
+}
+
 void oracle_moments(const bnorm_shape *shape, const double *x, const struct oracle_stats *out) {
     const size_t count = elements_per_channel(shape);
     const double n = (double)count;
@@ -286,29 +301,17 @@ void oracle_moments(const bnorm_shape *shape, const double *x, const struct orac
         /* What the rounding of the mean to double left over. */
         const double shift = sum_total(&rest) / n;
         double var = sum_total(&squares) / n - shift * shift;
-        const double dev = sqrt(fmax(var, 0)), steps = float_additions(shape);
-        double mean_bound, var_bound;
-        if (shape->hw == 1) {
-            mean_bound = double_roundings(shape) * W * max;
-            var_bound = double_roundings(shape) * W * var + (2 * dev + mean_bound) * mean_bound;
-        } else {
-            const double delta = double_roundings(shape) * W * max;
-            const double mu = fmax(dev, dev / 16 + 3 * U * max), rho = hypot(dev, mu);
-            mean_bound = (steps + 1) * U * rho + delta;
-            var_bound = U * rho * (2 * dev + (steps + 1) * rho + 2 * steps * mu) +
-                        (steps + 1) * U * (sqrt(2) * var + 6 * U * max * dev) +
-                        (2 * dev + delta) * delta;
-        }
+        struct oracle_bounds bounds = oracle_moment_bounds(shape, var, max);
         if (min_x == max_x && isfinite(mean)) /* a constant channel has to be exact */
-            var = var_bound = mean_bound = 0;
+            var = bounds.var = bounds.mean = 0;
         if (out->mean)
             out->mean[c] = min_x == max_x ? min_x : mean;
         if (out->mean_bound)
-            out->mean_bound[c] = mean_bound * SLACK;
+            out->mean_bound[c] = bounds.mean;
         if (out->var)
             out->var[c] = isnan(mean) ? mean : var;
         if (out->var_bound)
-            out->var_bound[c] = var_bound * SLACK;
+            out->var_bound[c] = bounds.var;
     }
 }
 

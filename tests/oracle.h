@@ -26,6 +26,11 @@ struct oracle_stats {
     double *mean, *mean_bound;
     double *var, *var_bound;
 };
+/* Of a channel with this variance and largest magnitude. */
+struct oracle_bounds {
+    double mean, var;
+};
+struct oracle_bounds oracle_moment_bounds(const bnorm_shape *shape, double var, double max);
 void oracle_moments(const bnorm_shape *shape, const double *x, const struct oracle_stats *out);
 
 /* y = act((x - center)*scale + shift + residual). Parameters NULL as in bnorm_affine; y_bound and
