@@ -26,7 +26,7 @@
  *     - between blocks the means count, which are (s + 1)*u*rho off, 2*between times. With
  *       2*between*within <= var that is (s + 1)*u*(sqrt(2)*var + 6u*max|x|*dev); and all means may be
  *       off by delta: 2*dev*delta + delta^2.
- *   These add up to 38u*var, and 56u*var in planes, for a mean of up to some 10^5 deviations. They
+ *   These add up to 38u*var, and 57u*var in planes, for a mean of up to some 10^5 deviations. They
  *   are reached by no data: the pivot would have to be a deviation off, all |d| equal and all
  *   roundings of one sign. In (N, C) data four roundings per merge are left: 4*merges*w*var.
  *
