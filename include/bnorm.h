@@ -500,8 +500,9 @@ typedef struct bnorm_grad {
  *   dx        = gamma*invstd*g                               frozen
  * Results are overwritten, never added to. x (forward's input), dy and the workspace are always
  * required. dx.data NULL = not wanted. dx may be dy, x, residual or y, and so may dresidual, but
- * the two must not be the same tensor. The products of dgamma are in float: it is good to some ulp
- * of itself or of sqrt(sum(dy^2)), whichever is more.
+ * the two must not be the same tensor. Groups of up to 128 values are summed in float: dbeta and
+ * dgamma are good to some ulp of themselves or of the root of the sum of their terms' squares,
+ * whichever is more.
  *
  * save_var and eps are for frameworks that keep a variance: give them instead of save_invstd, which
  * is used where both are given. BNORM_NULL_POINTER where neither is; BNORM_BAD_EPSILON and
@@ -808,10 +809,10 @@ BNORM_API bnorm_status bnorm_describe(const bnorm_axes *axes, bnorm_ndarray *arr
  * of equal bits is for the default mode (round to nearest, no flush to zero; on Arm also FPCR.DN =
  * 0). No function raises INVALID, DIVBYZERO or OVERFLOW, or sets errno, unless the mathematics of a
  * real element does, one of a tensor or of a channel's parameters: a NaN or an infinity among them,
- * a division by 0 in a formula above, a squared deviation or a gradient times a deviation beyond a
- * float's range, the sum of 16 values of more than 2e37, a result too large for its type. INEXACT,
- * UNDERFLOW and DENORMAL may always be raised. Exceptions may be unmasked; those of a block of
- * channels that has padding are not seen.
+ * a division by 0 in a formula above, a squared deviation, a gradient times a deviation or the sum
+ * of up to 128 values beyond a float's range, a result too large for its type. INEXACT, UNDERFLOW
+ * and DENORMAL may always be raised. Exceptions may be unmasked; those of a block of channels that
+ * has padding are not seen.
  *
  * Activations. The derivative of RELU is 1 where v > 0 strictly, of CLAMP where a < v < b strictly,
  * else 0; of LEAKY_RELU 1 where v > 0, else a; of HARD_SWISH 0 for v <= -3, 1 for v >= 3 and
