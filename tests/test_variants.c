@@ -298,10 +298,11 @@ static void test_compacted(struct test *t) {
             call.shape.hw = few.hw;
             const struct results want = run_call(t, &call, &few, &exec);
             for (size_t c = 0; c < few.c; c++) {
+                /* Both may be off. */
                 check_same_value(t, "mean", c, got.mean[c], want.mean[c],
-                                 s.mean_bound[c] + 0x1p-24L * fabsl(s.mean[c]));
+                                 2 * (s.mean_bound[c] + 0x1p-24L * fabsl(s.mean[c])));
                 check_same_value(t, "var", c, got.var[c], want.var[c],
-                                 s.var_bound[c] + 0x1p-24L * s.var[c] + 0x1p-149L);
+                                 2 * (s.var_bound[c] + 0x1p-24L * s.var[c] + 0x1p-149L));
             }
             test_release(t);
         }

@@ -28,6 +28,7 @@ typedef long double wide;
 
 /* Tensors are (n, c, hw), as in struct data; NULL as there. */
 struct wide_data {
+    bnorm_shape shape;
     size_t n, c, hw;
     wide *x, *dy, *residual, *gamma, *beta;
     const float *weights;
