@@ -113,42 +113,6 @@ BNORM_INLINE void widen(float *to, const void *from, bnorm_dtype type, const bno
     widen_rows(to, from, type, quant, n, 1, n, ahead);
 }
 
-/* n floats to elements, rounded; every NaN is stored as the one of bnorm. */
-static void narrow(void *to, bnorm_dtype type, const bnorm_quant *quant, const float *from,
-                   size_t n, size_t ahead) {
-#define BNORM_NARROW(element, store, expression)                                                   \
-    {                                                                                              \
-        element *p = to, rest[VEC_F];                                                              \
-        size_t i = 0;                                                                              \
-        for (; i + VEC_F <= n; i += VEC_F, p += VEC_F) {                                           \
-            const vec_f v = vec_load(from + i);                                                    \
-            vec_fetch_out((const float *)(const void *)((const char *)p + ahead));                 \
-            store(p, expression);                                                                  \
-        }                                                                                          \
-        if (i < n) {                                                                               \
-            const vec_f v = vec_load(from + i);                                                    \
-            store(rest, expression);                                                               \
-            for (size_t k = 0; k < n - i; k++)                                                     \
-                p[k] = rest[k];                                                                    \
-        }                                                                                          \
-        break;                                                                                     \
-    }
-    switch (type) {
-    case BNORM_F32:
-        BNORM_NARROW(float, vec_store, vec_canonical(v))
-    case BNORM_BF16:
-        BNORM_NARROW(uint16_t, vec_store_bf16, vec_canonical(v))
-    case BNORM_F16:
-        BNORM_NARROW(uint16_t, vec_store_f16, vec_canonical(v))
-    case BNORM_S8:
-    case BNORM_U8: {
-        const vec_f zero = vec_set1((float)quant->zero_point), scale = vec_set1(quant->scale);
-        BNORM_NARROW(uint8_t, vec_store_8, quantized(type, v, scale, zero))
-    }
-    }
-#undef BNORM_NARROW
-}
-
 /* n <= VEC_F elements; not for S8 and U8. */
 BNORM_INLINE vec_f widened_lanes(const void *p, bnorm_dtype type, size_t n) {
     if (type == BNORM_F32)
@@ -171,42 +135,74 @@ BNORM_INLINE unsigned bit_window(const unsigned char *bits, size_t at, size_t n)
     return window >> at % 8;
 }
 
-/* 1 where a bit is set, else 0. */
-static void widen_bits(float *to, const unsigned char *bits, size_t at, size_t n) {
-    for (size_t i = 0; i < n; i += VEC_F)
-        vec_store(to + i, vec_from_bits(bit_window(bits, at + i, lesser(VEC_F, n - i))));
-}
-
 /* The bits of a byte that `own` says. */
 BNORM_INLINE void store_some_bits(unsigned char *byte, unsigned bits, unsigned own) {
     __atomic_fetch_and(byte, (unsigned char)(bits | ~own), __ATOMIC_RELAXED);
     __atomic_fetch_or(byte, (unsigned char)(bits & own), __ATOMIC_RELAXED);
 }
 
-/* Bits [at, at + n): whether act has the derivative of its upper branch at v. */
-static void store_bits(unsigned char *bits, size_t at, const bnorm_act *act, const float *v,
-                       size_t n) {
-    const int clamp = act->kind == BNORM_ACT_CLAMP;
-    const vec_f zero = vec_set1(0), low = vec_set1(act->a), high = vec_set1(act->b);
-    unsigned char *byte = bits + at / 8;
-    unsigned others = (1u << at % 8) - 1; /* bits of *byte that are not of this call */
-    uint64_t waiting = 0;
-    size_t count = at % 8;
-    for (size_t i = 0; i < n; i += VEC_F) {
-        const size_t lanes = lesser(VEC_F, n - i);
-        const vec_f lane = load_lanes(v + i, lanes);
-        unsigned word =
-            clamp ? vec_bits_gt(lane, low) & vec_bits_gt(high, lane) : vec_bits_gt(lane, zero);
-        word &= (1u << lanes) - 1;
-        waiting |= (uint64_t)word << count;
-        for (count += lanes; count >= 8; count -= 8, waiting >>= 8, byte++) {
-            if (others)
-                store_some_bits(byte, (unsigned)waiting & 255, 255 & ~others);
-            else
-                *byte = (unsigned char)waiting;
-            others = 0;
-        }
+/* n bits from bit `at` on, n a multiple of 8 up to 64, or at most 8. */
+BNORM_INLINE uint64_t read_bits(const unsigned char *bits, size_t at, size_t n) {
+    const size_t shift = at % 8;
+    uint64_t word = 0;
+    if (n <= 8)
+        return bit_window(bits, at, n);
+    memcpy(&word, bits + at / 8, n / 8);
+    word >>= shift;
+    if (shift)
+        word |= (uint64_t)bits[at / 8 + n / 8] << (n - shift);
+    return word;
+}
+
+/* Writes bits one behind the other. */
+struct bit_writer {
+    unsigned char *bits;
+    size_t at;        /* of the next bit */
+    uint64_t waiting; /* those of the byte that is not full */
+    unsigned others;  /* bits of that byte that are not of this call */
+};
+
+BNORM_INLINE void begin_bits(struct bit_writer *w, unsigned char *bits, size_t at) {
+    w->bits = bits;
+    w->at = at;
+    w->waiting = 0;
+    w->others = (1u << at % 8) - 1;
+}
+
+BNORM_INLINE void end_bits(struct bit_writer *w) {
+    const unsigned mine = ((1u << w->at % 8) - 1) & ~w->others;
+    if (mine)
+        store_some_bits(w->bits + w->at / 8, (unsigned)w->waiting, mine);
+}
+
+/* The next bit is number `at`. */
+BNORM_INLINE void seek_bits(struct bit_writer *w, size_t at) {
+    if (w->at == at)
+        return;
+    end_bits(w);
+    begin_bits(w, w->bits, at);
+}
+
+/* The n lowest bits of a word, n at most 64. */
+BNORM_INLINE void put_bits(struct bit_writer *w, uint64_t word, size_t n) {
+    if (w->at % 8 == 0 && n % 8 == 0) {
+        memcpy(w->bits + w->at / 8, &word, n / 8);
+        w->at += n;
+        return;
     }
-    if (count)
-        store_some_bits(byte, (unsigned)waiting, ((1u << count) - 1) & ~others);
+    for (; n > 0; n -= lesser(n, 32), word >>= 32) {
+        const size_t k = lesser(n, 32), held = w->at % 8;
+        unsigned char *byte = w->bits + w->at / 8;
+        uint64_t bits = w->waiting | (word & ((UINT64_C(1) << k) - 1)) << held;
+        size_t count = held + k;
+        for (; count >= 8; count -= 8, bits >>= 8, byte++) {
+            if (w->others)
+                store_some_bits(byte, (unsigned)bits & 255, 255 & ~w->others);
+            else
+                *byte = (unsigned char)bits;
+            w->others = 0;
+        }
+        w->waiting = bits;
+        w->at += k;
+    }
 }

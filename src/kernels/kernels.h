@@ -159,8 +159,7 @@ static void smooth_gradients(bnorm_act_kind kind, float a, const float *v, float
 #include "gradient.h"
 #include "reduce.h"
 #include "leaves.h"
-#include "elementwise.h"
-#include "staged.h"
+#include "map.h"
 #include "coefficients.h"
 
 /* The table of this kernel set, made from the one list. */

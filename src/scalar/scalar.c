@@ -232,7 +232,7 @@ struct two_sums {
 
 /* `count` positions, every `chains`th from q on: a pair at a time, two pairs together, and these one
  * after the other. */
-ALWAYS_INLINE void add_group(const struct channel *c, int backward, float center, size_t q,
+ALWAYS_INLINE void sum_group(const struct channel *c, int backward, float center, size_t q,
                              size_t count, float *sum_a, float *sum_b) {
     *sum_a = *sum_b = 0;
     for (size_t i = 0; i < count; i += 4) {
@@ -267,7 +267,7 @@ ALWAYS_INLINE struct two_sums float_sums(const struct channel *c, int backward, 
     for (size_t group = 0; group < c->count; group += BNORM_GROUP * c->chains) {
         float group_a[BNORM_SPAN_LANES], group_b[BNORM_SPAN_LANES];
         for (size_t j = 0; j < c->chains; j++)
-            add_group(c, backward, center, group + j, group_size(c, group + j), &group_a[j],
+            sum_group(c, backward, center, group + j, group_size(c, group + j), &group_a[j],
                       &group_b[j]);
         for (size_t half = c->chains / 2; half >= lanes; half /= 2)
             for (size_t j = 0; j < half; j++) {

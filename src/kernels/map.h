@@ -1,0 +1,1056 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Elementwise work: y of forward, dx and dresidual of backward. A run is a row, a plane, or rows
+ * that follow one another without a gap. It is taken in groups of BNORM_VECTORS vectors, which are
+ * loaded, computed and stored together, then in single vectors; types, activation and options are
+ * asked for once a group. Where a run ends within a vector, the last vector begins so much earlier
+ * that it is whole.
+ *
+ * There is one loop, map_runs, of which a form is an instance. It has three parameters:
+ *   direction   FORWARD, BACKWARD
+ *   source      of a vector's parameters: SPREAD, one for all lanes (planes);
+ *               HELD, those of a group, which are the same in all groups (few channels, or a strip
+ *               of channels through all rows); LOADED, from arrays
+ *   type        of all tensors, without a mask, with IDENTITY, RELU or CLAMP in forward and with
+ *               RELU or no activation in backward; BNORM_ANY: everything else */
+
+/* Vectors of a group: their latencies overlap, also where a compiler must assume that a store
+ * changes what a later load reads. */
+#define BNORM_VECTORS ((size_t)4)
+#define BNORM_GROUP_F (BNORM_VECTORS * VEC_F)
+/* How far ahead of their use lines are asked for, in bytes. */
+#define BNORM_AHEAD_IN  2048
+#define BNORM_AHEAD_OUT 1024
+/* Bytes of output that pass the caches at a time. Lines of runs of more bytes are asked for. */
+#define BNORM_PART ((size_t)4096)
+/* Runs of so many elements are aligned to lines of the cache, and follow hints. */
+#define BNORM_LONG_RUN 512
+/* Rows of few channels are joined to rows of about BNORM_LONG_ROW floats, for which the parameters
+ * are written one behind the other; all arrays together have room for BNORM_ROOM floats. */
+#define BNORM_LONG_ROW 256
+#define BNORM_ROOM     ((size_t)3072)
+/* Strips of rows pay in tensors of at most so many bytes, which stay in the second-level cache. */
+#define BNORM_STRIPPED (96 << 10)
+/* Planes of fewer elements are joined to rows: of one image, of several, and of types and
+ * activations without a form of their own. */
+#define BNORM_SMALL_PLANE  ((size_t)2 * VEC_F)
+#define BNORM_SMALL_PLANES ((size_t)4 * VEC_F)
+#define BNORM_SMALL_ANY    ((size_t)128)
+
+enum direction { FORWARD, BACKWARD };
+enum source { SPREAD, HELD, LOADED };
+
+/* No type, no kind. */
+#define BNORM_ANY (-1)
+
+struct form {
+    enum direction direction;
+    enum source source;
+    int type, kind;
+};
+
+/* Arrays of parameters; those that are not wanted are any readable memory. */
+struct parameters {
+    const float *center, *scale, *shift, *invstd, *slope, *offset;
+};
+
+#define BNORM_FOR_PARAMETERS(m, X)                                                                 \
+    if ((m)->centred) {                                                                            \
+        X(0, center);                                                                              \
+    }                                                                                              \
+    X(1, scale);                                                                                   \
+    X(2, shift);                                                                                   \
+    if ((m)->sloped) {                                                                             \
+        X(3, invstd);                                                                              \
+        X(4, slope);                                                                               \
+        X(5, offset);                                                                              \
+    }
+
+struct mapping;
+struct block;
+typedef void map_function(const struct mapping *m, const struct block *b);
+
+/* What holds for a whole call. */
+struct mapping {
+    enum direction direction;
+    bnorm_dtype type, out_type;
+    size_t size, out_size; /* bytes of an element */
+    enum bnorm_pre pre;
+    bnorm_act act;
+    int centred, sloped;
+    int reads_x; /* for more than its own sake; always in forward */
+    int has_out, has_dresidual, writes_bits;
+    int in_place; /* an output is an input */
+    unsigned hints;
+    unsigned char *bits;                               /* the mask, or NULL */
+    float x_quant[2], argument_quant[2], out_quant[2]; /* scale and zero point */
+    struct parameters p;
+    map_function *spread, *held, *loaded, *any; /* the forms; the first two may be NULL */
+};
+
+/* Where the elements of a run are. Absent tensors are any memory, which is not looked at. */
+struct run {
+    const char *x, *dy, *argument;
+    char *out, *dresidual;
+    size_t bit;
+};
+
+/* Bytes from a run to the next of each tensor; 0 of absent ones. */
+struct strides {
+    size_t x, dy, argument, out, dresidual, bit;
+};
+
+/* Rows of one group, or planes of one image. */
+struct block {
+    struct run run;
+    struct strides strides;
+    size_t rows, lanes;
+    unsigned fetch; /* which hints are followed */
+    int dense;      /* rows follow one another without a gap */
+    /* The parameters of the first element have number `first`. Loaded ones repeat after `period`
+     * elements, and `step` = BNORM_GROUP_F % period. Where nothing can be read behind these (exact),
+     * groups begin with the first element. */
+    size_t first, period, step;
+    int exact;
+};
+
+/* Parameters that stay in registers. */
+struct held {
+    vec_f center[BNORM_VECTORS], scale[BNORM_VECTORS], shift[BNORM_VECTORS];
+    vec_f invstd[BNORM_VECTORS], slope[BNORM_VECTORS], offset[BNORM_VECTORS];
+};
+
+#define BNORM_UNLIKELY(c) __builtin_expect(!!(c), 0)
+#define BNORM_EACH                                                                                 \
+    BNORM_UNROLL                                                                                   \
+    for (size_t q = 0; q < count; q++)
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Groups */
+
+BNORM_INLINE void load_vectors(vec_f *to, bnorm_dtype type, const char *p, const float *quant,
+                               size_t count) {
+    const vec_f scale = vec_set1(quant[0]), zero = vec_set1(quant[1]);
+#define BNORM_AT(element) ((const element *)(const void *)p + q * VEC_F)
+    switch (type) {
+    case BNORM_F32:
+        BNORM_EACH to[q] = vec_load(BNORM_AT(float));
+        break;
+    case BNORM_BF16:
+        BNORM_EACH to[q] = vec_load_bf16(BNORM_AT(uint16_t));
+        break;
+    case BNORM_F16:
+        BNORM_EACH to[q] = vec_load_f16(BNORM_AT(uint16_t));
+        break;
+    case BNORM_S8:
+        BNORM_EACH to[q] = vec_mul(vec_sub(vec_load_s8(BNORM_AT(uint8_t)), zero), scale);
+        break;
+    case BNORM_U8:
+        BNORM_EACH to[q] = vec_mul(vec_sub(vec_load_u8(BNORM_AT(uint8_t)), zero), scale);
+        break;
+    }
+#undef BNORM_AT
+}
+
+/* Canonical values. */
+BNORM_INLINE void store_vectors(char *p, bnorm_dtype type, const float *quant, const vec_f *v,
+                                size_t count) {
+#define BNORM_AT(element) ((element *)(void *)p + q * VEC_F)
+    switch (type) {
+    case BNORM_F32:
+        BNORM_EACH vec_store(BNORM_AT(float), v[q]);
+        break;
+    case BNORM_BF16:
+        if (count % 2 == 0) {
+            BNORM_UNROLL
+            for (size_t q = 0; q + 1 < count; q += 2)
+                vec_store_bf16_2(BNORM_AT(uint16_t), v[q], v[q + 1]);
+        } else {
+            BNORM_EACH vec_store_bf16(BNORM_AT(uint16_t), v[q]);
+        }
+        break;
+    case BNORM_F16:
+        BNORM_EACH vec_store_f16(BNORM_AT(uint16_t), v[q]);
+        break;
+    case BNORM_S8:
+    case BNORM_U8: {
+        const vec_f scale = vec_set1(quant[0]), zero = vec_set1(quant[1]);
+        BNORM_EACH vec_store_8(BNORM_AT(uint8_t), quantized(type, v[q], scale, zero));
+        break;
+    }
+    }
+#undef BNORM_AT
+}
+
+/* y, canonical. */
+BNORM_INLINE vec_f activate(bnorm_act_kind kind, vec_f v, vec_f a, vec_f b) {
+    const vec_f zero = vec_set1(0), three = vec_set1(3);
+    switch (kind) {
+    case BNORM_ACT_RELU:
+        return vec_relu(v);
+    case BNORM_ACT_CLAMP:
+        return vec_clamp(v, a, b);
+    case BNORM_ACT_LEAKY_RELU:
+        v = vec_mul(v, vec_if_gt(v, zero, vec_set1(1), a));
+        break;
+    case BNORM_ACT_HARD_SWISH: {
+        const vec_f m = within_three(v);
+        v = vec_if_le(three, v, v, vec_mul(vec_mul(m, vec_add(m, three)), vec_set1(1.0f / 6)));
+        break;
+    }
+    default:
+        break;
+    }
+    return vec_canonical_result(v);
+}
+
+/* Out of line, as are SLEEF's functions. */
+BNORM_RARE void smooth_values(bnorm_act_kind kind, float a, float *v, size_t n) {
+    for (size_t i = 0; i < n; i += VEC_F)
+        vec_store(v + i, vec_canonical(smooth_value(kind, vec_load(v + i), vec_set1(a))));
+}
+
+#define BNORM_CASE(kind)                                                                           \
+    case kind:                                                                                     \
+        BNORM_EACH BNORM_OF(kind);                                                                 \
+        break;
+
+BNORM_INLINE void activate_vectors(const struct form f, const bnorm_act *act, vec_f *v,
+                                   size_t count) {
+    const vec_f a = vec_set1(act->a), b = vec_set1(act->b);
+#define BNORM_OF(kind) v[q] = activate(kind, v[q], a, b)
+    if (f.type != BNORM_ANY) {
+        switch (f.kind == BNORM_ANY ? (int)act->kind : f.kind) {
+            BNORM_CASE(BNORM_ACT_RELU)
+            BNORM_CASE(BNORM_ACT_CLAMP)
+        default:
+            BNORM_EACH BNORM_OF(BNORM_ACT_IDENTITY);
+        }
+        return;
+    }
+    switch (act->kind) {
+        BNORM_CASE(BNORM_ACT_IDENTITY)
+        BNORM_CASE(BNORM_ACT_RELU)
+        BNORM_CASE(BNORM_ACT_CLAMP)
+        BNORM_CASE(BNORM_ACT_LEAKY_RELU)
+        BNORM_CASE(BNORM_ACT_HARD_SWISH)
+    default: {
+        float values[BNORM_GROUP_F];
+        BNORM_EACH vec_store(values + q * VEC_F, v[q]);
+        smooth_values(act->kind, act->a, values, count * VEC_F);
+        BNORM_EACH v[q] = vec_load(values + q * VEC_F);
+    }
+    }
+#undef BNORM_OF
+}
+
+/* g = dy*act'(v) */
+BNORM_INLINE void gradient_vectors(const struct form f, const bnorm_act *act, const vec_f *v,
+                                   vec_f *g, size_t count) {
+    const vec_f a = vec_set1(act->a), b = vec_set1(act->b);
+#define BNORM_OF(kind) g[q] = gradient(kind, v[q], g[q], a, b)
+    if (f.type != BNORM_ANY) {
+        BNORM_EACH BNORM_OF(BNORM_ACT_RELU);
+        return;
+    }
+    switch (act->kind) {
+        BNORM_CASE(BNORM_ACT_IDENTITY)
+        BNORM_CASE(BNORM_ACT_RELU)
+        BNORM_CASE(BNORM_ACT_CLAMP)
+        BNORM_CASE(BNORM_ACT_LEAKY_RELU)
+        BNORM_CASE(BNORM_ACT_HARD_SWISH)
+    default: {
+        float values[2][BNORM_GROUP_F];
+        BNORM_EACH vec_store(values[0] + q * VEC_F, v[q]);
+        BNORM_EACH vec_store(values[1] + q * VEC_F, g[q]);
+        smooth_gradients(act->kind, act->a, values[0], values[1], count * VEC_F);
+        BNORM_EACH g[q] = vec_load(values[1] + q * VEC_F);
+    }
+    }
+#undef BNORM_OF
+}
+#undef BNORM_CASE
+
+/* A bit per element: whether the derivative is that of the upper branch. */
+BNORM_INLINE uint64_t branch_bits(const bnorm_act *act, const vec_f *v, size_t count) {
+    const vec_f zero = vec_set1(0), low = vec_set1(act->a), high = vec_set1(act->b);
+    uint64_t word = 0;
+    BNORM_EACH {
+        const unsigned bits = act->kind == BNORM_ACT_CLAMP
+                                  ? vec_bits_gt(v[q], low) & vec_bits_gt(high, v[q])
+                                  : vec_bits_gt(v[q], zero);
+        word |= (uint64_t)bits << (q * VEC_F);
+    }
+    return word;
+}
+
+/* What is stored; canonical. */
+struct results {
+    vec_f out[BNORM_VECTORS], dresidual[BNORM_VECTORS];
+    uint64_t bits; /* of a mask that is written */
+};
+
+/* `count` vectors from element e of a run on, whose parameters begin with number i. */
+BNORM_INLINE void compute(const struct form f, const struct mapping *m, const struct run *r,
+                          const struct held *h, size_t i, size_t e, size_t count,
+                          struct results *to) {
+    vec_f x[BNORM_VECTORS] = {0}, v[BNORM_VECTORS] = {0}, g[BNORM_VECTORS] = {0};
+    const int forward = f.direction == FORWARD;
+    const int any = f.type == BNORM_ANY;
+    const bnorm_dtype type = any ? m->type : (bnorm_dtype)f.type;
+    const size_t at = e * (any ? m->size : size_of(type));
+#define BNORM_P(name)                                                                              \
+    (f.source == LOADED ? vec_load(m->p.name + i + q * VEC_F)                                      \
+     : f.source == HELD ? h->name[q]                                                               \
+                        : h->name[0])
+    if (forward || m->reads_x) {
+        load_vectors(x, type, r->x + at, m->x_quant, count);
+        if (m->centred)
+            BNORM_EACH x[q] = vec_sub(x[q], BNORM_P(center));
+    }
+    if (forward) {
+        BNORM_EACH v[q] = vec_fma(x[q], BNORM_P(scale), BNORM_P(shift));
+        if (BNORM_UNLIKELY(m->pre == BNORM_PRE_RESIDUAL)) {
+            load_vectors(g, type, r->argument + at, m->argument_quant, count);
+            BNORM_EACH v[q] = vec_add(v[q], g[q]);
+        }
+        if (any && m->bits)
+            to->bits = branch_bits(&m->act, v, count);
+        activate_vectors(f, &m->act, v, count);
+        BNORM_EACH to->out[q] = v[q];
+        return;
+    }
+    const int has_argument =
+        (f.kind == BNORM_ANY ? (int)m->act.kind : f.kind) != BNORM_ACT_IDENTITY;
+    if (has_argument) {
+        if (m->pre == BNORM_PRE_Y) {
+            load_vectors(v, type, r->argument + at, m->x_quant, count);
+        } else if (any && m->pre == BNORM_PRE_MASK) {
+            const uint64_t word = read_bits(m->bits, r->bit + e, count * VEC_F);
+            BNORM_EACH v[q] = vec_from_bits((unsigned)(word >> (q * VEC_F)));
+        } else {
+            BNORM_EACH v[q] = vec_fma(x[q], BNORM_P(scale), BNORM_P(shift));
+            if (m->pre == BNORM_PRE_RESIDUAL) {
+                load_vectors(g, type, r->argument + at, m->x_quant, count);
+                BNORM_EACH v[q] = vec_add(v[q], g[q]);
+            }
+        }
+    }
+    load_vectors(g, type, r->dy + at, m->x_quant, count);
+    if (has_argument)
+        gradient_vectors(f, &m->act, v, g, count);
+    if (m->has_dresidual)
+        BNORM_EACH to->dresidual[q] = vec_canonical(g[q]);
+    if (m->sloped) {
+        BNORM_EACH g[q] = vec_fma(g[q], BNORM_P(scale), BNORM_P(offset));
+        BNORM_EACH x[q] = vec_mul(x[q], BNORM_P(invstd));
+        BNORM_EACH g[q] = vec_fma(x[q], BNORM_P(slope), g[q]);
+    } else {
+        BNORM_EACH g[q] = vec_mul(g[q], BNORM_P(scale));
+    }
+    BNORM_EACH to->out[q] = vec_canonical_result(g[q]);
+#undef BNORM_P
+}
+
+BNORM_INLINE void store_results(const struct form f, const struct mapping *m, const struct run *r,
+                                size_t e, size_t count, const struct results *from) {
+    const int any = f.type == BNORM_ANY;
+    const bnorm_dtype type = any ? m->out_type : (bnorm_dtype)f.type;
+    const size_t at = e * (any ? m->out_size : size_of(type));
+    if (f.direction == FORWARD || m->has_out)
+        store_vectors(r->out + at, type, m->out_quant, from->out, count);
+    if (f.direction == BACKWARD && m->has_dresidual)
+        store_vectors(r->dresidual + at, type, m->out_quant, from->dresidual, count);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Runs */
+
+BNORM_INLINE void skip_row(const struct form f, struct run *r, const struct strides *s) {
+    r->x += s->x;
+    r->argument += s->argument;
+    r->out += s->out;
+    r->bit += s->bit;
+    if (f.direction == BACKWARD) {
+        r->dy += s->dy;
+        r->dresidual += s->dresidual;
+    }
+}
+
+BNORM_INLINE void skip_elements(struct run *r, const struct form f, const struct mapping *m,
+                                size_t n) {
+    const size_t in = f.type == BNORM_ANY ? m->size : size_of((bnorm_dtype)f.type),
+                 out = f.type == BNORM_ANY ? m->out_size : in;
+    r->x += n * in;
+    r->dy += n * in;
+    r->argument += n * in;
+    r->out += n * out;
+    r->dresidual += n * out;
+    r->bit += n;
+}
+
+BNORM_INLINE void hold(const struct form f, const struct parameters *p, size_t i, struct held *h) {
+    const size_t count = f.source == HELD ? BNORM_VECTORS : 1;
+#define BNORM_HOLD(name)                                                                           \
+    BNORM_EACH h->name[q] = f.source == HELD ? vec_load(p->name + q * VEC_F) : vec_set1(p->name[i])
+    BNORM_HOLD(center);
+    BNORM_HOLD(scale);
+    BNORM_HOLD(shift);
+    if (f.direction == BACKWARD) {
+        BNORM_HOLD(invstd);
+        BNORM_HOLD(slope);
+        BNORM_HOLD(offset);
+    }
+#undef BNORM_HOLD
+}
+
+/* Asks for the lines that a group from element 0 of r on will be followed by. */
+BNORM_INLINE void fetch_group(const struct form f, const struct mapping *m, const struct run *r,
+                              unsigned hints) {
+    const size_t in =
+                     BNORM_GROUP_F * (f.type == BNORM_ANY ? m->size : size_of((bnorm_dtype)f.type)),
+                 out = f.type == BNORM_ANY ? BNORM_GROUP_F * m->out_size : in;
+    const int argument = reads_extra(m->pre);
+#define BNORM_FETCH(t)    vec_fetch((const float *)(const void *)(r->t + BNORM_AHEAD_IN + k))
+#define BNORM_FETCH_TO(t) vec_fetch_out((const float *)(const void *)(r->t + BNORM_AHEAD_OUT + k))
+    for (size_t k = 0; (hints & BNORM_FETCH_IN) && k < in; k += 64) {
+        BNORM_FETCH(x);
+        if (f.direction == BACKWARD)
+            BNORM_FETCH(dy);
+        if (argument)
+            BNORM_FETCH(argument);
+    }
+    for (size_t k = 0; (hints & BNORM_FETCH_OUT) && k < out; k += 64) {
+        if (f.direction == FORWARD || m->has_out)
+            BNORM_FETCH_TO(out);
+        if (f.direction == BACKWARD && m->has_dresidual)
+            BNORM_FETCH_TO(dresidual);
+    }
+#undef BNORM_FETCH
+#undef BNORM_FETCH_TO
+}
+
+/* Runs of at least a vector. What is copied first has no other name afterwards, so that it stays in
+ * registers while outputs are stored. */
+BNORM_INLINE void map_runs(const struct form f, const struct mapping *given,
+                           const struct block *block) {
+    const struct mapping mine = *given, *const m = &mine;
+    const struct strides strides = block->strides;
+    const size_t len = block->lanes, first = block->first, period = block->period,
+                 step = block->step, tail = len % VEC_F;
+    const int writes_bits = f.type == BNORM_ANY && f.direction == FORWARD && m->bits,
+              keeps_last = tail && m->in_place,
+              overlaps = tail && !m->in_place && period == SIZE_MAX && len >= BNORM_GROUP_F;
+    struct run r = block->run;
+    const unsigned fetch = block->fetch;
+    struct bit_writer w = {0};
+    struct held h;
+/* Which parameters element e has. */
+#define BNORM_INDEX(e)                                                                             \
+    (f.source == SPREAD ? 0 : first + (e) < period ? first + (e) : (first + (e)) % period)
+    if (writes_bits)
+        begin_bits(&w, m->bits, r.bit);
+    for (size_t row = 0; row < block->rows; row++, skip_row(f, &r, &strides)) {
+        struct results last = {.bits = 0};
+        size_t e = 0, again = 0;
+        if (f.source == SPREAD)
+            hold(f, &m->p, first + row, &h);
+        if (writes_bits)
+            seek_bits(&w, r.bit);
+        if (keeps_last) /* before it is overwritten */
+            compute(f, m, &r, &h, BNORM_INDEX(len - VEC_F), len - VEC_F, 1, &last);
+        for (;;) {
+            struct run at = r;
+            size_t i = BNORM_INDEX(e);
+            skip_elements(&at, f, m, e);
+            for (; e + BNORM_GROUP_F <= len; e += BNORM_GROUP_F) {
+                struct results results = {.bits = 0};
+                if (BNORM_UNLIKELY(fetch))
+                    fetch_group(f, m, &at, fetch);
+                compute(f, m, &at, &h, i, 0, BNORM_VECTORS, &results);
+                store_results(f, m, &at, 0, BNORM_VECTORS, &results);
+                if (writes_bits)
+                    put_bits(&w, results.bits >> again, BNORM_GROUP_F - again);
+                skip_elements(&at, f, m, BNORM_GROUP_F);
+                if (f.source == LOADED) {
+                    i += step;
+                    i = i >= period ? i - period : i;
+                }
+            }
+            if (!overlaps || e + VEC_F >= len)
+                break;
+            again = e + BNORM_GROUP_F - len;
+            e -= again;
+        }
+        for (; e < len; e += VEC_F) {
+            struct results results = {.bits = 0};
+            again = e + VEC_F > len ? e + VEC_F - len : 0;
+            if (again && keeps_last)
+                break;
+            e -= again;
+            compute(f, m, &r, &h, BNORM_INDEX(e), e, 1, &results);
+            store_results(f, m, &r, e, 1, &results);
+            if (writes_bits)
+                put_bits(&w, results.bits >> again, VEC_F - again);
+        }
+        if (keeps_last) {
+            store_results(f, m, &r, len - VEC_F, 1, &last);
+            if (writes_bits)
+                put_bits(&w, last.bits >> (VEC_F - tail), tail);
+        }
+    }
+    if (writes_bits)
+        end_bits(&w);
+#undef BNORM_INDEX
+}
+
+/* The elements of a group in each row. */
+BNORM_INLINE void map_held(const struct form f, const struct mapping *given,
+                           const struct block *block) {
+    const struct mapping mine = *given, *const m = &mine;
+    const struct strides strides = block->strides;
+    struct run r = block->run;
+    struct held h;
+    hold(f, &m->p, 0, &h);
+    for (size_t rows = block->rows; rows > 0; rows--, skip_row(f, &r, &strides)) {
+        struct results results = {.bits = 0};
+        compute(f, m, &r, &h, 0, 0, BNORM_VECTORS, &results);
+        store_results(f, m, &r, 0, BNORM_VECTORS, &results);
+    }
+}
+
+/* What moves by the size of elements that a call has. */
+static const struct form all_forms = {BACKWARD, LOADED, BNORM_ANY, BNORM_ANY};
+
+#define BNORM_FORM(name, map, direction, source, type, kind)                                       \
+    static void name(const struct mapping *m, const struct block *b) {                             \
+        map((struct form){direction, source, type, kind}, m, b);                                   \
+    }
+/* Those of one type and kind: of planes and of rows. */
+#define BNORM_FORMS(name, direction, type, kind)                                                   \
+    BNORM_FORM(name##_planes, map_runs, direction, SPREAD, type, kind)                             \
+    BNORM_FORM(name##_rows, map_runs, direction, LOADED, type, kind)
+#define BNORM_FORWARD_F32(name, kind)                                                              \
+    BNORM_FORMS(name, FORWARD, BNORM_F32, kind)                                                    \
+    BNORM_FORM(name##_held, map_held, FORWARD, HELD, BNORM_F32, kind)
+BNORM_FORWARD_F32(forward_identity, BNORM_ACT_IDENTITY)
+BNORM_FORWARD_F32(forward_relu, BNORM_ACT_RELU)
+BNORM_FORWARD_F32(forward_clamp, BNORM_ACT_CLAMP)
+BNORM_FORMS(forward_bf16, FORWARD, BNORM_BF16, BNORM_ANY)
+BNORM_FORMS(forward_f16, FORWARD, BNORM_F16, BNORM_ANY)
+BNORM_FORMS(forward_any, FORWARD, BNORM_ANY, BNORM_ANY)
+BNORM_FORMS(backward_identity, BACKWARD, BNORM_F32, BNORM_ACT_IDENTITY)
+BNORM_FORMS(backward_relu, BACKWARD, BNORM_F32, BNORM_ACT_RELU)
+BNORM_FORMS(backward_bf16, BACKWARD, BNORM_BF16, BNORM_ANY)
+BNORM_FORMS(backward_f16, BACKWARD, BNORM_F16, BNORM_ANY)
+BNORM_FORM(backward_any_rows, map_runs, BACKWARD, LOADED, BNORM_ANY, BNORM_ANY)
+
+struct functions {
+    map_function *planes, *rows, *held;
+};
+/* By direction: of floats by kind of activation, of BF16 and F16, of others. */
+static const struct functions map_functions[2][6] = {
+    {{forward_identity_planes, forward_identity_rows, forward_identity_held},
+     {forward_relu_planes, forward_relu_rows, forward_relu_held},
+     {forward_clamp_planes, forward_clamp_rows, forward_clamp_held},
+     {forward_bf16_planes, forward_bf16_rows, NULL},
+     {forward_f16_planes, forward_f16_rows, NULL},
+     {forward_any_planes, forward_any_rows, NULL}},
+    {{backward_identity_planes, backward_identity_rows, NULL},
+     {backward_relu_planes, backward_relu_rows, NULL},
+     {NULL, NULL, NULL},
+     {backward_bf16_planes, backward_bf16_rows, NULL},
+     {backward_f16_planes, backward_f16_rows, NULL},
+     {NULL, backward_any_rows, NULL}}};
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Long runs: lines of the caches */
+
+/* Whole lines past the caches. */
+BNORM_INLINE void pass_on(char *to, const float *from, size_t bytes) {
+    for (size_t k = 0; k < bytes; k += sizeof(vec_f), from += VEC_F)
+        vec_bypass((float *)(void *)(to + k), vec_load(from));
+}
+
+BNORM_INLINE size_t to_line(const char *p) {
+    return -(uintptr_t)p % 64;
+}
+
+/* A run from a line of the output on, and whole lines past the caches where that is wanted. */
+BNORM_RARE void map_long(map_function *form, const struct mapping *m, const struct block *run) {
+    _Alignas(64) float lines[2][BNORM_PART / sizeof(float)];
+    const size_t most = BNORM_PART / m->out_size, line = 64 / m->out_size, len = run->lanes;
+    struct block b = *run;
+    size_t e = 0;
+    if (!b.exact && !m->in_place && !m->writes_bits) {
+        e = to_line(m->has_out ? b.run.out : b.run.dresidual) / m->out_size;
+        b.lanes = e < VEC_F ? VEC_F : e; /* what goes beyond it is computed again */
+        if (e)
+            form(m, &b);
+        skip_elements(&b.run, all_forms, m, e);
+    }
+    while (e < len) {
+        struct run r = b.run;
+        size_t n = len - e, skip = n;
+        const int bypass = (m->hints & BNORM_BYPASS) && n >= line &&
+                           (!m->has_out || to_line(r.out) == 0) &&
+                           (!m->has_dresidual || to_line(r.dresidual) == 0);
+        if (form != m->spread)
+            b.first = e < b.period ? e : e % b.period;
+        if (bypass) {
+            n = skip = lesser(n / line * line, most);
+            b.run.out = (char *)lines[0];
+            b.run.dresidual = (char *)lines[1];
+        } else if (n < VEC_F) { /* nor is that in place */
+            b = *run;
+            n = VEC_F;
+            skip_elements(&b.run, all_forms, m, len - n);
+            if (form != m->spread)
+                b.first = len - n < b.period ? len - n : (len - n) % b.period;
+        }
+        b.lanes = n;
+        form(m, &b);
+        if (bypass && m->has_out)
+            pass_on(r.out, lines[0], n * m->out_size);
+        if (bypass && m->has_dresidual)
+            pass_on(r.dresidual, lines[1], n * m->out_size);
+        b.run = r;
+        e += skip;
+        skip_elements(&b.run, all_forms, m, skip);
+    }
+}
+
+/* Runs of at least a vector. */
+BNORM_INLINE void map_form(map_function *form, const struct mapping *m, struct block *b) {
+    const char *out = m->has_out ? b->run.out : b->run.dresidual;
+    const size_t stride = m->has_out ? b->strides.out : b->strides.dresidual;
+    const size_t least = form == m->spread ? 4 * BNORM_LONG_RUN : BNORM_LONG_RUN;
+    const int lies_well = to_line(out) == 0 && (b->rows == 1 || stride % 64 == 0);
+    b->fetch = b->lanes * m->out_size > BNORM_PART || (m->hints & BNORM_BYPASS)
+                   ? m->hints & ~(unsigned)BNORM_BYPASS
+                   : 0;
+    if (b->lanes < BNORM_LONG_RUN ||
+        (!(m->hints & BNORM_BYPASS) && (lies_well || m->in_place || b->lanes < least))) {
+        form(m, b);
+        return;
+    }
+    struct block run = *b;
+    run.rows = 1;
+    for (size_t row = 0; row < b->rows; row++, skip_row(all_forms, &run.run, &b->strides)) {
+        run.first = form == m->spread ? b->first + row : b->first;
+        map_long(form, m, &run);
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Rows and planes */
+
+/* No period. */
+BNORM_INLINE void begin_period(struct block *b) {
+    b->first = 0;
+    b->period = SIZE_MAX;
+    b->step = BNORM_GROUP_F;
+    b->exact = 0;
+}
+
+/* Runs of fewer elements than a vector: each as one vector in memory, the other elements of which
+ * are 0, as are their parameters, so that nothing comes of them. */
+BNORM_RARE void map_few(const struct mapping *m, const struct block *b, int planes) {
+    struct {
+        _Alignas(64) char x[64], dy[64], argument[64], out[64], dresidual[64];
+        float p[6][VEC_F];
+    } lanes;
+    const size_t n = b->lanes;
+    const int reads_bits = m->pre == BNORM_PRE_MASK;
+    unsigned char bits[8] = {0};
+    struct mapping few = *m;
+    struct block vector;
+    struct run r = b->run;
+    memset(&lanes, 0, sizeof lanes);
+    vector.run = (struct run){lanes.x, lanes.dy, lanes.argument, lanes.out, lanes.dresidual, 0};
+    vector.strides = (struct strides){0};
+    vector.rows = 1;
+    vector.fetch = 0;
+    vector.lanes = VEC_F;
+    begin_period(&vector);
+    few.bits = m->bits ? bits : NULL;
+    few.hints = 0;
+    if (m->type >= BNORM_S8) { /* what stands for 0 */
+        memset(lanes.x, (int)m->x_quant[1], sizeof lanes.x);
+        memset(lanes.argument, (int)m->argument_quant[1], sizeof lanes.argument);
+    }
+    for (size_t row = 0; row < b->rows; row++, skip_row(all_forms, &r, &b->strides)) {
+#define BNORM_FEW(k, name)                                                                         \
+    for (size_t i = 0; i < n; i++)                                                                 \
+        lanes.p[k][i] = m->p.name[planes ? row : i];                                               \
+    few.p.name = lanes.p[k];
+        if (row == 0 || planes)
+            BNORM_FOR_PARAMETERS(m, BNORM_FEW)
+#undef BNORM_FEW
+        memcpy(lanes.x, r.x, n * m->size);
+        memcpy(lanes.dy, r.dy, n * m->size);
+        memcpy(lanes.argument, r.argument, n * m->size);
+        if (reads_bits) {
+            const unsigned window = bit_window(m->bits, r.bit, n) & ((1u << n) - 1);
+            bits[0] = (unsigned char)window;
+            bits[1] = (unsigned char)(window >> 8);
+        }
+        m->any(&few, &vector);
+        if (m->bits && !reads_bits) {
+            struct bit_writer w;
+            begin_bits(&w, m->bits, r.bit);
+            put_bits(&w, bits[0] | (uint64_t)bits[1] << 8, n);
+            end_bits(&w);
+        }
+        if (m->has_out)
+            memcpy(r.out, lanes.out, n * m->out_size);
+        if (m->has_dresidual)
+            memcpy(r.dresidual, lanes.dresidual, n * m->out_size);
+    }
+}
+
+/* p[0..n) over and over, `end` floats, in whole vectors. */
+BNORM_INLINE void repeat_floats(float *to, const float *p, size_t n, size_t end) {
+    size_t done = 0;
+    for (; done < end && done < n; done += VEC_F)
+        store_lanes(to + done, load_lanes(p + done, lesser(VEC_F, n - done)), VEC_F);
+    while (n < VEC_F) {
+        vec_store(to + n, vec_load(to));
+        n *= 2;
+    }
+    for (size_t i = n; i < end; i += VEC_F)
+        vec_store(to + i, vec_load(to + i - n));
+}
+
+/* Floats of `room` for each array. */
+BNORM_INLINE size_t room_of(const struct mapping *m) {
+    return BNORM_ROOM / (m->sloped ? 6 : 3) / VEC_F * VEC_F;
+}
+
+/* The parameters of rows that follow one another, repeated in `room`. */
+BNORM_RARE void repeat_parameters(struct mapping *m, size_t lanes, size_t end, float *room) {
+    const size_t each = room_of(m);
+#define BNORM_REPEAT(k, name)                                                                      \
+    repeat_floats(room + (k)*each, m->p.name, lanes, end);                                         \
+    m->p.name = room + (k)*each;
+    BNORM_FOR_PARAMETERS(m, BNORM_REPEAT)
+#undef BNORM_REPEAT
+    if (!m->centred)
+        m->p.center = m->p.scale;
+}
+
+/* Rows that follow one another become one run. The parameters are written one behind the other in
+ * `room`, but where groups are whole in each row. */
+BNORM_RARE void join_rows(struct mapping *m, struct block *b, float *room) {
+    const size_t total = b->rows * b->lanes, most = room_of(m) - BNORM_GROUP_F;
+    size_t period = b->lanes;
+    b->exact = b->lanes >= BNORM_LONG_ROW && b->lanes % BNORM_GROUP_F == 0;
+    if (!b->exact) {
+        while (period % VEC_F)
+            period *= 2;
+        if (period > most || (b->lanes >= VEC_F && total < 4 * period))
+            return;
+        while (period < BNORM_LONG_ROW && 8 * period <= total && 2 * period <= most)
+            period *= 2;
+        repeat_parameters(m, b->lanes, period + BNORM_GROUP_F, room);
+    }
+    b->lanes = total;
+    b->rows = 1;
+    b->period = period;
+    b->step = BNORM_GROUP_F % period;
+}
+
+/* A strip of channels after the other, whose parameters are held while all rows pass. */
+BNORM_RARE void map_strips(struct mapping *m, const struct block *b) {
+    struct block strip = *b;
+    for (size_t e = 0; e < b->lanes; e += BNORM_GROUP_F) {
+        m->held(m, &strip);
+        m->p.center += BNORM_GROUP_F;
+        m->p.scale += BNORM_GROUP_F;
+        m->p.shift += BNORM_GROUP_F;
+        skip_elements(&strip.run, all_forms, m, BNORM_GROUP_F);
+    }
+}
+
+/* Groups that have whole rows. Leaves at least a vector of what follows them. */
+BNORM_RARE void map_whole_rows(struct mapping *m, struct block *b, float *room) {
+    const struct strides *s = &b->strides;
+    const size_t total = b->rows * b->lanes, times = BNORM_GROUP_F / b->lanes;
+    struct block groups = *b;
+    groups.rows = (total - VEC_F) / BNORM_GROUP_F;
+    groups.strides.x = times * s->x;
+    groups.strides.argument = times * s->argument;
+    groups.strides.out = times * s->out;
+    repeat_parameters(m, b->lanes, 2 * BNORM_GROUP_F, room);
+    m->held(m, &groups);
+    skip_elements(&b->run, all_forms, m, groups.rows * BNORM_GROUP_F);
+    b->lanes = total - groups.rows * BNORM_GROUP_F;
+    b->rows = 1;
+    b->period = BNORM_GROUP_F;
+    b->step = 0;
+}
+
+static void map_rows(struct mapping *m, struct block *b) {
+    _Alignas(64) float room[BNORM_ROOM + BNORM_PAD];
+    const struct parameters p = m->p;
+    const size_t total = b->rows * b->lanes;
+    if (m->held && b->lanes % BNORM_GROUP_F == 0 && b->rows >= 4 &&
+        2 * total * sizeof(float) <= BNORM_STRIPPED) {
+        map_strips(m, b);
+        m->p = p;
+        return;
+    }
+    if (b->dense && b->rows > 1) {
+        if (m->held && m->hints == 0 && BNORM_GROUP_F % b->lanes == 0 && total >= 2 * BNORM_GROUP_F)
+            map_whole_rows(m, b, room);
+        else
+            join_rows(m, b, room);
+    }
+    if (b->lanes < VEC_F)
+        map_few(m, b, 0);
+    else
+        map_form(m->loaded, m, b);
+    m->p = p;
+}
+
+/* Planes. */
+static void map_planes(struct mapping *m, struct block *b) {
+    float room[6][BNORM_GROUP_F];
+    const struct parameters p = m->p;
+    const size_t planes = b->rows;
+    if (b->lanes < VEC_F) {
+        map_few(m, b, 1);
+        return;
+    }
+    if (m->spread) {
+        map_form(m->spread, m, b);
+        return;
+    }
+    b->rows = 1;
+    b->period = 1;
+    b->step = 0;
+    for (size_t plane = 0; plane < planes; plane++, skip_row(all_forms, &b->run, &b->strides)) {
+#define BNORM_SPREAD(k, name)                                                                      \
+    for (size_t i = 0; i < BNORM_GROUP_F; i += VEC_F)                                              \
+        vec_store(room[k] + i, vec_set1(p.name[plane]));                                           \
+    m->p.name = room[k];
+        BNORM_FOR_PARAMETERS(m, BNORM_SPREAD)
+#undef BNORM_SPREAD
+        map_form(m->loaded, m, b);
+    }
+    m->p = p;
+}
+
+BNORM_RARE void clear_rows(char *p, size_t stride, size_t rows, size_t bytes, int zero) {
+    const uint32_t four = (uint32_t)(zero & 255) * 0x01010101u;
+    for (; rows > 0; rows--, p += stride) {
+        size_t k = 0;
+        for (; k + 4 <= bytes; k += 4)
+            memcpy(p + k, &four, 4);
+        for (; k < bytes; k++)
+            p[k] = (char)zero;
+    }
+}
+
+/* Rows whose lanes behind the first `valid` are padding, which gets zeros. Whatever is in it gives
+ * NaN in forward, which has no bit. */
+BNORM_RARE void map_padded(const struct mapping *m, struct block *b, size_t valid) {
+    const struct run r = b->run;
+    const size_t rows = b->rows, n = b->lanes - valid, at = valid * m->out_size;
+    float p[6][32];
+    struct mapping padded = *m;
+#define BNORM_PAD_ARRAY(k, name)                                                                   \
+    for (size_t i = 0; i < b->lanes; i++)                                                          \
+        p[k][i] = i < valid ? m->p.name[i] : 0;                                                    \
+    padded.p.name = p[k];
+    BNORM_FOR_PARAMETERS(m, BNORM_PAD_ARRAY)
+#undef BNORM_PAD_ARRAY
+    if (!m->centred)
+        padded.p.center = padded.p.scale;
+    for (size_t i = valid; i < b->lanes; i++)
+        p[2][i] = NAN;
+    map_rows(&padded, b);
+    const int zero = m->out_type >= BNORM_S8 ? (int)m->out_quant[1] : 0;
+    if (m->has_out)
+        clear_rows(r.out + at, b->strides.out, rows, n * m->out_size, zero);
+    if (m->has_dresidual)
+        clear_rows(r.dresidual + at, b->strides.dresidual, rows, n * m->out_size, 0);
+}
+
+/* Planes that follow one another are rows of as many channels, each with its parameter. */
+BNORM_RARE void map_small_planes(const struct mapping *whole, const struct block *planes,
+                                 const struct block *images) {
+    _Alignas(64) float room[BNORM_ROOM + BNORM_PAD];
+    const size_t len = planes->lanes, each = room_of(whole), most = (each - VEC_F) / len;
+    struct mapping m = *whole;
+    struct block b = *images;
+    for (size_t first = 0, n; first < planes->rows; first += n) {
+        struct block these = b;
+        n = lesser(most, planes->rows - first);
+        these.lanes = n * len;
+        these.dense &= n == planes->rows;
+#define BNORM_STRETCH(k, name)                                                                     \
+    for (size_t j = 0; j < n; j++) {                                                               \
+        const vec_f p = vec_set1(whole->p.name[first + j]);                                        \
+        for (size_t i = 0; i < len; i += VEC_F)                                                    \
+            vec_store(room + (k)*each + j * len + i, p);                                           \
+    }                                                                                              \
+    m.p.name = room + (k)*each;
+        BNORM_FOR_PARAMETERS(whole, BNORM_STRETCH)
+#undef BNORM_STRETCH
+        if (!m.centred)
+            m.p.center = m.p.scale;
+        map_rows(&m, &these);
+        skip_elements(&b.run, all_forms, &m, n * len);
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* The kernels */
+
+/* Member by member, as compilers clear whole structs first. */
+BNORM_INLINE void begin_mapping(struct mapping *m, const bnorm_map_args *a,
+                                enum direction direction) {
+    const float *const any = a->scale;
+    const int backward = direction == BACKWARD, sloped = backward && a->slope != NULL;
+    m->type = a->x.type;
+    m->out_type = backward ? a->x.type : a->out.type;
+    m->size = size_of(m->type);
+    m->out_size = size_of(m->out_type);
+    m->pre = a->pre;
+    m->act = a->act;
+    m->centred = a->center != NULL;
+    m->sloped = sloped;
+    m->reads_x = sloped || reads_x(a->pre);
+    m->has_out = a->out.data != NULL;
+    m->has_dresidual = backward && a->dresidual.data;
+    m->hints = a->hints;
+    m->in_place = 0;
+    const void *const outs[2] = {a->out.data, a->dresidual.data};
+    for (size_t k = 0; k < 2; k++)
+        m->in_place |= outs[k] && (outs[k] == a->x.data || outs[k] == a->dy.data ||
+                                   outs[k] == a->argument.data);
+    if (m->in_place) /* what is past the caches would be computed again */
+        m->hints &= ~(unsigned)BNORM_BYPASS;
+    m->bits = a->mask.bits;
+    m->x_quant[0] = a->x.quant.scale;
+    m->x_quant[1] = (float)a->x.quant.zero_point;
+    m->argument_quant[0] = a->argument.quant.scale;
+    m->argument_quant[1] = (float)a->argument.quant.zero_point;
+    m->out_quant[0] = a->out.quant.scale;
+    m->out_quant[1] = (float)a->out.quant.zero_point;
+    m->p.center = a->center ? a->center : any;
+    m->p.scale = a->scale;
+    m->p.shift = a->shift ? a->shift : any;
+    m->p.invstd = sloped ? a->invstd : any;
+    m->p.slope = sloped ? a->slope : any;
+    m->p.offset = sloped ? a->offset : any;
+    const bnorm_act_kind kind =
+        backward && m->pre == BNORM_PRE_NONE ? BNORM_ACT_IDENTITY : m->act.kind;
+    const int typed = m->type <= BNORM_F16 && m->type == m->out_type && !m->bits &&
+                      kind <= (backward ? BNORM_ACT_RELU : BNORM_ACT_CLAMP);
+    const size_t which = !typed ? 5 : m->type == BNORM_F32 ? (size_t)kind : 2 + (size_t)m->type;
+    const struct functions *const functions = &map_functions[direction][which];
+    m->act.kind = kind;
+    m->direction = direction;
+    m->writes_bits = !backward && m->bits;
+    m->any = map_functions[direction][5].rows;
+    m->spread = functions->planes;
+    m->loaded = functions->rows;
+    m->held = functions->held;
+}
+
+/* Axes of a tensor. */
+enum axis { IMAGES, GROUPS, ROWS };
+
+/* Element 0 of a group, and runs of `lanes` that follow one another along an axis. */
+BNORM_INLINE void begin_block(struct block *b, const struct mapping *m, const bnorm_map_args *a,
+                              enum axis axis, size_t image, size_t group) {
+#define BNORM_STRIDE(t)                                                                            \
+    (axis == IMAGES ? a->t.image_stride : axis == GROUPS ? a->t.group_stride : a->t.row_stride)
+#define BNORM_TENSOR(t, present, size)                                                             \
+    b->strides.t = 0;                                                                              \
+    if (present) {                                                                                 \
+        const size_t stride = BNORM_STRIDE(t);                                                     \
+        b->run.t =                                                                                 \
+            (char *)a->t.data + (image * a->t.image_stride + group * a->t.group_stride) * (size);  \
+        b->strides.t = stride * (size);                                                            \
+        b->dense &= stride == a->lanes;                                                            \
+    }
+    b->lanes = a->lanes;
+    b->rows = axis == IMAGES ? a->images : axis == GROUPS ? a->groups : a->rows;
+    b->dense = 1;
+    BNORM_TENSOR(x, 1, m->size)
+    b->run.dy = b->run.argument = b->run.x;
+    b->run.out = b->run.dresidual = (char *)(uintptr_t)b->run.x;
+    BNORM_TENSOR(dy, a->dy.data, m->size)
+    BNORM_TENSOR(argument, reads_extra(a->pre), m->size)
+    BNORM_TENSOR(out, m->has_out, m->out_size)
+    BNORM_TENSOR(dresidual, m->has_dresidual, m->out_size)
+    b->run.bit = a->mask.at + image * a->mask.image_stride + group * a->mask.group_stride;
+    b->strides.bit = BNORM_STRIDE(mask);
+    b->dense &= !m->bits || b->strides.bit == b->lanes;
+    begin_period(b);
+#undef BNORM_TENSOR
+#undef BNORM_STRIDE
+}
+
+BNORM_INLINE void map_all_rows(const bnorm_map_args *a, enum direction direction) {
+    struct mapping m;
+    struct block b;
+    begin_mapping(&m, a, direction);
+    for (size_t group = 0; group < a->groups; group++) {
+        for (size_t image = 0; image < a->images; image++) {
+            begin_block(&b, &m, a, ROWS, image, group);
+            if (a->valid < a->lanes)
+                map_padded(&m, &b, a->valid);
+            else
+                map_rows(&m, &b);
+        }
+        m.p.center += a->lanes;
+        m.p.scale += a->lanes;
+        m.p.shift += a->lanes;
+        m.p.invstd += a->lanes;
+        m.p.slope += a->lanes;
+        m.p.offset += a->lanes;
+    }
+    if (m.hints & BNORM_BYPASS)
+        vec_fence();
+    vec_leave();
+}
+
+BNORM_INLINE void map_all_planes(const bnorm_map_args *a, enum direction direction) {
+    struct mapping m;
+    struct block b;
+    begin_mapping(&m, a, direction);
+    const size_t small = m.loaded == m.any ? BNORM_SMALL_ANY
+                         : a->images > 1   ? BNORM_SMALL_PLANES
+                                           : BNORM_SMALL_PLANE;
+    begin_block(&b, &m, a, GROUPS, 0, 0);
+    if (a->lanes < small && b.dense) {
+        struct block images;
+        begin_block(&images, &m, a, IMAGES, 0, 0);
+        map_small_planes(&m, &b, &images);
+    } else {
+        for (size_t image = 0; image < a->images; image++) {
+            begin_block(&b, &m, a, GROUPS, image, 0);
+            map_planes(&m, &b);
+        }
+    }
+    if (m.hints & BNORM_BYPASS)
+        vec_fence();
+    vec_leave();
+}
+
+static void apply_rows(const bnorm_map_args *a) {
+    map_all_rows(a, FORWARD);
+}
+static void apply_span(const bnorm_map_args *a) {
+    map_all_planes(a, FORWARD);
+}
+static void dx_rows(const bnorm_map_args *a) {
+    map_all_rows(a, BACKWARD);
+}
+static void dx_span(const bnorm_map_args *a) {
+    map_all_planes(a, BACKWARD);
+}
