@@ -167,7 +167,7 @@ typedef struct bnorm_grad_coefficient_args {
 #define BNORM_KERNELS(X)                                                                           \
     /* One block of rows: per channel sum(x) and sum((x - sum/rows)^2). */                         \
     X(moments_rows, (const bnorm_block_args *a, size_t chains, double *sum, double *m2))           \
-    /* One block of each plane: c = 1, 32 chains, squares about the mean. */                       \
+    /* One block of each plane: 32 chains. */                                                      \
     X(moments_span, (const bnorm_block_args *a, double *sum, double *m2))                          \
     /* The same for up to BNORM_LEAF rows, a power of two: merged pair by pair, each an image. */  \
     X(moments_tree, (const bnorm_block_args *a, double *sum, double *m2))                          \

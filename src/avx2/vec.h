@@ -89,11 +89,6 @@ static inline vec_f vec_clamp(vec_f v, vec_f a, vec_f b) {
     return _mm256_or_ps(_mm256_min_ps(_mm256_max_ps(v, a), b), _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
 }
 
-/* The first n lanes of a, the others of b. */
-static inline vec_f vec_join(vec_f a, vec_f b, size_t n) {
-    return _mm256_blendv_ps(b, a, _mm256_castsi256_ps(vec_mask_f(n)));
-}
-
 /* The first n lanes of v, zeros behind them. */
 static inline vec_f vec_first_n(vec_f v, size_t n) {
     return _mm256_and_ps(v, _mm256_castsi256_ps(vec_mask_f(n)));

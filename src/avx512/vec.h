@@ -88,11 +88,6 @@ static inline vec_f vec_clamp(vec_f v, vec_f a, vec_f b) {
                               _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), nan);
 }
 
-/* The first n lanes of a, the others of b. */
-static inline vec_f vec_join(vec_f a, vec_f b, size_t n) {
-    return _mm512_mask_mov_ps(b, vec_mask_f(n), a);
-}
-
 /* The first n lanes of v, zeros behind them. */
 static inline vec_f vec_first_n(vec_f v, size_t n) {
     return _mm512_maskz_mov_ps(vec_mask_f(n), v);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * What the passes of backward share: g = dy*act'(v). How v is recovered (pre) and the kind of
- * activation are constants of an inlined body. */
+ * What the passes of backward share: g = dy*act'(v). The kind of activation is a constant of an
+ * inlined body. */
 
 /* v where -3 < v < 3, else 0; a NaN stays. So no result that hard swish does not take overflows. */
 BNORM_INLINE vec_f within_three(vec_f v) {
@@ -40,18 +40,6 @@ BNORM_INLINE int reads_x(enum bnorm_pre pre) {
     return pre == BNORM_PRE_X || pre == BNORM_PRE_RESIDUAL;
 }
 
-BNORM_INLINE int is_smooth(const bnorm_act *act) {
-    return act->kind > BNORM_ACT_HARD_SWISH;
-}
-
-/* Whether the elementwise loops do, and those of the sums, which are for floats. */
-BNORM_INLINE int is_narrow_grad(const bnorm_map_args *a) {
-    return a->pre != BNORM_PRE_MASK && (a->pre == BNORM_PRE_NONE || !is_smooth(&a->act));
-}
-BNORM_INLINE int is_plain_grad(const bnorm_map_args *a) {
-    return a->x.type == BNORM_F32 && is_narrow_grad(a);
-}
-
 BNORM_INLINE size_t whole_vectors(size_t n) {
     return (n + VEC_F - 1) / VEC_F * VEC_F;
 }
@@ -75,60 +63,3 @@ static void gradient_values(const bnorm_act *act, const float *v, float *dy, siz
     }
 #undef BNORM_CASE
 }
-
-/* What g is computed with. */
-struct grad_vectors {
-    vec_f center, scale, shift, a, b;
-};
-
-/* g; d is x - center, 0 in lanes without an element. */
-BNORM_INLINE vec_f grad_lanes(enum bnorm_pre pre, bnorm_act_kind kind, vec_f d, vec_f dy,
-                              const float *extra, const struct grad_vectors *p, size_t n) {
-    if (pre == BNORM_PRE_NONE)
-        return dy;
-    if (pre == BNORM_PRE_Y)
-        return gradient(kind, load_lanes(extra, n), dy, p->a, p->b);
-    vec_f v = vec_fma(d, p->scale, p->shift);
-    if (pre == BNORM_PRE_RESIDUAL)
-        v = vec_add(v, load_lanes(extra, n));
-    return gradient(kind, v, dy, p->a, p->b);
-}
-/* The combinations of pre and activation that occur. */
-#define BNORM_GRAD_KINDS(pre, body)                                                                \
-    switch (a->act.kind) {                                                                         \
-    case BNORM_ACT_IDENTITY:                                                                       \
-        body(pre, BNORM_ACT_IDENTITY);                                                             \
-        break;                                                                                     \
-    case BNORM_ACT_RELU:                                                                           \
-        body(pre, BNORM_ACT_RELU);                                                                 \
-        break;                                                                                     \
-    case BNORM_ACT_CLAMP:                                                                          \
-        body(pre, BNORM_ACT_CLAMP);                                                                \
-        break;                                                                                     \
-    case BNORM_ACT_LEAKY_RELU:                                                                     \
-        body(pre, BNORM_ACT_LEAKY_RELU);                                                           \
-        break;                                                                                     \
-    case BNORM_ACT_HARD_SWISH:                                                                     \
-        body(pre, BNORM_ACT_HARD_SWISH);                                                           \
-        break;                                                                                     \
-    default:                                                                                       \
-        break;                                                                                     \
-    }
-
-#define BNORM_GRAD_CASES(body)                                                                     \
-    switch (a->pre) {                                                                              \
-    case BNORM_PRE_NONE:                                                                           \
-        body(BNORM_PRE_NONE, BNORM_ACT_IDENTITY);                                                  \
-        break;                                                                                     \
-    case BNORM_PRE_X:                                                                              \
-        BNORM_GRAD_KINDS(BNORM_PRE_X, body)                                                        \
-        break;                                                                                     \
-    case BNORM_PRE_RESIDUAL:                                                                       \
-        BNORM_GRAD_KINDS(BNORM_PRE_RESIDUAL, body)                                                 \
-        break;                                                                                     \
-    case BNORM_PRE_Y:                                                                              \
-        BNORM_GRAD_KINDS(BNORM_PRE_Y, body)                                                        \
-        break;                                                                                     \
-    default:                                                                                       \
-        break;                                                                                     \
-    }

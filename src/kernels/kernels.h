@@ -17,7 +17,6 @@
  *   vec_canonical                 every NaN becomes 0xffffffff
  *   vec_canonical_result          the same, of what arithmetic gave: no NaN is a signalling one
  *   vec_relu, vec_clamp           vec_canonical_result of these activations
- *   vec_join                      the first n lanes of one vector, the others of another
  *   vec_div, vec_negate, vec_minus_abs
  *   vec_max, vec_min              (a, b): a where it is greater, or less, else b
  *   vec_power_of_2                v >= 0 with its fraction cut off, 0 for denormals
@@ -43,9 +42,6 @@
  * Wherever a product is added to something, it is written as a fma: a compiler that contracts finds
  * nothing to do. */
 #include "../order.h"
-
-/* Vectors in a line of 64 bytes. */
-#define VEC_LINE (16 / VEC_F)
 
 #include <float.h>
 #include <math.h>

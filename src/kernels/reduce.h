@@ -3,7 +3,7 @@
  * The reductions of a block: of the statistics, sum(d) and sum(d*d) with d = x - pivot; of backward,
  * sum(g) and sum(g*d) with d = x - center. src/scalar/scalar.c says what, docs/numerics.md why.
  *
- * Rows of lanes are added up in groups of 16 rows, in float, along a binary tree; groups in double.
+ * Rows of lanes are added up in groups of 16 rows, in float, four rows at a time; groups in double.
  * A lane is a chain of a channel (several where few channels share a row), or every 32nd element of
  * a plane. A form has two parameters, constants of an inlined body:
  *   g     where the first of the two terms comes from: BNORM_SQUARES = from d; of backward an enum

@@ -93,12 +93,6 @@ static inline vec_f vec_clamp(vec_f v, vec_f a, vec_f b) {
     return vec_canonical_result(vec_if_le(b, v, b, v));
 }
 
-/* The first n lanes of a, the others of b. */
-static inline vec_f vec_join(vec_f a, vec_f b, size_t n) {
-    static const uint32_t window[8] = {~0u, ~0u, ~0u, ~0u};
-    return vbslq_f32(vld1q_u32(window + 4 - n), a, b);
-}
-
 /* The first n lanes of v, zeros behind them. */
 static inline vec_f vec_first_n(vec_f v, size_t n) {
     static const uint32_t window[8] = {~0u, ~0u, ~0u, ~0u};
