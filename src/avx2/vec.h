@@ -74,6 +74,9 @@ static inline vec_f vec_zero_if_le(vec_f a, vec_f b, vec_f v) {
 static inline vec_f vec_zero_unless_gt(vec_f a, vec_f b, vec_f v) {
     return _mm256_and_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ), v);
 }
+static inline vec_f vec_zero_from(vec_f v, vec_f limit, vec_f x) {
+    return _mm256_andnot_ps(_mm256_cmp_ps(limit, v, _CMP_LE_OQ), x);
+}
 static inline vec_f vec_canonical(vec_f v) {
     return _mm256_or_ps(v, _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
 }

@@ -64,6 +64,9 @@ static inline vec_f vec_if_gt(vec_f a, vec_f b, vec_f yes, vec_f no) {
 static inline vec_f vec_zero_if_le(vec_f a, vec_f b, vec_f v) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, b, _CMP_NLE_UQ), v);
 }
+static inline vec_f vec_zero_from(vec_f v, vec_f limit, vec_f x) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(limit, v, _CMP_NLE_UQ), x);
+}
 static inline vec_f vec_zero_unless_gt(vec_f a, vec_f b, vec_f v) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), v);
 }

@@ -14,6 +14,8 @@
  *   vec_if_le, vec_if_gt          (a, b, yes, no) per lane; a NaN compares false
  *   vec_zero_if_le                (a, b, v): 0 where a <= b, else v
  *   vec_zero_unless_gt            (a, b, v): v where a > b, else 0
+ *   vec_zero_from                 (v, limit, x): 0 where v >= limit, else x; a NaN as the limit raises
+ *                                 no exception
  *   vec_canonical                 every NaN becomes 0xffffffff
  *   vec_canonical_result          the same, of what arithmetic gave: no NaN is a signalling one
  *   vec_relu, vec_clamp           vec_canonical_result of these activations

@@ -164,7 +164,7 @@ BNORM_INLINE struct terms terms_at(BNORM_SUM_ARGS, size_t n) {
         v = vec_fma(d, p->scale, p->shift);
     if (f.g == BNORM_PRE_RESIDUAL)
         v = vec_add(vec_fma(d, p->scale, p->shift), v);
-    return (struct terms){vec_zero_if_le(p->high, v, vec_zero_unless_gt(v, p->low, dy)), d};
+    return (struct terms){vec_zero_from(v, p->high, vec_zero_unless_gt(v, p->low, dy)), d};
 }
 
 /* Sums of 1, 2 and 4 rows, the last one of n lanes. */

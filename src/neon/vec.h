@@ -74,6 +74,11 @@ static inline vec_f vec_if_gt(vec_f a, vec_f b, vec_f yes, vec_f no) {
 static inline vec_f vec_zero_if_le(vec_f a, vec_f b, vec_f v) {
     return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(v), vcleq_f32(a, b)));
 }
+/* Only the comparison for equality leaves quiet NaN alone. */
+static inline vec_f vec_zero_from(vec_f v, vec_f limit, vec_f x) {
+    const uint32x4_t reached = vceqq_f32(vmaxq_f32(limit, v), v);
+    return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(x), reached));
+}
 static inline vec_f vec_zero_unless_gt(vec_f a, vec_f b, vec_f v) {
     return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(v), vcgtq_f32(a, b)));
 }
