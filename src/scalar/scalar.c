@@ -243,8 +243,10 @@ ALWAYS_INLINE void sum_group(const struct channel *c, int backward, float center
             a[k / 2] += first;
             b[k / 2] = bnorm_fmaf(first, d, b[k / 2]);
         }
-        *sum_a += a[0] + a[1];
-        *sum_b += b[0] + b[1];
+        /* Variables round, where expressions of floats are computed in double. */
+        const float four_a = a[0] + a[1], four_b = b[0] + b[1];
+        *sum_a += four_a;
+        *sum_b += four_b;
     }
 }
 
