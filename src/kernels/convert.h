@@ -16,11 +16,11 @@ BNORM_INLINE const void *element_at(const void *p, bnorm_dtype type, size_t i) {
     return (const char *)p + i * size_of(type);
 }
 
-/* n < 16 elements of 16 bits; a loop over them takes longer. */
+/* n < VEC_F elements of 16 bits; a loop over them takes longer. */
 BNORM_INLINE void copy_halves(uint16_t *to, const uint16_t *p, size_t n) {
-    if (n & 8)
+    if (VEC_F > 8 && n & 8)
         memcpy(to, p, 16);
-    if (n & 4)
+    if (VEC_F > 4 && n & 4)
         memcpy(to + (n & 8), p + (n & 8), 8);
     if (n & 2)
         memcpy(to + (n & 12), p + (n & 12), 4);
@@ -65,59 +65,35 @@ BNORM_INLINE vec_f quantized(bnorm_dtype type, vec_f v, vec_f scale, vec_f zero_
     return vec_if_le(q, least, least, vec_if_le(most, q, most, q));
 }
 
-/* `rows` rows of n elements, `stride` apart, to rows of floats without gaps, and zeros up to the
- * end of a vector. Lines of the source are asked for `ahead` bytes before their use. */
-static void widen_rows(float *to, const void *from, bnorm_dtype type, const bnorm_quant *quant,
-                       size_t stride, size_t rows, size_t n, size_t ahead) {
-    if (stride == n)
-        n *= rows, rows = 1;
-#define BNORM_WIDEN(element, none, expression)                                                     \
-    for (const element *row = from; rows > 0; rows--, row += stride, to += n) {                    \
-        const element *p = row;                                                                    \
-        element rest[VEC_F];                                                                       \
-        size_t i = 0;                                                                              \
-        memset(rest, none, sizeof rest);                                                           \
-        for (; i + VEC_F <= n; i += VEC_F, p += VEC_F) {                                           \
-            vec_fetch((const float *)(const void *)((const char *)p + ahead));                     \
-            vec_store(to + i, expression);                                                         \
-        }                                                                                          \
-        if (i < n) {                                                                               \
-            for (size_t k = 0; k < n - i; k++)                                                     \
-                rest[k] = p[k];                                                                    \
-            p = rest;                                                                              \
-            vec_store(to + i, expression);                                                         \
-        }                                                                                          \
-    }                                                                                              \
-    break;
-    switch (type) {
-    case BNORM_F32:
-        BNORM_WIDEN(float, 0, vec_load(p))
-    case BNORM_BF16:
-        BNORM_WIDEN(uint16_t, 0, vec_load_bf16(p))
-    case BNORM_F16:
-        BNORM_WIDEN(uint16_t, 0, vec_load_f16(p))
-    case BNORM_S8: {
-        const vec_f zero = vec_set1((float)quant->zero_point), scale = vec_set1(quant->scale);
-        BNORM_WIDEN(uint8_t, quant->zero_point, vec_mul(vec_sub(vec_load_s8(p), zero), scale))
-    }
-    case BNORM_U8: {
-        const vec_f zero = vec_set1((float)quant->zero_point), scale = vec_set1(quant->scale);
-        BNORM_WIDEN(uint8_t, quant->zero_point, vec_mul(vec_sub(vec_load_u8(p), zero), scale))
-    }
-    }
-#undef BNORM_WIDEN
-}
-
-BNORM_INLINE void widen(float *to, const void *from, bnorm_dtype type, const bnorm_quant *quant,
-                        size_t n, size_t ahead) {
-    widen_rows(to, from, type, quant, n, 1, n, ahead);
-}
-
 /* n <= VEC_F elements; not for S8 and U8. */
 BNORM_INLINE vec_f widened_lanes(const void *p, bnorm_dtype type, size_t n) {
     if (type == BNORM_F32)
         return load_lanes(p, n);
     return type == BNORM_BF16 ? load_bf16_lanes(p, n) : load_f16_lanes(p, n);
+}
+
+/* `rows` rows of n elements, `stride` apart, to rows of floats without gaps, and zeros up to the end
+ * of a vector; not for S8 and U8. */
+static void widen_rows(float *to, const void *from, bnorm_dtype type, size_t stride, size_t rows,
+                       size_t n) {
+    if (stride == n)
+        n *= rows, rows = 1;
+#define BNORM_WIDEN(element, load)                                                                 \
+    for (const element *row = from; rows > 0; rows--, row += stride, to += n) {                    \
+        size_t i = 0;                                                                              \
+        for (; i + VEC_F <= n; i += VEC_F)                                                         \
+            vec_store(to + i, load(row + i));                                                      \
+        if (i < n)                                                                                 \
+            vec_store(to + i, widened_lanes(row + i, type, n - i));                                \
+    }
+    if (type == BNORM_F32) {
+        BNORM_WIDEN(float, vec_load)
+    } else if (type == BNORM_BF16) {
+        BNORM_WIDEN(uint16_t, vec_load_bf16)
+    } else {
+        BNORM_WIDEN(uint16_t, vec_load_f16)
+    }
+#undef BNORM_WIDEN
 }
 
 /* ---------------------------------------------------------------------------------------------- */

@@ -44,6 +44,14 @@ BNORM_INLINE size_t whole_vectors(size_t n) {
     return (n + VEC_F - 1) / VEC_F * VEC_F;
 }
 
+/* The activations that are a few operations; the others are in smooth.h. */
+#define BNORM_PLAIN_KINDS(X)                                                                       \
+    X(BNORM_ACT_IDENTITY)                                                                          \
+    X(BNORM_ACT_RELU)                                                                              \
+    X(BNORM_ACT_CLAMP)                                                                             \
+    X(BNORM_ACT_LEAKY_RELU)                                                                        \
+    X(BNORM_ACT_HARD_SWISH)
+
 /* dy times the derivative at v, in place, n of them; whole vectors are written. */
 static void gradient_values(const bnorm_act *act, const float *v, float *dy, size_t n) {
     const vec_f a = vec_set1(act->a), b = vec_set1(act->b);
@@ -53,11 +61,7 @@ static void gradient_values(const bnorm_act *act, const float *v, float *dy, siz
             vec_store(dy + i, gradient(kind, vec_load(v + i), vec_load(dy + i), a, b));            \
         break;
     switch (act->kind) {
-        BNORM_CASE(BNORM_ACT_IDENTITY)
-        BNORM_CASE(BNORM_ACT_RELU)
-        BNORM_CASE(BNORM_ACT_CLAMP)
-        BNORM_CASE(BNORM_ACT_LEAKY_RELU)
-        BNORM_CASE(BNORM_ACT_HARD_SWISH)
+        BNORM_PLAIN_KINDS(BNORM_CASE)
     default:
         smooth_gradients(act->kind, act->a, v, dy, whole_vectors(n));
     }

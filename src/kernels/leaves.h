@@ -146,7 +146,7 @@ static void moments_tree(const bnorm_block_args *a, double *sum, double *m2) {
         for (size_t i = 0; i < a->valid; i += BNORM_LEAF_LANES) {
             const size_t n = lesser(BNORM_LEAF_LANES, a->valid - i);
             const struct leaf_rows r = {wide, NULL, NULL, n, 0};
-            widen_rows(wide, element_at(a->x, a->type, i), a->type, NULL, a->stride, a->runs, n, 0);
+            widen_rows(wide, element_at(a->x, a->type, i), a->type, a->stride, a->runs, n);
             merge_leaves(r, a->runs, n, sum + i, m2 + i);
         }
     }

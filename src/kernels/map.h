@@ -229,11 +229,7 @@ BNORM_INLINE void activate_vectors(const struct form f, const bnorm_act *act, ve
         return;
     }
     switch (act->kind) {
-        BNORM_CASE(BNORM_ACT_IDENTITY)
-        BNORM_CASE(BNORM_ACT_RELU)
-        BNORM_CASE(BNORM_ACT_CLAMP)
-        BNORM_CASE(BNORM_ACT_LEAKY_RELU)
-        BNORM_CASE(BNORM_ACT_HARD_SWISH)
+        BNORM_PLAIN_KINDS(BNORM_CASE)
     default: {
         float values[BNORM_GROUP_F];
         BNORM_EACH vec_store(values + q * VEC_F, v[q]);
@@ -254,11 +250,7 @@ BNORM_INLINE void gradient_vectors(const struct form f, const bnorm_act *act, co
         return;
     }
     switch (act->kind) {
-        BNORM_CASE(BNORM_ACT_IDENTITY)
-        BNORM_CASE(BNORM_ACT_RELU)
-        BNORM_CASE(BNORM_ACT_CLAMP)
-        BNORM_CASE(BNORM_ACT_LEAKY_RELU)
-        BNORM_CASE(BNORM_ACT_HARD_SWISH)
+        BNORM_PLAIN_KINDS(BNORM_CASE)
     default: {
         float values[2][BNORM_GROUP_F];
         BNORM_EACH vec_store(values[0] + q * VEC_F, v[q]);

@@ -216,7 +216,7 @@ BNORM_INLINE struct sums sum_rest(BNORM_SUM_ARGS, size_t rows, size_t extra) {
 BNORM_INLINE void load_tensor(float *to, const char *from, size_t step, bnorm_dtype type,
                               size_t rows, size_t n) {
     if (n % VEC_F == 0) {
-        widen_rows(to, from, type, NULL, step / size_of(type), rows, n, 0);
+        widen_rows(to, from, type, step / size_of(type), rows, n);
         return;
     }
     for (; rows > 0; rows--, from += step)
@@ -453,11 +453,11 @@ static void add_general(const struct sum_rows *s, size_t rows, size_t tail, size
     }
 }
 
-/* c channels of a block of `count` positions: of rows, or, with c = 1 and 32 chains, of a plane. */
+/* c channels of a block of `count` positions: of rows, or, where parameters are spread, with c = 1
+ * and 32 chains, of a plane. */
 struct sum_block {
     struct sum_rows s; /* a row is a position, and c*chains lanes have parameters */
     size_t count, c, chains;
-    int plane;
 };
 
 /* Rows without gaps are joined, so that chain j of channel i is lane j*c + i of longer rows;
@@ -847,13 +847,10 @@ static float better_pivot(double n, float pivot, double a, double b) {
 
 /* Both sums of the channels of rows, or of a plane. */
 BNORM_INLINE void sum_block(const struct sum_block *k, double *a, double *b) {
-    if (k->plane) {
-        struct sum_rows plane = k->s;
-        plane.x_step = k->count * size_of(k->s.type);
-        add_planes(&plane, 1, k->count, a, b);
-    } else {
+    if (k->s.spread)
+        add_planes(&k->s, 1, k->count, a, b);
+    else
         sum_channels(k, a, b);
-    }
 }
 
 /* Does those of the first `valid` channels again whose sums a and b about their pivots are
@@ -872,17 +869,14 @@ BNORM_RARE void moments_again(struct sum_block k, size_t valid, const float *piv
     if (same)
         sum_distances(&k, again_b);
     for (size_t i = 0; i < k.c; i++) {
-        const double margin = bnorm_fma(a[i] * (-1 / n), a[i], b[i] * 0.5);
-        wanted[i] =
-            i < valid &&
-            !(margin >= 0 && margin <= DBL_MAX && b[i] >= BNORM_LEAST_SUM && b[i] <= DBL_MAX) &&
-            !(b[i] == 0 && again_b[i] == 0);
+        wanted[i] = i < valid && inaccurate_moments(n, vec_set1_d(a[i]), vec_set1_d(b[i])) &&
+                    !(b[i] == 0 && again_b[i] == 0);
         other[i] = wanted[i] ? better_pivot(n, pivot[i], a[i], b[i]) : pivot[i];
         count += wanted[i];
     }
     if (!count)
         return;
-    repeat_lanes(other, k.c, k.plane ? 1 : k.chains);
+    repeat_lanes(other, k.c, k.s.spread ? 1 : k.chains);
     k.s.center = other;
     sum_block(&k, again_a, again_b);
     for (size_t i = 0; i < k.c; i++) {
@@ -913,7 +907,7 @@ BNORM_INLINE size_t again_slice(const struct sum_block *k) {
 }
 BNORM_INLINE struct sum_block slice_of(const struct sum_block *k, size_t i) {
     const size_t c = lesser(again_slice(k), k->c - i);
-    return (struct sum_block){sum_rows_from(&k->s, 0, i, 1, i), k->count, c, k->chains, k->plane};
+    return (struct sum_block){sum_rows_from(&k->s, 0, i, 1, i), k->count, c, k->chains};
 }
 
 /* One block of c <= BNORM_TILE channels, of which the first `valid` are wanted. */
@@ -921,7 +915,7 @@ BNORM_INLINE void moments_tile(const struct sum_rows *s, size_t count, size_t c,
                                size_t chains, double *sum, double *m2) {
     double a[BNORM_TILE + BNORM_PAD], b[BNORM_TILE + BNORM_PAD];
     float pivot[BNORM_TILE + BNORM_PAD];
-    struct sum_block k = {*s, count, c, chains, 0};
+    struct sum_block k = {*s, count, c, chains};
     const double n = (double)count;
     k.s.center = pivot;
     sample_rows(s, count, c, pivot);
@@ -955,7 +949,7 @@ static void moments_rows(const bnorm_block_args *a, size_t chains, double *sum, 
 
 /* A plane of `s` as a block. */
 BNORM_INLINE struct sum_block plane_block(const struct sum_rows *s, size_t i, size_t len) {
-    struct sum_block k = {sum_rows_from(s, i, 0, 1, i), len, 1, BNORM_SPAN_LANES, 1};
+    struct sum_block k = {sum_rows_from(s, i, 0, 1, i), len, 1, BNORM_SPAN_LANES};
     k.s.x_step = k.s.dy_step = k.s.argument_step = size_of(s->type);
     k.s.bit_step = 1;
     return k;
@@ -1062,7 +1056,7 @@ BNORM_INLINE void sums_tile(const struct sum_rows *s, size_t count, size_t c, si
                             size_t chains, double *sum_g, double *sum_gx) {
     double a[BNORM_TILE + BNORM_PAD], b[BNORM_TILE + BNORM_PAD];
     float center[BNORM_MAX_LANES], scale[BNORM_MAX_LANES], shift[BNORM_MAX_LANES];
-    struct sum_block k = {*s, count, c, chains, 0};
+    struct sum_block k = {*s, count, c, chains};
     if (chains > 1 || valid < c) {
         k.s.center = repeat(center, s->center, c, valid, chains);
         if (reads_x(s->a->pre)) {
