@@ -396,15 +396,17 @@ BNORM_INLINE void hold(const struct form f, const struct parameters *p, size_t i
 #undef BNORM_HOLD
 }
 
-/* Asks for the lines that a group from element 0 of r on will be followed by. */
+/* Asks for the lines that a group from element e of r on will be followed by. */
 BNORM_INLINE void fetch_group(const struct form f, const struct mapping *m, const struct run *r,
-                              unsigned hints) {
-    const size_t in =
-                     BNORM_GROUP_F * (f.type == BNORM_ANY ? m->size : size_of((bnorm_dtype)f.type)),
-                 out = f.type == BNORM_ANY ? BNORM_GROUP_F * m->out_size : in;
+                              size_t e, unsigned hints) {
+    const size_t size = f.type == BNORM_ANY ? m->size : size_of((bnorm_dtype)f.type),
+                 out_size = f.type == BNORM_ANY ? m->out_size : size, in = BNORM_GROUP_F * size,
+                 out = BNORM_GROUP_F * out_size;
     const int argument = reads_extra(m->pre);
-#define BNORM_FETCH(t)    vec_fetch((const float *)(const void *)(r->t + BNORM_AHEAD_IN + k))
-#define BNORM_FETCH_TO(t) vec_fetch_out((const float *)(const void *)(r->t + BNORM_AHEAD_OUT + k))
+#define BNORM_FETCH(t)                                                                             \
+    vec_fetch((const float *)(const void *)(r->t + e * size + BNORM_AHEAD_IN + k))
+#define BNORM_FETCH_TO(t)                                                                          \
+    vec_fetch_out((const float *)(const void *)(r->t + e * out_size + BNORM_AHEAD_OUT + k))
     for (size_t k = 0; (hints & BNORM_FETCH_IN) && k < in; k += 64) {
         BNORM_FETCH(x);
         if (f.direction == BACKWARD)
@@ -422,17 +424,17 @@ BNORM_INLINE void fetch_group(const struct form f, const struct mapping *m, cons
 #undef BNORM_FETCH_TO
 }
 
-/* Runs of at least a vector. What is copied first has no other name afterwards, so that it stays in
- * registers while outputs are stored. */
+/* Runs of at least a vector. Where a run ends within a vector, the last vector is computed first, as
+ * its elements may be overwritten before their turn, and stored last. What is copied first has no
+ * other name afterwards, so that it stays in registers while outputs are stored. */
 BNORM_INLINE void map_runs(const struct form f, const struct mapping *given,
                            const struct block *block) {
     const struct mapping mine = *given, *const m = &mine;
     const struct strides strides = block->strides;
     const size_t len = block->lanes, first = block->first, period = block->period,
-                 step = block->step, tail = len % VEC_F;
-    const int writes_bits = f.type == BNORM_ANY && f.direction == FORWARD && m->bits,
-              keeps_last = tail && m->in_place,
-              overlaps = tail && !m->in_place && period == SIZE_MAX && len >= BNORM_GROUP_F;
+                 step = block->step, tail = len % VEC_F, whole = len - tail,
+                 grouped = len - len % BNORM_GROUP_F;
+    const int writes_bits = f.type == BNORM_ANY && f.direction == FORWARD && m->bits;
     struct run r = block->run;
     const unsigned fetch = block->fetch;
     struct bit_writer w = {0};
@@ -444,48 +446,34 @@ BNORM_INLINE void map_runs(const struct form f, const struct mapping *given,
         begin_bits(&w, m->bits, r.bit);
     for (size_t row = 0; row < block->rows; row++, skip_row(f, &r, &strides)) {
         struct results last = {.bits = 0};
-        size_t e = 0, again = 0;
+        size_t e = 0, i = BNORM_INDEX(0);
         if (f.source == SPREAD)
             hold(f, &m->p, first + row, &h);
         if (writes_bits)
             seek_bits(&w, r.bit);
-        if (keeps_last) /* before it is overwritten */
+        if (tail)
             compute(f, m, &r, &h, BNORM_INDEX(len - VEC_F), len - VEC_F, 1, &last);
-        for (;;) {
-            struct run at = r;
-            size_t i = BNORM_INDEX(e);
-            skip_elements(&at, f, m, e);
-            for (; e + BNORM_GROUP_F <= len; e += BNORM_GROUP_F) {
-                struct results results = {.bits = 0};
-                if (BNORM_UNLIKELY(fetch))
-                    fetch_group(f, m, &at, fetch);
-                compute(f, m, &at, &h, i, 0, BNORM_VECTORS, &results);
-                store_results(f, m, &at, 0, BNORM_VECTORS, &results);
-                if (writes_bits)
-                    put_bits(&w, results.bits >> again, BNORM_GROUP_F - again);
-                skip_elements(&at, f, m, BNORM_GROUP_F);
-                if (f.source == LOADED) {
-                    i += step;
-                    i = i >= period ? i - period : i;
-                }
-            }
-            if (!overlaps || e + VEC_F >= len)
-                break;
-            again = e + BNORM_GROUP_F - len;
-            e -= again;
-        }
-        for (; e < len; e += VEC_F) {
+        for (; e < grouped; e += BNORM_GROUP_F) {
             struct results results = {.bits = 0};
-            again = e + VEC_F > len ? e + VEC_F - len : 0;
-            if (again && keeps_last)
-                break;
-            e -= again;
+            if (BNORM_UNLIKELY(fetch))
+                fetch_group(f, m, &r, e, fetch);
+            compute(f, m, &r, &h, i, e, BNORM_VECTORS, &results);
+            store_results(f, m, &r, e, BNORM_VECTORS, &results);
+            if (writes_bits)
+                put_bits(&w, results.bits, BNORM_GROUP_F);
+            if (f.source == LOADED) {
+                i += step;
+                i = i >= period ? i - period : i;
+            }
+        }
+        for (; e < whole; e += VEC_F) {
+            struct results results = {.bits = 0};
             compute(f, m, &r, &h, BNORM_INDEX(e), e, 1, &results);
             store_results(f, m, &r, e, 1, &results);
             if (writes_bits)
-                put_bits(&w, results.bits >> again, VEC_F - again);
+                put_bits(&w, results.bits, VEC_F);
         }
-        if (keeps_last) {
+        if (tail) {
             store_results(f, m, &r, len - VEC_F, 1, &last);
             if (writes_bits)
                 put_bits(&w, last.bits >> (VEC_F - tail), tail);
