@@ -161,10 +161,25 @@ static void test_known(struct test *t) {
     }
 }
 
-/* Floats around every half step, for scales by which a multiplication with the reciprocal is off.
- */
+/* Floats around every half step, for scales by which a multiplication with the reciprocal is off,
+ * and for some around those from which on there is none. */
 static void test_turns(struct test *t) {
-    const float scales[] = {1, .1f, .0078125f, .037f, 3, 1.1f, .00784314f, 1e-38f, 1e36f};
+    const float scales[] = {1,
+                            .1f,
+                            .0078125f,
+                            .037f,
+                            3,
+                            1.1f,
+                            .00784314f,
+                            1e-38f,
+                            1e36f,
+                            0x1.fffffep0f,
+                            0x1.000002p0f,
+                            0x1.555556p-91f,
+                            0x1.249248p-90f,
+                            0x1.71c71cp89f,
+                            0x1.3b13b2p91f,
+                            0x1.999998p116f};
     const int low = lowest(dtype_of(t)), points[] = {low, low + 255, low + 100};
     for (size_t s = 0; s < COUNT_OF(scales); s++)
         for (size_t z = 0; z < COUNT_OF(points); z++) {

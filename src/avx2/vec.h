@@ -118,8 +118,8 @@ static inline vec_f vec_min(vec_f a, vec_f b) {
 static inline vec_f vec_power_of_2(vec_f v) {
     return _mm256_and_ps(v, _mm256_castsi256_ps(_mm256_set1_epi32(0x7f800000)));
 }
-static inline vec_f vec_round(vec_f v) {
-    return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+static inline vec_f vec_zero_nan(vec_f v) {
+    return _mm256_and_ps(v, _mm256_cmp_ps(v, v, _CMP_ORD_Q));
 }
 #define VEC_SLEEF(function, ulp) Sleef_finz_##function##f8_##ulp##avx2
 
@@ -161,10 +161,24 @@ static inline vec_f vec_load_u8(const uint8_t *p) {
     return _mm256_cvtepi32_ps(
         _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p)));
 }
-static inline void vec_store_8(uint8_t *p, vec_f v) {
-    const __m256i whole = _mm256_and_si256(_mm256_cvtps_epi32(v), _mm256_set1_epi32(255));
-    const __m128i words = vec_pack_16(whole);
-    _mm_storel_epi64((__m128i *)(void *)p, _mm_packus_epi16(words, words));
+/* Fours of a and b in turn. */
+static inline __m256i vec_whole_16(vec_f a, vec_f b, int zero_point) {
+    const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b));
+    return _mm256_adds_epi16(words, _mm256_set1_epi16((short)zero_point));
+}
+static inline void vec_store_8(uint8_t *p, vec_f v, int zero_point, int is_signed) {
+    const __m256i words = _mm256_permute4x64_epi64(vec_whole_16(v, v, zero_point), 0x08);
+    const __m128i low = _mm256_castsi256_si128(words);
+    _mm_storel_epi64((__m128i *)(void *)p,
+                     is_signed ? _mm_packs_epi16(low, low) : _mm_packus_epi16(low, low));
+}
+static inline void vec_store_8_4(uint8_t *p, const vec_f *v, int zero_point, int is_signed) {
+    const __m256i low = vec_whole_16(v[0], v[1], zero_point),
+                  high = vec_whole_16(v[2], v[3], zero_point),
+                  fours =
+                      is_signed ? _mm256_packs_epi16(low, high) : _mm256_packus_epi16(low, high),
+                  order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    _mm256_storeu_si256((__m256i *)(void *)p, _mm256_permutevar8x32_epi32(fours, order));
 }
 static inline vec_f vec_from_bits(unsigned bits) {
     const __m256i place = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);

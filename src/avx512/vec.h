@@ -115,8 +115,8 @@ static inline vec_f vec_min(vec_f a, vec_f b) {
 static inline vec_f vec_power_of_2(vec_f v) {
     return _mm512_and_ps(v, _mm512_castsi512_ps(_mm512_set1_epi32(0x7f800000)));
 }
-static inline vec_f vec_round(vec_f v) {
-    return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+static inline vec_f vec_zero_nan(vec_f v) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(v, v, _CMP_ORD_Q), v);
 }
 #define VEC_SLEEF(function, ulp) Sleef_finz_##function##f16_##ulp##avx512f
 
@@ -157,8 +157,16 @@ static inline vec_f vec_load_u8(const uint8_t *p) {
     return _mm512_cvtepi32_ps(
         _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p)));
 }
-static inline void vec_store_8(uint8_t *p, vec_f v) {
-    _mm_storeu_si128((__m128i *)(void *)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)));
+static inline void vec_store_8(uint8_t *p, vec_f v, int zero_point, int is_signed) {
+    const __m512i whole = _mm512_add_epi32(_mm512_cvtps_epi32(v), _mm512_set1_epi32(zero_point));
+    _mm_storeu_si128((__m128i *)(void *)p,
+                     is_signed
+                         ? _mm512_cvtsepi32_epi8(whole)
+                         : _mm512_cvtusepi32_epi8(_mm512_max_epi32(whole, _mm512_setzero_si512())));
+}
+static inline void vec_store_8_4(uint8_t *p, const vec_f *v, int zero_point, int is_signed) {
+    for (int q = 0; q < 4; q++)
+        vec_store_8(p + 16 * q, v[q], zero_point, is_signed);
 }
 static inline vec_f vec_from_bits(unsigned bits) {
     return _mm512_maskz_mov_ps((__mmask16)bits, _mm512_set1_ps(1));

@@ -49,20 +49,34 @@ BNORM_INLINE void copy_halves(uint16_t *to, const uint16_t *p, size_t n) {
 BNORM_HALF_LANES(bf16)
 BNORM_HALF_LANES(f16)
 
-/* The limits of S8 and U8. */
-BNORM_INLINE float least_of(bnorm_dtype type) {
-    return type == BNORM_S8 ? -128 : 0;
-}
-BNORM_INLINE float most_of(bnorm_dtype type) {
-    return type == BNORM_S8 ? 127 : 255;
+/* A quantization as kernels use it. */
+struct quant {
+    float scale, zero_point;
+    float inverse; /* 1/scale, or 0 where quotients must be divided for */
+    float limit;   /* what is beyond it lies beyond all of a type's values */
+};
+
+BNORM_INLINE void begin_quant(struct quant *to, const bnorm_quant *from) {
+    const float scale = from->scale;
+    const int usual = scale > 0x1p-90f && scale < 0x1p90f;
+    to->scale = scale;
+    to->zero_point = (float)from->zero_point;
+    to->inverse = usual ? 1 / scale : 0;
+    to->limit = scale < 0x1p117f ? 1024 * scale : FLT_MAX;
 }
 
-/* VEC_F whole numbers within the limits. */
-BNORM_INLINE vec_f quantized(bnorm_dtype type, vec_f v, vec_f scale, vec_f zero_point) {
-    const vec_f steps = vec_div(v, scale), zero = vec_set1(0), least = vec_set1(least_of(type)),
-                most = vec_set1(most_of(type));
-    const vec_f q = vec_add(vec_round(vec_if_le(steps, steps, steps, zero)), zero_point);
-    return vec_if_le(q, least, least, vec_if_le(most, q, most, q));
+/* v/scale, rounded once, but that NaN gives 0 and what is beyond the limit is not exact. The
+ * quotient by the rounded inverse, corrected by its remainder, is the rounded quotient: P. Markstein,
+ * "Computation of elementary functions on the IBM RISC System/6000 processor" (1990), theorem 8.5 of
+ * J.-M. Muller et al., "Handbook of floating-point arithmetic". */
+BNORM_INLINE vec_f quotient(vec_f v, const struct quant *quant) {
+    const vec_f limit = vec_set1(quant->limit), inverse = vec_set1(quant->inverse);
+    v = vec_zero_nan(v);
+    v = vec_min(vec_max(v, vec_negate(limit)), limit);
+    if (BNORM_UNLIKELY(quant->inverse == 0))
+        return vec_div(v, vec_set1(quant->scale));
+    const vec_f q = vec_mul(v, inverse), remainder = vec_fma(q, vec_set1(-quant->scale), v);
+    return vec_fma(remainder, inverse, q);
 }
 
 /* n <= VEC_F elements; not for S8 and U8. */

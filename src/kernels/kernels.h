@@ -22,10 +22,12 @@
  *   vec_div, vec_negate, vec_minus_abs
  *   vec_max, vec_min              (a, b): a where it is greater, or less, else b
  *   vec_power_of_2                v >= 0 with its fraction cut off, 0 for denormals
- *   vec_round                     to whole numbers, ties to even
- *   vec_load_..., vec_store_...   bf16, f16, and VEC_F bytes: s8, u8, and 8 for numbers that fit;
- *                                 a NaN that is stored is that of vec_canonical
- *   vec_store_bf16_2              two vectors, one behind the other
+ *   vec_zero_nan                  0 for every NaN
+ *   vec_load_..., vec_store_...   bf16, f16, and VEC_F bytes: s8, u8; a NaN that is stored is that
+ *                                 of vec_canonical
+ *   vec_store_8                   (p, v, zero_point, is_signed): v of at most 2^14 rounded to whole
+ *                                 numbers, ties to even, zero_point added, limited to s8 or u8
+ *   vec_store_bf16_2, ..._8_4     two or four vectors, one behind the other
  *   vec_from_bits                 1 where one of the lowest VEC_F bits is set, else 0
  *   vec_bits_gt                   (a, b): a bit per lane
  *   ..._d                         the same for doubles, and vec_div_d, vec_sqrt_d, vec_if_eq_d,
@@ -52,6 +54,7 @@
 
 #define BNORM_INLINE static inline __attribute__((always_inline))
 #define BNORM_RARE   static __attribute__((noinline)) /* costs nothing where it is not called */
+#define BNORM_UNLIKELY(c) __builtin_expect(!!(c), 0)
 #if defined(__clang__)
 #define BNORM_UNROLL /* clang unrolls short constant loops by itself */
 #define BNORM_UNROLL_SOME

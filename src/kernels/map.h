@@ -82,8 +82,8 @@ struct mapping {
     int has_out, has_dresidual, writes_bits;
     int in_place; /* an output is an input */
     unsigned hints;
-    unsigned char *bits;                               /* the mask, or NULL */
-    float x_quant[2], argument_quant[2], out_quant[2]; /* scale and zero point */
+    unsigned char *bits; /* the mask, or NULL */
+    struct quant x_quant, argument_quant, out_quant;
     struct parameters p;
     map_function *spread, *held, *loaded, *any; /* the forms; the first two may be NULL */
 };
@@ -120,7 +120,6 @@ struct held {
     vec_f invstd[BNORM_VECTORS], slope[BNORM_VECTORS], offset[BNORM_VECTORS];
 };
 
-#define BNORM_UNLIKELY(c) __builtin_expect(!!(c), 0)
 #define BNORM_EACH                                                                                 \
     BNORM_UNROLL                                                                                   \
     for (size_t q = 0; q < count; q++)
@@ -128,9 +127,9 @@ struct held {
 /* ---------------------------------------------------------------------------------------------- */
 /* Groups */
 
-BNORM_INLINE void load_vectors(vec_f *to, bnorm_dtype type, const char *p, const float *quant,
-                               size_t count) {
-    const vec_f scale = vec_set1(quant[0]), zero = vec_set1(quant[1]);
+BNORM_INLINE void load_vectors(vec_f *to, bnorm_dtype type, const char *p,
+                               const struct quant *quant, size_t count) {
+    const vec_f scale = vec_set1(quant->scale), zero = vec_set1(quant->zero_point);
 #define BNORM_AT(element) ((const element *)(const void *)p + q * VEC_F)
     switch (type) {
     case BNORM_F32:
@@ -153,8 +152,8 @@ BNORM_INLINE void load_vectors(vec_f *to, bnorm_dtype type, const char *p, const
 }
 
 /* Canonical values. */
-BNORM_INLINE void store_vectors(char *p, bnorm_dtype type, const float *quant, const vec_f *v,
-                                size_t count) {
+BNORM_INLINE void store_vectors(char *p, bnorm_dtype type, const struct quant *quant,
+                                const vec_f *v, size_t count) {
 #define BNORM_AT(element) ((element *)(void *)p + q * VEC_F)
     switch (type) {
     case BNORM_F32:
@@ -174,8 +173,13 @@ BNORM_INLINE void store_vectors(char *p, bnorm_dtype type, const float *quant, c
         break;
     case BNORM_S8:
     case BNORM_U8: {
-        const vec_f scale = vec_set1(quant[0]), zero = vec_set1(quant[1]);
-        BNORM_EACH vec_store_8(BNORM_AT(uint8_t), quantized(type, v[q], scale, zero));
+        const int zero = (int)quant->zero_point, is_signed = type == BNORM_S8;
+        vec_f steps[BNORM_VECTORS];
+        BNORM_EACH steps[q] = quotient(v[q], quant);
+        if (count == 4)
+            vec_store_8_4((uint8_t *)p, steps, zero, is_signed);
+        else
+            BNORM_EACH vec_store_8(BNORM_AT(uint8_t), steps[q], zero, is_signed);
         break;
     }
     }
@@ -296,14 +300,14 @@ BNORM_INLINE void compute(const struct form f, const struct mapping *m, const st
      : f.source == HELD ? h->name[q]                                                               \
                         : h->name[0])
     if (forward || m->reads_x) {
-        load_vectors(x, type, r->x + at, m->x_quant, count);
+        load_vectors(x, type, r->x + at, &m->x_quant, count);
         if (m->centred)
             BNORM_EACH x[q] = vec_sub(x[q], BNORM_P(center));
     }
     if (forward) {
         BNORM_EACH v[q] = vec_fma(x[q], BNORM_P(scale), BNORM_P(shift));
         if (BNORM_UNLIKELY(m->pre == BNORM_PRE_RESIDUAL)) {
-            load_vectors(g, type, r->argument + at, m->argument_quant, count);
+            load_vectors(g, type, r->argument + at, &m->argument_quant, count);
             BNORM_EACH v[q] = vec_add(v[q], g[q]);
         }
         if (any && m->bits)
@@ -316,19 +320,19 @@ BNORM_INLINE void compute(const struct form f, const struct mapping *m, const st
         (f.kind == BNORM_ANY ? (int)m->act.kind : f.kind) != BNORM_ACT_IDENTITY;
     if (has_argument) {
         if (m->pre == BNORM_PRE_Y) {
-            load_vectors(v, type, r->argument + at, m->x_quant, count);
+            load_vectors(v, type, r->argument + at, &m->x_quant, count);
         } else if (any && m->pre == BNORM_PRE_MASK) {
             const uint64_t word = read_bits(m->bits, r->bit + e, count * VEC_F);
             BNORM_EACH v[q] = vec_from_bits((unsigned)(word >> (q * VEC_F)));
         } else {
             BNORM_EACH v[q] = vec_fma(x[q], BNORM_P(scale), BNORM_P(shift));
             if (m->pre == BNORM_PRE_RESIDUAL) {
-                load_vectors(g, type, r->argument + at, m->x_quant, count);
+                load_vectors(g, type, r->argument + at, &m->x_quant, count);
                 BNORM_EACH v[q] = vec_add(v[q], g[q]);
             }
         }
     }
-    load_vectors(g, type, r->dy + at, m->x_quant, count);
+    load_vectors(g, type, r->dy + at, &m->x_quant, count);
     if (has_argument)
         gradient_vectors(f, &m->act, v, g, count);
     if (m->has_dresidual)
@@ -350,9 +354,9 @@ BNORM_INLINE void store_results(const struct form f, const struct mapping *m, co
     const bnorm_dtype type = any ? m->out_type : (bnorm_dtype)f.type;
     const size_t at = e * (any ? m->out_size : size_of(type));
     if (f.direction == FORWARD || m->has_out)
-        store_vectors(r->out + at, type, m->out_quant, from->out, count);
+        store_vectors(r->out + at, type, &m->out_quant, from->out, count);
     if (f.direction == BACKWARD && m->has_dresidual)
-        store_vectors(r->dresidual + at, type, m->out_quant, from->dresidual, count);
+        store_vectors(r->dresidual + at, type, &m->out_quant, from->dresidual, count);
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -656,8 +660,8 @@ BNORM_RARE void map_few(const struct mapping *m, const struct block *b, int plan
     few.bits = m->bits ? bits : NULL;
     few.hints = 0;
     if (m->type >= BNORM_S8) { /* what stands for 0 */
-        memset(lanes.x, (int)m->x_quant[1], sizeof lanes.x);
-        memset(lanes.argument, (int)m->argument_quant[1], sizeof lanes.argument);
+        memset(lanes.x, (int)m->x_quant.zero_point, sizeof lanes.x);
+        memset(lanes.argument, (int)m->argument_quant.zero_point, sizeof lanes.argument);
     }
     for (size_t row = 0; row < b->rows; row++, skip_row(all_forms, &r, &b->strides)) {
 #define BNORM_FEW(k, name)                                                                         \
@@ -850,7 +854,7 @@ BNORM_RARE void map_padded(const struct mapping *m, struct block *b, size_t vali
     for (size_t i = valid; i < b->lanes; i++)
         p[2][i] = NAN;
     map_rows(&padded, b);
-    const int zero = m->out_type >= BNORM_S8 ? (int)m->out_quant[1] : 0;
+    const int zero = m->out_type >= BNORM_S8 ? (int)m->out_quant.zero_point : 0;
     if (m->has_out)
         clear_rows(r.out + at, b->strides.out, rows, n * m->out_size, zero);
     if (m->has_dresidual)
@@ -913,12 +917,11 @@ BNORM_INLINE void begin_mapping(struct mapping *m, const bnorm_map_args *a,
     if (m->in_place) /* what is past the caches would be computed again */
         m->hints &= ~(unsigned)BNORM_BYPASS;
     m->bits = a->mask.bits;
-    m->x_quant[0] = a->x.quant.scale;
-    m->x_quant[1] = (float)a->x.quant.zero_point;
-    m->argument_quant[0] = a->argument.quant.scale;
-    m->argument_quant[1] = (float)a->argument.quant.zero_point;
-    m->out_quant[0] = a->out.quant.scale;
-    m->out_quant[1] = (float)a->out.quant.zero_point;
+    if (m->type >= BNORM_S8 || m->out_type >= BNORM_S8) {
+        begin_quant(&m->x_quant, &a->x.quant);
+        begin_quant(&m->argument_quant, &a->argument.quant);
+        begin_quant(&m->out_quant, &a->out.quant);
+    }
     m->p.center = a->center ? a->center : any;
     m->p.scale = a->scale;
     m->p.shift = a->shift ? a->shift : any;

@@ -123,8 +123,8 @@ static inline vec_f vec_min(vec_f a, vec_f b) {
 static inline vec_f vec_power_of_2(vec_f v) {
     return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(v), vdupq_n_u32(0x7f800000)));
 }
-static inline vec_f vec_round(vec_f v) {
-    return vrndnq_f32(v);
+static inline vec_f vec_zero_nan(vec_f v) {
+    return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(v), vceqq_f32(v, v)));
 }
 #define VEC_SLEEF(function, ulp) Sleef_finz_##function##f4_##ulp##advsimd
 
@@ -162,11 +162,20 @@ static inline vec_f vec_load_s8(const uint8_t *p) {
 static inline vec_f vec_load_u8(const uint8_t *p) {
     return vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(vec_load_8(p)))));
 }
-static inline void vec_store_8(uint8_t *p, vec_f v) {
-    const uint16x4_t words = vmovn_u32(vreinterpretq_u32_s32(vcvtq_s32_f32(v)));
-    const uint32_t bytes =
-        vget_lane_u32(vreinterpret_u32_u8(vmovn_u16(vcombine_u16(words, words))), 0);
+static inline uint8x8_t vec_whole_8(vec_f a, vec_f b, int zero_point, int is_signed) {
+    const int16x8_t words =
+                        vcombine_s16(vqmovn_s32(vcvtnq_s32_f32(a)), vqmovn_s32(vcvtnq_s32_f32(b))),
+                    whole = vqaddq_s16(words, vdupq_n_s16((short)zero_point));
+    return is_signed ? vreinterpret_u8_s8(vqmovn_s16(whole)) : vqmovun_s16(whole);
+}
+static inline void vec_store_8(uint8_t *p, vec_f v, int zero_point, int is_signed) {
+    const uint8x8_t whole = vec_whole_8(v, v, zero_point, is_signed);
+    const uint32_t bytes = vget_lane_u32(vreinterpret_u32_u8(whole), 0);
     memcpy(p, &bytes, sizeof bytes);
+}
+static inline void vec_store_8_4(uint8_t *p, const vec_f *v, int zero_point, int is_signed) {
+    vst1q_u8(p, vcombine_u8(vec_whole_8(v[0], v[1], zero_point, is_signed),
+                            vec_whole_8(v[2], v[3], zero_point, is_signed)));
 }
 static inline vec_f vec_from_bits(unsigned bits) {
     const uint32_t places[4] = {1, 2, 4, 8};
