@@ -251,12 +251,9 @@ static inline vec_d vec_low(vec_f v) {
 static inline vec_d vec_high(vec_f v) {
     return _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1));
 }
-/* Folds a and b to 4 floats each, upper half onto lower half, and adds them to 8 doubles. */
-static inline void vec_add_fours(double *sums, vec_f a, vec_f b) {
-    const __m128 four_a = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1)),
-                 four_b = _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
-    vec_store_d(sums, vec_add_d(vec_load_d(sums), _mm256_cvtps_pd(four_a)));
-    vec_store_d(sums + 4, vec_add_d(vec_load_d(sums + 4), _mm256_cvtps_pd(four_b)));
+static inline void vec_fold_fours(float *to_a, float *to_b, vec_f a, vec_f b) {
+    _mm_store_ps(to_a, _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1)));
+    _mm_store_ps(to_b, _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1)));
 }
 static inline four_floats vec_four(const void *p) {
     return _mm_loadu_ps(p);

@@ -237,14 +237,15 @@ static inline vec_d vec_low(vec_f v) {
 static inline vec_d vec_high(vec_f v) {
     return _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1));
 }
-static inline void vec_add_fours(double *sums, vec_f a, vec_f b) {
+static inline void vec_fold_fours(float *to_a, float *to_b, vec_f a, vec_f b) {
     /* 8 lanes of a, 8 of b; then 4 of each. */
     const vec_f eight = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44),
                                       _mm512_shuffle_f32x4(a, b, 0xee)),
                 even = _mm512_shuffle_f32x4(eight, eight, 0x08),
                 odd = _mm512_shuffle_f32x4(eight, eight, 0x0d);
     const __m256 fours = _mm256_add_ps(_mm512_castps512_ps256(even), _mm512_castps512_ps256(odd));
-    vec_store_d(sums, vec_add_d(vec_load_d(sums), _mm512_cvtps_pd(fours)));
+    _mm_store_ps(to_a, _mm256_castps256_ps128(fours));
+    _mm_store_ps(to_b, _mm256_extractf128_ps(fours, 1));
 }
 static inline four_floats vec_four(const void *p) {
     return _mm_loadu_ps(p);

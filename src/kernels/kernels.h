@@ -36,8 +36,8 @@
  *   vec_low, vec_high             the halves of a vec_f as doubles
  *   vec_narrow_store, ..._n       VEC_D doubles rounded to floats, or the first n of them
  *   vec_round_d                   doubles rounded to floats, and back
- *   vec_add_fours                 (sums, a, b): adds 4 floats of each, which its lanes are folded
- *                                 to, to 8 doubles
+ *   vec_fold_fours                (to_a, to_b, a, b): the lanes of each folded to 4, upper half onto
+ *                                 lower half, to aligned memory
  *   four_floats, vec_four, ..._bf16, ..._f16
  *                                 a vector of 4 floats, which + adds; from memory
  *   vec_load_fours                VEC_F times 4 floats from aligned memory: the first, second, third

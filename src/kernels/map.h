@@ -11,6 +11,7 @@
  *   source      of a vector's parameters: SPREAD, one for all lanes (planes);
  *               HELD, those of a group, which are the same in all groups (few channels, or a strip
  *               of channels through all rows); LOADED, from arrays
+ *   sloped      whether dx has the terms of batch statistics, of forms of backward with a type
  *   type        of all tensors, without a mask, with IDENTITY, RELU or CLAMP in forward and with
  *               RELU or no activation in backward; BNORM_ANY: everything else */
 
@@ -47,6 +48,7 @@ struct form {
     enum direction direction;
     enum source source;
     int type, kind;
+    int sloped;
 };
 
 /* Arrays of parameters; those that are not wanted are any readable memory. */
@@ -280,6 +282,15 @@ BNORM_INLINE uint64_t branch_bits(const bnorm_act *act, const vec_f *v, size_t c
     return word;
 }
 
+/* Which outputs there are. */
+BNORM_INLINE int has_out(const struct form f, const struct mapping *m) {
+    return f.type == BNORM_ANY && f.direction == BACKWARD ? m->has_out : 1;
+}
+BNORM_INLINE int has_dresidual(const struct form f, const struct mapping *m) {
+    const int never = f.direction == FORWARD || f.kind == BNORM_ACT_IDENTITY;
+    return never ? 0 : m->has_dresidual;
+}
+
 /* What is stored; canonical. */
 struct results {
     vec_f out[BNORM_VECTORS], dresidual[BNORM_VECTORS];
@@ -291,17 +302,17 @@ BNORM_INLINE void compute(const struct form f, const struct mapping *m, const st
                           const struct held *h, size_t i, size_t e, size_t count,
                           struct results *to) {
     vec_f x[BNORM_VECTORS] = {0}, v[BNORM_VECTORS] = {0}, g[BNORM_VECTORS] = {0};
-    const int forward = f.direction == FORWARD;
-    const int any = f.type == BNORM_ANY;
+    const int any = f.type == BNORM_ANY, forward = f.direction == FORWARD;
+    const int sloped = any ? m->sloped : f.sloped, centred = any || forward ? m->centred : 1;
     const bnorm_dtype type = any ? m->type : (bnorm_dtype)f.type;
     const size_t at = e * (any ? m->size : size_of(type));
 #define BNORM_P(name)                                                                              \
     (f.source == LOADED ? vec_load(m->p.name + i + q * VEC_F)                                      \
      : f.source == HELD ? h->name[q]                                                               \
                         : h->name[0])
-    if (forward || m->reads_x) {
+    if (forward || sloped || m->reads_x) {
         load_vectors(x, type, r->x + at, &m->x_quant, count);
-        if (m->centred)
+        if (centred)
             BNORM_EACH x[q] = vec_sub(x[q], BNORM_P(center));
     }
     if (forward) {
@@ -335,9 +346,9 @@ BNORM_INLINE void compute(const struct form f, const struct mapping *m, const st
     load_vectors(g, type, r->dy + at, &m->x_quant, count);
     if (has_argument)
         gradient_vectors(f, &m->act, v, g, count);
-    if (m->has_dresidual)
+    if (has_dresidual(f, m))
         BNORM_EACH to->dresidual[q] = vec_canonical(g[q]);
-    if (m->sloped) {
+    if (sloped) {
         BNORM_EACH g[q] = vec_fma(g[q], BNORM_P(scale), BNORM_P(offset));
         BNORM_EACH x[q] = vec_mul(x[q], BNORM_P(invstd));
         BNORM_EACH g[q] = vec_fma(x[q], BNORM_P(slope), g[q]);
@@ -353,9 +364,9 @@ BNORM_INLINE void store_results(const struct form f, const struct mapping *m, co
     const int any = f.type == BNORM_ANY;
     const bnorm_dtype type = any ? m->out_type : (bnorm_dtype)f.type;
     const size_t at = e * (any ? m->out_size : size_of(type));
-    if (f.direction == FORWARD || m->has_out)
+    if (has_out(f, m))
         store_vectors(r->out + at, type, &m->out_quant, from->out, count);
-    if (f.direction == BACKWARD && m->has_dresidual)
+    if (has_dresidual(f, m))
         store_vectors(r->dresidual + at, type, &m->out_quant, from->dresidual, count);
 }
 
@@ -419,9 +430,9 @@ BNORM_INLINE void fetch_group(const struct form f, const struct mapping *m, cons
             BNORM_FETCH(argument);
     }
     for (size_t k = 0; (hints & BNORM_FETCH_OUT) && k < out; k += 64) {
-        if (f.direction == FORWARD || m->has_out)
+        if (has_out(f, m))
             BNORM_FETCH_TO(out);
-        if (f.direction == BACKWARD && m->has_dresidual)
+        if (has_dresidual(f, m))
             BNORM_FETCH_TO(dresidual);
     }
 #undef BNORM_FETCH
@@ -504,36 +515,39 @@ BNORM_INLINE void map_held(const struct form f, const struct mapping *given,
 }
 
 /* What moves by the size of elements that a call has. */
-static const struct form all_forms = {BACKWARD, LOADED, BNORM_ANY, BNORM_ANY};
+static const struct form all_forms = {BACKWARD, LOADED, BNORM_ANY, BNORM_ANY, 0};
 
-#define BNORM_FORM(name, map, direction, source, type, kind)                                       \
+#define BNORM_FORM(name, map, direction, source, type, kind, sloped)                               \
     static void name(const struct mapping *m, const struct block *b) {                             \
-        map((struct form){direction, source, type, kind}, m, b);                                   \
+        map((struct form){direction, source, type, kind, sloped}, m, b);                           \
     }
 /* Those of one type and kind: of planes and of rows. */
-#define BNORM_FORMS(name, direction, type, kind)                                                   \
-    BNORM_FORM(name##_planes, map_runs, direction, SPREAD, type, kind)                             \
-    BNORM_FORM(name##_rows, map_runs, direction, LOADED, type, kind)
+#define BNORM_FORMS(name, direction, type, kind, sloped)                                           \
+    BNORM_FORM(name##_planes, map_runs, direction, SPREAD, type, kind, sloped)                     \
+    BNORM_FORM(name##_rows, map_runs, direction, LOADED, type, kind, sloped)
 #define BNORM_FORWARD_F32(name, kind)                                                              \
-    BNORM_FORMS(name, FORWARD, BNORM_F32, kind)                                                    \
-    BNORM_FORM(name##_held, map_held, FORWARD, HELD, BNORM_F32, kind)
+    BNORM_FORMS(name, FORWARD, BNORM_F32, kind, 0)                                                 \
+    BNORM_FORM(name##_held, map_held, FORWARD, HELD, BNORM_F32, kind, 0)
 BNORM_FORWARD_F32(forward_identity, BNORM_ACT_IDENTITY)
 BNORM_FORWARD_F32(forward_relu, BNORM_ACT_RELU)
 BNORM_FORWARD_F32(forward_clamp, BNORM_ACT_CLAMP)
-BNORM_FORMS(forward_bf16, FORWARD, BNORM_BF16, BNORM_ANY)
-BNORM_FORMS(forward_f16, FORWARD, BNORM_F16, BNORM_ANY)
-BNORM_FORMS(forward_any, FORWARD, BNORM_ANY, BNORM_ANY)
-BNORM_FORMS(backward_identity, BACKWARD, BNORM_F32, BNORM_ACT_IDENTITY)
-BNORM_FORMS(backward_relu, BACKWARD, BNORM_F32, BNORM_ACT_RELU)
-BNORM_FORMS(backward_bf16, BACKWARD, BNORM_BF16, BNORM_ANY)
-BNORM_FORMS(backward_f16, BACKWARD, BNORM_F16, BNORM_ANY)
-BNORM_FORM(backward_any_rows, map_runs, BACKWARD, LOADED, BNORM_ANY, BNORM_ANY)
+BNORM_FORMS(forward_bf16, FORWARD, BNORM_BF16, BNORM_ANY, 0)
+BNORM_FORMS(forward_f16, FORWARD, BNORM_F16, BNORM_ANY, 0)
+BNORM_FORMS(forward_any, FORWARD, BNORM_ANY, BNORM_ANY, 0)
+BNORM_FORMS(backward_identity, BACKWARD, BNORM_F32, BNORM_ACT_IDENTITY, 1)
+BNORM_FORMS(backward_relu, BACKWARD, BNORM_F32, BNORM_ACT_RELU, 1)
+BNORM_FORMS(backward_frozen, BACKWARD, BNORM_F32, BNORM_ACT_IDENTITY, 0)
+BNORM_FORMS(backward_bf16, BACKWARD, BNORM_BF16, BNORM_ANY, 1)
+BNORM_FORMS(backward_f16, BACKWARD, BNORM_F16, BNORM_ANY, 1)
+BNORM_FORM(backward_any_rows, map_runs, BACKWARD, LOADED, BNORM_ANY, BNORM_ANY, 0)
 
 struct functions {
     map_function *planes, *rows, *held;
 };
-/* By direction: of floats by kind of activation, of BF16 and F16, of others. */
-static const struct functions map_functions[2][6] = {
+/* By direction: of floats by kind of activation, in backward without slope instead of clamp; of
+ * BF16, of F16, of others. */
+#define BNORM_OTHERS 5
+static const struct functions map_functions[2][BNORM_OTHERS + 1] = {
     {{forward_identity_planes, forward_identity_rows, forward_identity_held},
      {forward_relu_planes, forward_relu_rows, forward_relu_held},
      {forward_clamp_planes, forward_clamp_rows, forward_clamp_held},
@@ -542,10 +556,26 @@ static const struct functions map_functions[2][6] = {
      {forward_any_planes, forward_any_rows, NULL}},
     {{backward_identity_planes, backward_identity_rows, NULL},
      {backward_relu_planes, backward_relu_rows, NULL},
-     {NULL, NULL, NULL},
+     {backward_frozen_planes, backward_frozen_rows, NULL},
      {backward_bf16_planes, backward_bf16_rows, NULL},
      {backward_f16_planes, backward_f16_rows, NULL},
      {NULL, backward_any_rows, NULL}}};
+
+/* The forms of a call. */
+BNORM_INLINE const struct functions *functions_of(const struct mapping *m) {
+    const int identity = m->act.kind == BNORM_ACT_IDENTITY, float32 = m->type == BNORM_F32;
+    const int frozen = m->direction == BACKWARD && !m->sloped;
+    size_t which = float32 ? (size_t)m->act.kind : 2 + (size_t)m->type;
+    int typed = m->type <= BNORM_F16 && m->type == m->out_type && !m->bits;
+    if (m->direction == FORWARD)
+        typed &= m->act.kind <= BNORM_ACT_CLAMP;
+    else
+        typed &= m->act.kind <= BNORM_ACT_RELU && m->has_out && m->centred &&
+                 !(identity && m->has_dresidual) && !(frozen && !(identity && float32));
+    if (frozen)
+        which = BNORM_ACT_CLAMP;
+    return &map_functions[m->direction][typed ? which : BNORM_OTHERS];
+}
 
 /* ---------------------------------------------------------------------------------------------- */
 /* Long runs: lines of the caches */
@@ -930,14 +960,11 @@ BNORM_INLINE void begin_mapping(struct mapping *m, const bnorm_map_args *a,
     m->p.offset = sloped ? a->offset : any;
     const bnorm_act_kind kind =
         backward && m->pre == BNORM_PRE_NONE ? BNORM_ACT_IDENTITY : m->act.kind;
-    const int typed = m->type <= BNORM_F16 && m->type == m->out_type && !m->bits &&
-                      kind <= (backward ? BNORM_ACT_RELU : BNORM_ACT_CLAMP);
-    const size_t which = !typed ? 5 : m->type == BNORM_F32 ? (size_t)kind : 2 + (size_t)m->type;
-    const struct functions *const functions = &map_functions[direction][which];
     m->act.kind = kind;
     m->direction = direction;
     m->writes_bits = !backward && m->bits;
-    m->any = map_functions[direction][5].rows;
+    m->any = map_functions[direction][BNORM_OTHERS].rows;
+    const struct functions *const functions = functions_of(m);
     m->spread = functions->planes;
     m->loaded = functions->rows;
     m->held = functions->held;

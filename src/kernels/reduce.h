@@ -19,6 +19,7 @@
 struct sum_form {
     int g;
     bnorm_dtype type;
+    int plane; /* rows are those of a plane */
 };
 
 /* Rows of lanes in memory. Steps are bytes from one row to the next. */
@@ -120,14 +121,14 @@ struct cursor {
 /* Lane i of row `row` behind a cursor. */
 BNORM_INLINE struct cursor cursor_at(const struct sum_form f, const struct sum_rows *s,
                                      struct cursor c, size_t row, size_t i) {
-    const size_t at = i * size_of(f.type);
-    c.x += row * s->x_step + at;
+    const size_t at = i * size_of(f.type), step = BNORM_SPAN_LANES * size_of(f.type);
+    c.x += row * (f.plane ? step : s->x_step) + at;
     if (f.g >= BNORM_PRE_NONE)
-        c.dy += row * s->dy_step + at;
+        c.dy += row * (f.plane ? step : s->dy_step) + at;
     if (f.g == BNORM_PRE_RESIDUAL || f.g == BNORM_PRE_Y)
-        c.argument += row * s->argument_step + at;
+        c.argument += row * (f.plane ? step : s->argument_step) + at;
     if (f.g == BNORM_PRE_MASK)
-        c.bit += row * s->bit_step + i;
+        c.bit += row * (f.plane ? BNORM_SPAN_LANES : s->bit_step) + i;
     return c;
 }
 
@@ -167,16 +168,22 @@ BNORM_INLINE struct terms terms_at(BNORM_SUM_ARGS, size_t n) {
     return (struct terms){vec_zero_from(v, p->high, vec_zero_unless_gt(v, p->low, dy)), d};
 }
 
-/* Sums of 1, 2 and 4 rows, the last one of n lanes. */
-BNORM_INLINE struct sums sum_1(BNORM_SUM_ARGS, size_t n) {
-    const struct terms t = terms_at(f, s, p, from, row, i, n);
-    /* 0 added: a product that compilers can't make one operation with what it is added to. */
+/* Sums of one row and of two. 0 is added to a product that compilers can't make one operation with
+ * what it is added to. */
+BNORM_INLINE struct sums sum_of_one(struct terms t) {
     return (struct sums){t.a, vec_fma(t.a, t.d, vec_set1(0))};
 }
-BNORM_INLINE struct sums sum_2(BNORM_SUM_ARGS, size_t n) {
-    const struct terms t = terms_at(f, s, p, from, row, i, VEC_F),
-                       u = terms_at(f, s, p, from, row + 1, i, n);
+BNORM_INLINE struct sums sum_of_two(struct terms t, struct terms u) {
     return (struct sums){vec_add(t.a, u.a), vec_fma(u.a, u.d, vec_mul(t.a, t.d))};
+}
+
+/* Sums of 1, 2 and 4 rows, the last one of n lanes. */
+BNORM_INLINE struct sums sum_1(BNORM_SUM_ARGS, size_t n) {
+    return sum_of_one(terms_at(f, s, p, from, row, i, n));
+}
+BNORM_INLINE struct sums sum_2(BNORM_SUM_ARGS, size_t n) {
+    return sum_of_two(terms_at(f, s, p, from, row, i, VEC_F),
+                      terms_at(f, s, p, from, row + 1, i, n));
 }
 BNORM_INLINE struct sums sum_4(BNORM_SUM_ARGS) {
     return add_sums(sum_2(f, s, p, from, row, i, VEC_F), sum_2(f, s, p, from, row + 2, i, VEC_F));
@@ -198,15 +205,20 @@ BNORM_INLINE void add_fours(const struct sum_form f, const struct sum_rows *s,
 /* Sums of `rows` < 4 rows, and the first `extra` lanes of one more. Rows that are not there count
  * as 0. */
 BNORM_INLINE struct sums sum_rest(BNORM_SUM_ARGS, size_t rows, size_t extra) {
-    struct sums two = no_sums(), one = two;
-    if (rows & 2)
+    struct sums two, one;
+    if (rows & 2) {
         two = sum_2(f, s, p, from, row, i, VEC_F);
-    row += rows & 2;
+        if (rows == 2 && !extra)
+            return two;
+    }
     if (extra)
-        one = rows & 1 ? sum_2(f, s, p, from, row, i, extra) : sum_1(f, s, p, from, row, i, extra);
+        one = rows & 1 ? sum_2(f, s, p, from, row + (rows & 2), i, extra)
+                       : sum_1(f, s, p, from, row + (rows & 2), i, extra);
     else if (rows & 1)
-        one = sum_1(f, s, p, from, row, i, VEC_F);
-    return add_sums(two, one);
+        one = sum_1(f, s, p, from, row + (rows & 2), i, VEC_F);
+    else
+        return no_sums();
+    return rows & 2 ? add_sums(two, one) : one;
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -272,45 +284,27 @@ BNORM_INLINE void add_group(struct sums s, int first, double *a, double *b) {
     vec_store_d(b + VEC_D, vec_add_d(vec_load_d(from_b + VEC_D), vec_high(s.b)));
 }
 
-/* body(form) for the form of s, and returns; falls through where it has none. */
-#define BNORM_SUM_FORM(g, type, body)                                                              \
-    {                                                                                              \
-        const struct sum_form form = {g, type};                                                    \
-        body(form);                                                                                \
-        return;                                                                                    \
-    }
-#define BNORM_SUM_TYPES(g, body)                                                                   \
-    case g:                                                                                        \
-        if (type == BNORM_BF16)                                                                    \
-            BNORM_SUM_FORM(g, BNORM_BF16, body)                                                    \
-        if (type == BNORM_F16)                                                                     \
-            BNORM_SUM_FORM(g, BNORM_F16, body)                                                     \
-        BNORM_SUM_FORM(g, BNORM_F32, body)
-#define BNORM_SUM_F32(g, body)                                                                     \
-    case g:                                                                                        \
-        BNORM_SUM_FORM(g, BNORM_F32, body)
-#define BNORM_SUM_FORMS(s, body)                                                                   \
-    {                                                                                              \
-        const bnorm_dtype type = (s)->type;                                                        \
-        switch (form_of(s)) {                                                                      \
-            BNORM_SUM_TYPES(BNORM_SQUARES, body)                                                   \
-            BNORM_SUM_TYPES(BNORM_PRE_NONE, body)                                                  \
-            BNORM_SUM_F32(BNORM_PRE_X, body)                                                       \
-            BNORM_SUM_F32(BNORM_PRE_RESIDUAL, body)                                                \
-            BNORM_SUM_F32(BNORM_PRE_Y, body)                                                       \
-            BNORM_SUM_F32(BNORM_PRE_MASK, body)                                                    \
-        default:                                                                                   \
-            break;                                                                                 \
-        }                                                                                          \
-    }
+/* X(name, g, type) for all forms. */
+#define BNORM_SUM_TYPES(X, name, g)                                                                \
+    X(name##_f32, g, BNORM_F32)                                                                    \
+    X(name##_bf16, g, BNORM_BF16)                                                                  \
+    X(name##_f16, g, BNORM_F16)
+#define BNORM_SUM_FORMS(X)                                                                         \
+    BNORM_SUM_TYPES(X, squares, BNORM_SQUARES)                                                     \
+    BNORM_SUM_TYPES(X, dy, BNORM_PRE_NONE)                                                         \
+    X(limited_x, BNORM_PRE_X, BNORM_F32)                                                           \
+    X(limited_residual, BNORM_PRE_RESIDUAL, BNORM_F32)                                             \
+    X(limited_y, BNORM_PRE_Y, BNORM_F32)                                                           \
+    X(limited_mask, BNORM_PRE_MASK, BNORM_F32)
 
+/* Which of them s has, or BNORM_GENERAL. */
 static int form_of(const struct sum_rows *s) {
-    if (!s->a)
-        return BNORM_SQUARES;
-    if (s->a->pre == BNORM_PRE_NONE ||
-        (s->type == BNORM_F32 &&
-         (s->a->act.kind == BNORM_ACT_RELU || s->a->act.kind == BNORM_ACT_CLAMP)))
-        return (int)s->a->pre;
+    const enum bnorm_pre pre = s->a ? s->a->pre : BNORM_PRE_NONE;
+    if (pre == BNORM_PRE_NONE)
+        return (s->a ? 3 : 0) + (int)s->type;
+    if (s->type == BNORM_F32 &&
+        (s->a->act.kind == BNORM_ACT_RELU || s->a->act.kind == BNORM_ACT_CLAMP))
+        return 6 + (int)pre - (int)BNORM_PRE_X;
     return BNORM_GENERAL;
 }
 
@@ -363,7 +357,8 @@ BNORM_INLINE void move_rest(double *p, size_t rest) {
 /* Sums of `rows` rows of len >= VEC_F lanes, and the first `tail` lanes of one more; whole vectors
  * are written. */
 BNORM_INLINE void add_lanes(const struct sum_form f, const struct sum_rows *s, size_t rows,
-                            size_t tail, size_t len, struct group *group, double *a, double *b) {
+                            size_t tail, size_t len, double *a, double *b) {
+    struct group group;
     const size_t rest = len % VEC_F, whole = len - rest;
     for (size_t r = 0; r < rows + (tail > 0); r += BNORM_GROUP) {
         const size_t count = lesser(BNORM_GROUP, rows - r), last = count < BNORM_GROUP ? tail : 0;
@@ -371,14 +366,14 @@ BNORM_INLINE void add_lanes(const struct sum_form f, const struct sum_rows *s, s
         size_t q = 0;
         for (; q + 4 <= count; q += 4, at = cursor_at(f, s, at, 4, 0)) {
             if (q == 0)
-                add_fours_of_rows(f, s, at, len, 1, group);
+                add_fours_of_rows(f, s, at, len, 1, &group);
             else
-                add_fours_of_rows(f, s, at, len, 0, group);
+                add_fours_of_rows(f, s, at, len, 0, &group);
         }
         if (q < count || last)
-            add_other_rows(f, s, at, len, count - q, last, q == 0, group);
+            add_other_rows(f, s, at, len, count - q, last, q == 0, &group);
         for (size_t i = 0; i < len; i += VEC_F)
-            add_group((struct sums){vec_load(group->a + i), vec_load(group->b + i)}, r == 0, a + i,
+            add_group((struct sums){vec_load(group.a + i), vec_load(group.b + i)}, r == 0, a + i,
                       b + i);
     }
     if (rest) {
@@ -390,35 +385,47 @@ BNORM_INLINE void add_lanes(const struct sum_form f, const struct sum_rows *s, s
 static void add_general(const struct sum_rows *s, size_t rows, size_t tail, size_t len, double *a,
                         double *b);
 
+#define BNORM_ROWS_FORM(name, g, type)                                                             \
+    static void add_rows_##name(const struct sum_rows *s, size_t rows, size_t tail, size_t len,    \
+                                double *a, double *b) {                                            \
+        add_lanes((struct sum_form){g, type, 0}, s, rows, tail, len, a, b);                        \
+    }
+BNORM_SUM_FORMS(BNORM_ROWS_FORM)
+
 static void add_rows(const struct sum_rows *s, size_t rows, size_t tail, size_t len, double *a,
                      double *b) {
-#define BNORM_CALL(form) add_lanes(form, s, rows, tail, len, &group, a, b)
-    struct group group;
-    if (len >= VEC_F)
-        BNORM_SUM_FORMS(s, BNORM_CALL)
-#undef BNORM_CALL
-    add_general(s, rows, tail, len, a, b);
+#define BNORM_ROWS_ENTRY(name, g, type) add_rows_##name,
+    static void (*const forms[])(const struct sum_rows *, size_t, size_t, size_t, double *,
+                                 double *) = {BNORM_SUM_FORMS(BNORM_ROWS_ENTRY)};
+    const int form = form_of(s);
+    if (form == BNORM_GENERAL || len < VEC_F)
+        add_general(s, rows, tail, len, a, b);
+    else
+        forms[form](s, rows, tail, len, a, b);
 }
 
 /* Lanes that become floats together, and the floats of a group of them. */
 #define BNORM_STAGE_LANES ((size_t)64)
 #define BNORM_STAGE_ROOM  (BNORM_GROUP * BNORM_STAGE_LANES)
 
-/* x and g of rows in floats, as rows of `row` lanes. */
 struct staged_rows {
     float x[BNORM_STAGE_ROOM], g[BNORM_STAGE_ROOM], v[BNORM_STAGE_ROOM];
     bnorm_map_args args;
 };
-BNORM_INLINE struct sum_rows staged_rows(struct staged_rows *to, const struct sum_rows *s,
-                                         size_t row) {
+
+/* `rows` rows of n lanes with x and g in floats, whole vectors each. */
+BNORM_INLINE struct sum_rows stage(struct staged_rows *to, const struct sum_rows *s, size_t rows,
+                                   size_t n) {
+    const size_t step = whole_vectors(n) * sizeof(float);
+    load_rows(s, rows, n, to->x, to->g, to->v);
     to->args.pre = BNORM_PRE_NONE;
     return (struct sum_rows){.a = s->a ? &to->args : NULL,
                              .type = BNORM_F32,
                              .spread = s->spread,
                              .x = (const char *)to->x,
                              .dy = (const char *)to->g,
-                             .x_step = row * sizeof(float),
-                             .dy_step = row * sizeof(float),
+                             .x_step = step,
+                             .dy_step = step,
                              .center = s->center};
 }
 
@@ -436,11 +443,10 @@ static void add_general(const struct sum_rows *s, size_t rows, size_t tail, size
                          extra = last > i ? lesser(n, last - i) : 0;
             const struct sum_rows at = sum_rows_from(s, r, i, 1, i),
                                   after = sum_rows_from(&at, count, 0, 1, 0);
-            struct sum_rows t = staged_rows(&staged, s, row);
+            struct sum_rows t = stage(&staged, &at, count, n);
             memset(center, 0, sizeof center);
             memcpy(center, at.center, n * sizeof *center);
             t.center = center;
-            load_rows(&at, count, n, staged.x, staged.g, staged.v);
             if (extra)
                 load_rows(&after, 1, extra, staged.x + count * row, staged.g + count * row,
                           staged.v + count * row);
@@ -508,118 +514,148 @@ static void sum_channels(const struct sum_block *k, double *a, double *b) {
  * onto lower half, to four, which are added up in double. */
 
 enum { SPAN_VECTORS = BNORM_SPAN_LANES / VEC_F };
-
-/* Adds the sums of a group to the four doubles of a and those of b behind them. */
-BNORM_INLINE void fold_group(struct sums *t, double *ab) {
-    BNORM_UNROLL
-    for (size_t half = SPAN_VECTORS / 2; half > 0; half /= 2) {
-        BNORM_UNROLL
-        for (size_t k = 0; k < half; k++)
-            t[k] = add_sums(t[k], t[half + k]);
-    }
-    vec_add_fours(ab, t[0].a, t[0].b);
-}
-
-/* ... of `rows` <= 16 rows, and of one more the lanes before `tail`. */
-BNORM_INLINE void add_plane_group(const struct sum_form f, const struct sum_rows *s,
-                                  const struct sum_parameters *p, struct cursor at, size_t rows,
-                                  size_t tail, double *ab) {
-    struct sums t[SPAN_VECTORS], two[SPAN_VECTORS], one[SPAN_VECTORS];
-    BNORM_UNROLL
-    for (size_t k = 0; k < SPAN_VECTORS; k++)
-        t[k] = two[k] = one[k] = no_sums();
-    add_fours(f, s, p, at, rows / 4, SPAN_VECTORS, t);
-    at = cursor_at(f, s, at, rows / 4 * 4, 0);
-    if (rows & 2) {
-        BNORM_UNROLL
-        for (size_t k = 0; k < SPAN_VECTORS; k++)
-            two[k] = sum_2(f, s, p, at, 0, k * VEC_F, VEC_F);
-        at = cursor_at(f, s, at, 2, 0);
-    }
-    if (rows & 1) {
-        BNORM_UNROLL
-        for (size_t k = 0; k < SPAN_VECTORS; k++)
-            one[k] = sum_2(f, s, p, at, 0, k * VEC_F, lanes_before(tail, k * VEC_F));
-    } else if (tail) {
-        BNORM_UNROLL
-        for (size_t k = 0; k < SPAN_VECTORS; k++)
-            one[k] = sum_1(f, s, p, at, 0, k * VEC_F, lanes_before(tail, k * VEC_F));
-    }
-    BNORM_UNROLL
-    for (size_t k = 0; k < SPAN_VECTORS; k++)
-        t[k] = add_sums(t[k], add_sums(two[k], one[k]));
-    fold_group(t, ab);
-}
-
-/* Elements of a plane that are a group. */
+/* Elements of four rows, and of a group. */
+#define BNORM_FOUR_SPAN  ((size_t)4 * BNORM_SPAN_LANES)
 #define BNORM_GROUP_SPAN (BNORM_GROUP * BNORM_SPAN_LANES)
 
-BNORM_INLINE void fold_four_sums(const double *ab, double *a, double *b) {
-    *a = (ab[0] + ab[2]) + (ab[1] + ab[3]);
-    *b = (ab[4] + ab[6]) + (ab[5] + ab[7]);
+/* Of up to VEC_F planes: the sums of a group, four each, and those of planes of more groups. */
+struct plane_sums {
+    _Alignas(64) float a[VEC_F][4], b[VEC_F][4];
+    double all_a[VEC_F][4], all_b[VEC_F][4];
+};
+
+/* Adds four floats. */
+BNORM_INLINE void add_four(double *sums, const float *fours) {
+    enum { LANES = VEC_D < 4 ? VEC_D : 4 };
+    for (size_t k = 0; k < 4; k += LANES)
+        store_d_lanes(sums + k,
+                      vec_add_d(load_d_lanes(sums + k, LANES), widen_lanes(fours + k, LANES)),
+                      LANES);
 }
 
-/* The rows of plane i of `all`, whose rows are planes. */
-BNORM_INLINE struct sum_rows plane_rows(const struct sum_rows *all, size_t i) {
-    struct sum_rows s = sum_rows_from(all, i, 0, 1, i);
-    s.x_step = s.dy_step = s.argument_step = BNORM_SPAN_LANES * size_of(s.type);
-    s.bit_step = BNORM_SPAN_LANES;
-    return s;
+/* Planes of `len` elements; `adds`: the sums of groups are added to those of planes. */
+BNORM_INLINE void sum_planes(const struct sum_form f, const struct sum_rows *s, size_t planes,
+                             size_t len, int adds, struct plane_sums *to) {
+    const struct sum_form apart = {f.g, f.type, 0};
+    const size_t rows = len % BNORM_FOUR_SPAN / BNORM_SPAN_LANES;
+    size_t last[SPAN_VECTORS]; /* lanes of the row that is not whole */
+    struct cursor plane = cursor_of(s);
+    for (size_t k = 0; k < SPAN_VECTORS; k++)
+        last[k] = lanes_before(len % BNORM_SPAN_LANES, k * VEC_F);
+    for (size_t i = 0; i < planes; i++, plane = cursor_at(apart, s, plane, 1, 0)) {
+        const struct sum_rows here = sum_rows_from(s, 0, 0, 1, i);
+        const struct sum_parameters p = sum_parameters_at(f, &here, 1, 0);
+        struct cursor at = plane;
+        size_t left = len;
+        do {
+            const size_t count = lesser(left, BNORM_GROUP_SPAN), fours = count / BNORM_FOUR_SPAN;
+            struct sums t[SPAN_VECTORS], u[SPAN_VECTORS];
+            struct terms rest[SPAN_VECTORS];
+#define BNORM_VECTORS_OF(array, value)                                                             \
+    {                                                                                              \
+        BNORM_UNROLL                                                                               \
+        for (size_t k = 0; k < SPAN_VECTORS; k++)                                                  \
+            array[k] = value;                                                                      \
+    }
+#define BNORM_TERMS(row) terms_at(f, s, &p, behind, row, k *VEC_F, VEC_F)
+            if (count % BNORM_FOUR_SPAN) {
+                const struct cursor behind = cursor_at(f, s, at, 4 * fours, 0);
+                BNORM_VECTORS_OF(rest, terms_at(f, s, &p, behind, rows, k * VEC_F, last[k]))
+                if (rows & 1)
+                    BNORM_VECTORS_OF(u, sum_of_two(BNORM_TERMS(rows - 1), rest[k]))
+                else
+                    BNORM_VECTORS_OF(u, sum_of_one(rest[k]))
+                if (rows & 2)
+                    BNORM_VECTORS_OF(u, add_sums(sum_of_two(BNORM_TERMS(0), BNORM_TERMS(1)), u[k]))
+            } else {
+                BNORM_VECTORS_OF(u, no_sums())
+            }
+            if (fours) {
+                BNORM_VECTORS_OF(t, no_sums())
+                add_fours(f, s, &p, at, fours, SPAN_VECTORS, t);
+                BNORM_VECTORS_OF(u, add_sums(t[k], u[k]))
+            }
+#undef BNORM_TERMS
+#undef BNORM_VECTORS_OF
+            BNORM_UNROLL
+            for (size_t half = SPAN_VECTORS / 2; half > 0; half /= 2) {
+                BNORM_UNROLL
+                for (size_t k = 0; k < half; k++)
+                    u[k] = add_sums(u[k], u[half + k]);
+            }
+            vec_fold_fours(to->a[i], to->b[i], u[0].a, u[0].b);
+            if (adds) {
+                add_four(to->all_a[i], to->a[i]);
+                add_four(to->all_b[i], to->b[i]);
+            }
+            at = cursor_at(f, s, at, BNORM_GROUP, 0);
+            left -= count;
+        } while (left);
+    }
 }
 
-/* Both sums of `planes` planes of `len` elements. */
-BNORM_INLINE void sum_planes(const struct sum_form f, const struct sum_rows *all, size_t planes,
-                             size_t len, double *a, double *b) {
-    struct sum_rows s = plane_rows(all, 0);
+typedef void planes_form(const struct sum_rows *s, size_t planes, size_t len, int adds,
+                         struct plane_sums *to);
+#define BNORM_PLANES_FORM(name, g, type)                                                           \
+    static void sum_planes_##name(const struct sum_rows *s, size_t planes, size_t len, int adds,   \
+                                  struct plane_sums *to) {                                         \
+        sum_planes((struct sum_form){g, type, 1}, s, planes, len, adds, to);                       \
+    }
+BNORM_SUM_FORMS(BNORM_PLANES_FORM)
+#define BNORM_PLANES_ENTRY(name, g, type) sum_planes_##name,
+static planes_form *const planes_forms[] = {BNORM_SUM_FORMS(BNORM_PLANES_ENTRY)};
+
+/* In any form, a part after the other. */
+BNORM_RARE void sum_general_planes(const struct sum_rows *s, size_t planes, size_t len,
+                                   struct plane_sums *to) {
+    struct staged_rows staged;
     for (size_t i = 0; i < planes; i++) {
-        struct cursor at = cursor_at(f, all, cursor_of(all), i, 0);
-        const struct sum_parameters p = sum_parameters_at(f, &s, 1, 0);
-        double ab[8] = {0};
-        for (size_t e = 0; e < len; e += BNORM_GROUP_SPAN) {
-            const size_t count = lesser(BNORM_GROUP_SPAN, len - e);
-            add_plane_group(f, &s, &p, at, count / BNORM_SPAN_LANES, count % BNORM_SPAN_LANES, ab);
-            at = cursor_at(f, &s, at, BNORM_GROUP, 0);
+        struct plane_sums one;
+        memset(&one, 0, sizeof one);
+        for (size_t e = 0, n; e < len; e += n) {
+            const struct sum_rows part = sum_rows_from(s, i, e, 1, i);
+            n = lesser(len - e, BNORM_STAGE_ROOM);
+            const struct sum_rows t = stage(&staged, &part, 1, n);
+            planes_forms[form_of(&t)](&t, 1, n, 1, &one);
         }
-        fold_four_sums(ab, a + i, b + i);
-        s = sum_rows_from(&s, 0, 0, 1, 1);
+        memcpy(to->all_a[i], one.all_a[0], sizeof one.all_a[0]);
+        memcpy(to->all_b[i], one.all_b[0], sizeof one.all_b[0]);
     }
 }
 
-/* The same of a plane of more than BNORM_STAGE_ROOM elements, in any form. */
-BNORM_RARE void sum_general_plane(const struct sum_rows *all, size_t len, double *a, double *b) {
-    const struct sum_form f = {BNORM_PRE_NONE, BNORM_F32};
-    struct staged_rows staged;
-    const struct sum_rows plane = plane_rows(all, 0),
-                          t = staged_rows(&staged, &plane, BNORM_SPAN_LANES);
-    const struct sum_parameters p = sum_parameters_at(f, &t, 1, 0);
-    double ab[8] = {0};
-    for (size_t e = 0; e < len; e += BNORM_GROUP_SPAN) {
-        const size_t count = lesser(BNORM_GROUP_SPAN, len - e);
-        const struct sum_rows at = sum_rows_from(&plane, 0, e, 1, 0);
-        load_rows(&at, 1, count, staged.x, staged.g, staged.v);
-        add_plane_group(f, &t, &p, cursor_of(&t), count / BNORM_SPAN_LANES,
-                        count % BNORM_SPAN_LANES, ab);
-    }
-    fold_four_sums(ab, a, b);
+/* In double, of the four sums of each of VEC_F planes. */
+BNORM_INLINE void fold_fours(const float *fours, double *sums, size_t planes) {
+    double all[VEC_F];
+    vec_f v[4];
+    vec_load_fours(fours, v);
+#define BNORM_FOLDED(half)                                                                         \
+    vec_add_d(vec_add_d(vec_add_d(half(v[0]), half(v[2])), vec_add_d(half(v[1]), half(v[3]))),     \
+              vec_set1_d(0)) /* no -0 */
+    vec_store_d(all, BNORM_FOLDED(vec_low));
+    vec_store_d(all + VEC_D, BNORM_FOLDED(vec_high));
+#undef BNORM_FOLDED
+    memcpy(sums, all, planes * sizeof *sums);
 }
 
-/* Planes of any form. */
+/* Both sums of up to VEC_F planes. */
 static void add_planes(const struct sum_rows *s, size_t planes, size_t len, double *a, double *b) {
-#define BNORM_CALL(form) sum_planes(form, s, planes, len, a, b)
-    struct staged_rows staged;
-    const size_t row = whole_vectors(len);
-    BNORM_SUM_FORMS(s, BNORM_CALL)
-#undef BNORM_CALL
-    for (size_t i = 0, n; i < planes; i += n) {
-        const struct sum_rows these = sum_rows_from(s, i, 0, 1, i);
-        n = row > BNORM_STAGE_ROOM ? 1 : lesser(BNORM_STAGE_ROOM / row, planes - i);
-        if (row > BNORM_STAGE_ROOM) {
-            sum_general_plane(&these, len, a + i, b + i);
-        } else {
-            const struct sum_rows t = staged_rows(&staged, &these, row);
-            load_rows(&these, n, len, staged.x, staged.g, staged.v);
-            add_planes(&t, n, len, a + i, b + i);
-        }
+    const int form = form_of(s), adds = form == BNORM_GENERAL || len > BNORM_GROUP_SPAN;
+    struct plane_sums sums;
+    if (adds || planes < VEC_F)
+        memset(&sums, 0, sizeof sums);
+    if (form == BNORM_GENERAL)
+        sum_general_planes(s, planes, len, &sums);
+    else
+        planes_forms[form](s, planes, len, adds, &sums);
+    if (!adds) {
+        fold_fours(sums.a[0], a, planes);
+        fold_fours(sums.b[0], b, planes);
+        return;
+    }
+    for (size_t i = 0; i < planes; i++) {
+        const double *const p = sums.all_a[i], *const q = sums.all_b[i];
+        a[i] = (p[0] + p[2]) + (p[1] + p[3]);
+        b[i] = (q[0] + q[2]) + (q[1] + q[3]);
     }
 }
 

@@ -253,11 +253,9 @@ static inline vec_d vec_low(vec_f v) {
 static inline vec_d vec_high(vec_f v) {
     return vcvt_high_f64_f32(v);
 }
-static inline void vec_add_fours(double *sums, vec_f a, vec_f b) {
-    vst1q_f64(sums, vaddq_f64(vld1q_f64(sums), vec_low(a)));
-    vst1q_f64(sums + 2, vaddq_f64(vld1q_f64(sums + 2), vec_high(a)));
-    vst1q_f64(sums + 4, vaddq_f64(vld1q_f64(sums + 4), vec_low(b)));
-    vst1q_f64(sums + 6, vaddq_f64(vld1q_f64(sums + 6), vec_high(b)));
+static inline void vec_fold_fours(float *to_a, float *to_b, vec_f a, vec_f b) {
+    vec_store(to_a, a);
+    vec_store(to_b, b);
 }
 static inline four_floats vec_four(const void *p) {
     return vld1q_f32(p);
