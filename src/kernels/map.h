@@ -947,6 +947,8 @@ BNORM_INLINE void begin_mapping(struct mapping *m, const bnorm_map_args *a,
     if (m->in_place) /* what is past the caches would be computed again */
         m->hints &= ~(unsigned)BNORM_BYPASS;
     m->bits = a->mask.bits;
+    /* Compilers may convert a zero point before they ask for the type. */
+    m->x_quant = m->argument_quant = m->out_quant = (struct quant){1, 0, 1, 0};
     if (m->type >= BNORM_S8 || m->out_type >= BNORM_S8) {
         begin_quant(&m->x_quant, &a->x.quant);
         begin_quant(&m->argument_quant, &a->argument.quant);
