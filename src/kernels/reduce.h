@@ -29,7 +29,7 @@ struct sum_rows {
     int spread; /* parameters: one for all lanes, or one per lane */
     const char *x, *dy, *argument;
     size_t x_step, dy_step, argument_step, bit, bit_step;
-    const float *pivot;                  /* d = x - pivot */
+    const float *pivot;                           /* d = x - pivot */
     const float *center, *scale, *shift, *invstd; /* NULL for statistics */
 };
 
@@ -1023,7 +1023,7 @@ BNORM_RARE void sums_again(const struct sum_block *k, size_t valid, const double
 
 /* Whether any is inaccurate; b becomes about the center. */
 BNORM_INLINE unsigned store_block(const struct sum_block *k, size_t valid, const double *a,
-                                    double *b, double *first, double *second) {
+                                  double *b, double *first, double *second) {
     const double n = (double)k->count;
     const vec_d zero = vec_set1_d(0);
     unsigned any = 0;
@@ -1150,10 +1150,8 @@ static void reduce_span(const struct sum_rows *all, size_t planes, size_t len, d
 /* The kernels */
 
 BNORM_INLINE struct sum_rows block_rows(const bnorm_block_args *a, int planes) {
-    return (struct sum_rows){.type = a->type,
-                             .spread = planes,
-                             .x = a->x,
-                             .x_step = a->stride * size_of(a->type)};
+    return (struct sum_rows){
+        .type = a->type, .spread = planes, .x = a->x, .x_step = a->stride * size_of(a->type)};
 }
 
 static void moments_rows(const bnorm_block_args *a, size_t chains, double *sum, double *m2) {
