@@ -282,6 +282,13 @@ BNORM_INLINE uint64_t branch_bits(const bnorm_act *act, const vec_f *v, size_t c
     return word;
 }
 
+/* The type of a tensor that has this one in the call; backward has no quantized ones. */
+BNORM_INLINE bnorm_dtype type_of(const struct form f, bnorm_dtype type) {
+    if (f.direction == BACKWARD && type > BNORM_F16)
+        __builtin_unreachable();
+    return f.type == BNORM_ANY ? type : (bnorm_dtype)f.type;
+}
+
 /* Which outputs there are. */
 BNORM_INLINE int has_out(const struct form f, const struct mapping *m) {
     return f.type == BNORM_ANY && f.direction == BACKWARD ? m->has_out : 1;
@@ -304,7 +311,7 @@ BNORM_INLINE void compute(const struct form f, const struct mapping *m, const st
     vec_f x[BNORM_VECTORS] = {0}, v[BNORM_VECTORS] = {0}, g[BNORM_VECTORS] = {0};
     const int any = f.type == BNORM_ANY, forward = f.direction == FORWARD;
     const int sloped = any ? m->sloped : f.sloped, centred = any || forward ? m->centred : 1;
-    const bnorm_dtype type = any ? m->type : (bnorm_dtype)f.type;
+    const bnorm_dtype type = type_of(f, m->type);
     const size_t at = e * (any ? m->size : size_of(type));
 #define BNORM_P(name)                                                                              \
     (f.source == LOADED ? vec_load(m->p.name + i + q * VEC_F)                                      \
@@ -362,7 +369,7 @@ BNORM_INLINE void compute(const struct form f, const struct mapping *m, const st
 BNORM_INLINE void store_results(const struct form f, const struct mapping *m, const struct run *r,
                                 size_t e, size_t count, const struct results *from) {
     const int any = f.type == BNORM_ANY;
-    const bnorm_dtype type = any ? m->out_type : (bnorm_dtype)f.type;
+    const bnorm_dtype type = type_of(f, m->out_type);
     const size_t at = e * (any ? m->out_size : size_of(type));
     if (has_out(f, m))
         store_vectors(r->out + at, type, &m->out_quant, from->out, count);
