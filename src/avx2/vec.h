@@ -50,6 +50,11 @@ static inline void vec_fetch_out(const float *p) {
 static inline vec_f vec_set1(float v) {
     return _mm256_set1_ps(v);
 }
+static inline vec_f vec_repeat(const float *p, size_t n) {
+    const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_permutevar8x32_ps(vec_load_n(p, n),
+                                    _mm256_and_si256(lanes, _mm256_set1_epi32((int)n - 1)));
+}
 static inline vec_f vec_add(vec_f a, vec_f b) {
     return _mm256_add_ps(a, b);
 }

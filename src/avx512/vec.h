@@ -43,6 +43,11 @@ static inline void vec_fetch_out(const float *p) {
 static inline vec_f vec_set1(float v) {
     return _mm512_set1_ps(v);
 }
+static inline vec_f vec_repeat(const float *p, size_t n) {
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return _mm512_permutexvar_ps(_mm512_and_si512(lanes, _mm512_set1_epi32((int)n - 1)),
+                                 vec_load_n(p, n));
+}
 static inline vec_f vec_add(vec_f a, vec_f b) {
     return _mm512_add_ps(a, b);
 }

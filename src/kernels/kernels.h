@@ -7,6 +7,7 @@
  *   vec_bypass                    vec_store of part of a line past the caches, p aligned; vec_fence
  *                                 when all is stored
  *   vec_fetch, vec_fetch_out      ask for the line of p, to be read or written
+ *   vec_repeat                    (p, n): n floats, a power of two, again and again
  *   vec_fma(a, b, c)              a*b + c rounded once
  *   vec_load_n, vec_store_n       the first n lanes, of 1 when stored; memory behind them is not
  *                                 touched, other lanes load as 0

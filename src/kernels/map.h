@@ -8,7 +8,8 @@
  *
  * There is one loop, map_runs, of which a form is an instance. It has three parameters:
  *   direction   FORWARD, BACKWARD
- *   source      of a vector's parameters: SPREAD, one for all lanes (planes);
+ *   source      of a vector's parameters: SPREAD, the same for all vectors of a run (planes, and
+ *               blocks of channels that fit into a vector);
  *               HELD, those of a group, which are the same in all groups (few channels, or a strip
  *               of channels through all rows); LOADED, from arrays
  *   sloped      whether dx has the terms of batch statistics, of forms of backward with a type
@@ -111,8 +112,8 @@ struct block {
     int dense;      /* rows follow one another without a gap */
     /* The parameters of the first element have number `first`. Loaded ones repeat after `period`
      * elements, and `step` = BNORM_GROUP_F % period. Where nothing can be read behind these (exact),
-     * groups begin with the first element. */
-    size_t first, period, step;
+     * groups begin with the first element. Spread ones are `each` per run. */
+    size_t first, period, step, each;
     int exact;
 };
 
@@ -403,18 +404,33 @@ BNORM_INLINE void skip_elements(struct run *r, const struct form f, const struct
     r->bit += n;
 }
 
-BNORM_INLINE void hold(const struct form f, const struct parameters *p, size_t i, struct held *h) {
+/* The parameters that all groups have, or all vectors of a run: `each` of them, from number i on. */
+BNORM_INLINE void hold(const struct form f, const struct parameters *p, size_t i, size_t each,
+                       struct held *h) {
     const size_t count = f.source == HELD ? BNORM_VECTORS : 1;
-#define BNORM_HOLD(name)                                                                           \
-    BNORM_EACH h->name[q] = f.source == HELD ? vec_load(p->name + q * VEC_F) : vec_set1(p->name[i])
-    BNORM_HOLD(center);
-    BNORM_HOLD(scale);
-    BNORM_HOLD(shift);
-    if (f.direction == BACKWARD) {
-        BNORM_HOLD(invstd);
-        BNORM_HOLD(slope);
-        BNORM_HOLD(offset);
+#define BNORM_HOLD(load)                                                                           \
+    {                                                                                              \
+        BNORM_EACH h->center[q] = load(p->center);                                                 \
+        BNORM_EACH h->scale[q] = load(p->scale);                                                   \
+        BNORM_EACH h->shift[q] = load(p->shift);                                                   \
+        if (f.direction == BACKWARD) {                                                             \
+            BNORM_EACH h->invstd[q] = load(p->invstd);                                             \
+            BNORM_EACH h->slope[q] = load(p->slope);                                               \
+            BNORM_EACH h->offset[q] = load(p->offset);                                             \
+        }                                                                                          \
     }
+#define BNORM_GROUP_OF(array) vec_load((array) + q * VEC_F)
+#define BNORM_ONE_OF(array)   vec_set1((array)[i])
+#define BNORM_SOME_OF(array)  vec_repeat((array) + i, each)
+    if (f.source == HELD)
+        BNORM_HOLD(BNORM_GROUP_OF)
+    else if (each == 1)
+        BNORM_HOLD(BNORM_ONE_OF)
+    else
+        BNORM_HOLD(BNORM_SOME_OF)
+#undef BNORM_GROUP_OF
+#undef BNORM_ONE_OF
+#undef BNORM_SOME_OF
 #undef BNORM_HOLD
 }
 
@@ -454,7 +470,7 @@ BNORM_INLINE void map_runs(const struct form f, const struct mapping *given,
     const struct mapping mine = *given, *const m = &mine;
     const struct strides strides = block->strides;
     const size_t len = block->lanes, first = block->first, period = block->period,
-                 step = block->step, tail = len % VEC_F, whole = len - tail,
+                 step = block->step, each = block->each, tail = len % VEC_F, whole = len - tail,
                  grouped = len - len % BNORM_GROUP_F;
     const int writes_bits = f.type == BNORM_ANY && f.direction == FORWARD && m->bits;
     struct run r = block->run;
@@ -470,7 +486,7 @@ BNORM_INLINE void map_runs(const struct form f, const struct mapping *given,
         struct results last = {.bits = 0};
         size_t e = 0, i = BNORM_INDEX(0);
         if (f.source == SPREAD)
-            hold(f, &m->p, first + row, &h);
+            hold(f, &m->p, (first + row) * each, each, &h);
         if (writes_bits)
             seek_bits(&w, r.bit);
         if (tail)
@@ -513,7 +529,7 @@ BNORM_INLINE void map_held(const struct form f, const struct mapping *given,
     const struct strides strides = block->strides;
     struct run r = block->run;
     struct held h;
-    hold(f, &m->p, 0, &h);
+    hold(f, &m->p, 0, 0, &h);
     for (size_t rows = block->rows; rows > 0; rows--, skip_row(f, &r, &strides)) {
         struct results results = {.bits = 0};
         compute(f, m, &r, &h, 0, 0, BNORM_VECTORS, &results);
@@ -605,6 +621,7 @@ BNORM_RARE void map_long(map_function *form, const struct mapping *m, const stru
     size_t e = 0;
     if (!b.exact && !m->in_place && !m->writes_bits) {
         e = to_line(m->has_out ? b.run.out : b.run.dresidual) / m->out_size;
+        e = e % b.each == 0 ? e : 0;
         b.lanes = e < VEC_F ? VEC_F : e; /* what goes beyond it is computed again */
         if (e)
             form(m, &b);
@@ -642,7 +659,7 @@ BNORM_RARE void map_long(map_function *form, const struct mapping *m, const stru
 }
 
 /* Runs of at least a vector. */
-BNORM_INLINE void map_form(map_function *form, const struct mapping *m, struct block *b) {
+static void map_form(map_function *form, const struct mapping *m, struct block *b) {
     const char *out = m->has_out ? b->run.out : b->run.dresidual;
     const size_t stride = m->has_out ? b->strides.out : b->strides.dresidual;
     const size_t least = form == m->spread ? 4 * BNORM_LONG_RUN : BNORM_LONG_RUN;
@@ -671,6 +688,7 @@ BNORM_INLINE void begin_period(struct block *b) {
     b->first = 0;
     b->period = SIZE_MAX;
     b->step = BNORM_GROUP_F;
+    b->each = 1;
     b->exact = 0;
 }
 
@@ -1014,31 +1032,48 @@ BNORM_INLINE void begin_block(struct block *b, const struct mapping *m, const bn
 #undef BNORM_STRIDE
 }
 
-BNORM_INLINE void map_all_rows(const bnorm_map_args *a, enum direction direction) {
+/* Whether rows are so short that a vector has whole ones, and follow one another without a gap. */
+BNORM_INLINE int are_short_rows(const struct mapping *m, const bnorm_map_args *a) {
+    struct block b;
+    if (!m->spread || VEC_F % a->lanes || a->rows * a->lanes < VEC_F || a->valid < a->lanes)
+        return 0;
+    begin_block(&b, m, a, ROWS, 0, 0);
+    return b.dense;
+}
+
+static void map_all_rows(const bnorm_map_args *a, enum direction direction) {
     struct mapping m;
     struct block b;
     begin_mapping(&m, a, direction);
-    for (size_t group = 0; group < a->groups; group++) {
+    if (are_short_rows(&m, a)) {
         for (size_t image = 0; image < a->images; image++) {
-            begin_block(&b, &m, a, ROWS, image, group);
-            if (a->valid < a->lanes)
-                map_padded(&m, &b, a->valid);
-            else
-                map_rows(&m, &b);
+            begin_block(&b, &m, a, GROUPS, image, 0);
+            b.lanes = a->rows * a->lanes;
+            b.each = a->lanes;
+            map_form(m.spread, &m, &b);
         }
-        m.p.center += a->lanes;
-        m.p.scale += a->lanes;
-        m.p.shift += a->lanes;
-        m.p.invstd += a->lanes;
-        m.p.slope += a->lanes;
-        m.p.offset += a->lanes;
-    }
+    } else
+        for (size_t group = 0; group < a->groups; group++) {
+            for (size_t image = 0; image < a->images; image++) {
+                begin_block(&b, &m, a, ROWS, image, group);
+                if (a->valid < a->lanes)
+                    map_padded(&m, &b, a->valid);
+                else
+                    map_rows(&m, &b);
+            }
+            m.p.center += a->lanes;
+            m.p.scale += a->lanes;
+            m.p.shift += a->lanes;
+            m.p.invstd += a->lanes;
+            m.p.slope += a->lanes;
+            m.p.offset += a->lanes;
+        }
     if (m.hints & BNORM_BYPASS)
         vec_fence();
     vec_leave();
 }
 
-BNORM_INLINE void map_all_planes(const bnorm_map_args *a, enum direction direction) {
+static void map_all_planes(const bnorm_map_args *a, enum direction direction) {
     struct mapping m;
     struct block b;
     begin_mapping(&m, a, direction);

@@ -53,6 +53,16 @@ static inline void vec_fetch_out(const float *p) {
 static inline vec_f vec_set1(float v) {
     return vdupq_n_f32(v);
 }
+static inline vec_f vec_repeat(const float *p, size_t n) {
+    switch (n) {
+    case 4:
+        return vld1q_f32(p);
+    case 2:
+        return vcombine_f32(vld1_f32(p), vld1_f32(p));
+    default:
+        return vdupq_n_f32(*p);
+    }
+}
 static inline vec_f vec_add(vec_f a, vec_f b) {
     return vaddq_f32(a, b);
 }
