@@ -38,6 +38,7 @@ typedef struct bnorm_limits {
     unsigned prefetch;          /* above: lines are asked for ahead */
     unsigned prefetch_in_place; /* the same where an output is an input */
     unsigned stream;            /* from there on outputs may bypass the caches; 0 = never */
+    unsigned strips;            /* KiB of all tensors up to which strips of rows pay */
 } bnorm_limits;
 
 /* No limit of prefetch is lower, on any CPU. */

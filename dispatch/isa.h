@@ -34,7 +34,8 @@ enum bnorm_pre {
 enum bnorm_hint {
     BNORM_FETCH_IN = 1,  /* ask for lines of the inputs ahead of their use */
     BNORM_FETCH_OUT = 2, /* and for lines of the outputs */
-    BNORM_BYPASS = 4     /* store whole lines past the caches; not for outputs that are inputs */
+    BNORM_BYPASS = 4,    /* store whole lines past the caches; not for outputs that are inputs */
+    BNORM_STRIPS = 8     /* rows may be taken a strip of channels at a time */
 };
 
 /* A tensor, from the check of a call to the kernels. Positions in it are counted along four axes,

@@ -24,16 +24,14 @@ unsigned bnorm_hints(bnorm_memory memory, bnorm_limits limits, size_t bytes, siz
         else
             memory = bytes > prefetch * mib ? BNORM_MEMORY_PREFETCH : BNORM_MEMORY_CACHED;
     }
+    const unsigned strips = bytes <= (size_t)limits.strips << 10 ? BNORM_STRIPS : 0;
     if (memory == BNORM_MEMORY_CACHED)
-        return 0;
-    return BNORM_FETCH_IN |
+        return strips;
+    return strips | BNORM_FETCH_IN |
            (memory == BNORM_MEMORY_STREAM && !in_place ? BNORM_BYPASS : BNORM_FETCH_OUT);
 }
 
 #define MOST_TENSORS ((size_t)5)
-/* Calls of so few elements are below all limits, whatever their tensors. */
-#define FEW_ELEMENTS (((size_t)BNORM_LEAST_PREFETCH << 20) / (MOST_TENSORS * sizeof(float)))
-
 /* As exec->memory says. */
 static unsigned hints_of(const bnorm_map *map, const bnorm_exec *exec) {
     const bnorm_map_args *args = &map->args;
@@ -42,10 +40,13 @@ static unsigned hints_of(const bnorm_map *map, const bnorm_exec *exec) {
     const bnorm_view *view = &map->view;
     const size_t elements = view->images * view->groups * view->rows * view->lanes;
     const bnorm_memory memory = exec ? exec->memory : BNORM_MEMORY_AUTO;
+    const bnorm_limits limits = bnorm_cpu_limits();
     size_t count = 0, element_bytes = 0; /* of different tensors */
     int in_place = 0;
-    if (memory == BNORM_MEMORY_AUTO && elements <= FEW_ELEMENTS)
-        return 0;
+    /* Below all limits, whatever the tensors. */
+    if (memory == BNORM_MEMORY_AUTO &&
+        elements * (MOST_TENSORS * sizeof(float)) <= (size_t)limits.strips << 10)
+        return BNORM_STRIPS;
     for (size_t i = 0; i < MOST_TENSORS; i++) {
         int again = 0;
         if (!tensors[i]->data)
@@ -58,7 +59,7 @@ static unsigned hints_of(const bnorm_map *map, const bnorm_exec *exec) {
         count++;
         element_bytes += bnorm_size_of(tensors[i]->type);
     }
-    return bnorm_hints(memory, bnorm_cpu_limits(), elements * element_bytes, count, in_place);
+    return bnorm_hints(memory, limits, elements * element_bytes, count, in_place);
 }
 
 void bnorm_plan_map(bnorm_map *map, const bnorm_view *view, int backward, const bnorm_exec *exec) {

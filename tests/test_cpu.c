@@ -148,28 +148,28 @@ static const struct {
     16, {AMD}, model, 0x80000021, 0x8000001d, {                                                    \
         {L1D}, {L1I}, __VA_ARGS__                                                                  \
     }
-#define USUAL 2, 2, 48
-    {"Zen 3", {ON_AMD(ZEN3, {L2(512 * K)}, {L3(32 * M)})}, {16, 16, 64}},
-    {"Zen 3 with more L3", {ON_AMD(ZEN3, {L2(512 * K)}, {L3(96 * M)})}, {48, 48, 192}},
-    {"Zen 4", {ON_AMD(ZEN4, {L2(M)}, {L3(32 * M)})}, {16, 16, 64}},
-    {"Zen 1", {ON_AMD(ZEN1, {L2(512 * K)}, {L3(8 * M)})}, {4, 4, 16}},
+#define USUAL 2, 2, 48, 256
+    {"Zen 3", {ON_AMD(ZEN3, {L2(512 * K)}, {L3(32 * M)})}, {16, 16, 64, 512}},
+    {"Zen 3 with more L3", {ON_AMD(ZEN3, {L2(512 * K)}, {L3(96 * M)})}, {48, 48, 192, 512}},
+    {"Zen 4", {ON_AMD(ZEN4, {L2(M)}, {L3(32 * M)})}, {16, 16, 64, 1024}},
+    {"Zen 1", {ON_AMD(ZEN1, {L2(512 * K)}, {L3(8 * M)})}, {4, 4, 16, 512}},
     /* 35.75 and 105 MiB of L3, of 11 and 15 ways, as they answer. */
     {"Cascade Lake",
      {ON_INTEL(CASCADE_LAKE, {L2(M)}, {0x1c03c163, 0x0280003f, 0xcfff, 4})},
-     {6, 16, 0}},
+     {6, 16, 0, 1024}},
     {"Sapphire Rapids",
      {ON_INTEL(SAPPHIRE_RAPIDS, {L2(2 * M)}, {0x1c03c163, 0x0380003f, 0x1bfff, 4})},
-     {12, 32, 48}},
+     {12, 32, 48, 2048}},
     {"a desktop, half of whose L3 is less than 16 times the L2 and whose L2 is small",
      {ON_INTEL(SKYLAKE, {L2(256 * K)}, {L3(6 * M)})},
-     {2, 3, 48}},
+     {2, 3, 48, 256}},
     {"the largest caches, as far as they are remembered",
      {ON_INTEL(SAPPHIRE_RAPIDS, {L2(16 * M)}, {L3(1024 * M)})},
-     {96, 255, 48}},
-    {"an AMD with the most L3", {ON_AMD(ZEN4, {L2(M)}, {L3(1024 * M)})}, {255, 255, 2048}},
+     {96, 255, 48, 16384}},
+    {"an AMD with the most L3", {ON_AMD(ZEN4, {L2(M)}, {L3(1024 * M)})}, {255, 255, 2048, 1024}},
     {"Zen 3, other leaves of caches first",
      {ON_AMD(ZEN3, {L3(32 * M)}, {L2(512 * K)})},
-     {16, 16, 64}},
+     {16, 16, 64, 512}},
 
     {"nothing", {0}, {USUAL}},
     {"another vendor",
@@ -211,10 +211,12 @@ static void check_limits(struct test *t) {
         asked = &limits[i].answers;
         const bnorm_limits got = bnorm_limits_x86(answer);
         if (got.prefetch != want->prefetch || got.prefetch_in_place != want->prefetch_in_place ||
-            got.stream != want->stream)
-            test_fail(t, "prefetch from %u MiB on, in place %u, stream from %u, not %u, %u, %u",
-                      got.prefetch, got.prefetch_in_place, got.stream, want->prefetch,
-                      want->prefetch_in_place, want->stream);
+            got.stream != want->stream || got.strips != want->strips)
+            test_fail(t,
+                      "prefetch from %u MiB on, in place %u, stream from %u, strips to %u KiB, not "
+                      "%u, %u, %u, %u",
+                      got.prefetch, got.prefetch_in_place, got.stream, got.strips, want->prefetch,
+                      want->prefetch_in_place, want->stream, want->strips);
     }
 }
 
@@ -230,12 +232,18 @@ static const struct {
 #define CACHED    BNORM_MEMORY_CACHED
 #define PREFETCH  BNORM_MEMORY_PREFETCH
 #define STREAM    BNORM_MEMORY_STREAM
-#define SOME      4, 8, 64
-#define NO_STREAM 4, 8, 0
-#define MOST      255, 255, 2048
+#define SOME      4, 8, 64, 384
+#define NO_STREAM 4, 8, 0, 384
+#define MOST      255, 255, 2048, 12288
+#define STRIPS    BNORM_STRIPS
 #define FETCH     (BNORM_FETCH_IN | BNORM_FETCH_OUT)
 #define BYPASS    (BNORM_FETCH_IN | BNORM_BYPASS)
-    {AUTO, {SOME}, 0, 2, 0, 0},
+    {AUTO, {SOME}, 0, 2, 0, STRIPS},
+    {AUTO, {SOME}, 384 * K, 2, 0, STRIPS},
+    {AUTO, {SOME}, 384 * K + 1, 2, 0, 0},
+    {AUTO, {SOME}, 384 * K, 1, 1, STRIPS},
+    {AUTO, {MOST}, 12 * M, 2, 0, STRIPS},
+    {AUTO, {MOST}, 12 * M + 1, 2, 0, 0},
     {AUTO, {SOME}, 4 * M, 2, 0, 0},
     {AUTO, {SOME}, 4 * M + 1, 2, 0, FETCH},
     {AUTO, {SOME}, 4 * M + 1, 3, 0, FETCH},
@@ -265,16 +273,16 @@ static const struct {
     {AUTO, {MOST}, 255 * M, 1, 1, 0},
     {AUTO, {MOST}, (size_t)2048 * M - 1, 5, 0, FETCH},
     {AUTO, {MOST}, (size_t)2048 * M, 5, 0, BYPASS},
-    {CACHED, {SOME}, 0, 2, 0, 0},
+    {CACHED, {SOME}, 0, 2, 0, STRIPS},
     {CACHED, {SOME}, SIZE_MAX, 2, 0, 0},
     {CACHED, {SOME}, SIZE_MAX, 2, 1, 0},
-    {PREFETCH, {SOME}, 0, 2, 0, FETCH},
-    {PREFETCH, {SOME}, 0, 2, 1, FETCH},
+    {PREFETCH, {SOME}, 0, 2, 0, STRIPS | FETCH},
+    {PREFETCH, {SOME}, 0, 2, 1, STRIPS | FETCH},
     {PREFETCH, {SOME}, SIZE_MAX, 2, 0, FETCH},
-    {STREAM, {SOME}, 0, 2, 0, BYPASS},
-    {STREAM, {NO_STREAM}, 0, 2, 0, BYPASS},
+    {STREAM, {SOME}, 0, 2, 0, STRIPS | BYPASS},
+    {STREAM, {NO_STREAM}, 0, 2, 0, STRIPS | BYPASS},
     {STREAM, {SOME}, SIZE_MAX, 2, 0, BYPASS},
-    {STREAM, {SOME}, 0, 2, 1, FETCH},
+    {STREAM, {SOME}, 0, 2, 1, STRIPS | FETCH},
     {STREAM, {SOME}, SIZE_MAX, 2, 1, FETCH},
 };
 

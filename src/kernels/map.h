@@ -31,8 +31,6 @@
  * are written one behind the other; all arrays together have room for BNORM_ROOM floats. */
 #define BNORM_LONG_ROW 256
 #define BNORM_ROOM     ((size_t)3072)
-/* Strips of rows pay in tensors of at most so many bytes, which stay in the second-level cache. */
-#define BNORM_STRIPPED (96 << 10)
 /* Planes of fewer elements are joined to rows: of one image, of several, and of types and
  * activations without a form of their own. */
 #define BNORM_SMALL_PLANE  ((size_t)2 * VEC_F)
@@ -85,6 +83,7 @@ struct mapping {
     int has_out, has_dresidual, writes_bits;
     int in_place; /* an output is an input */
     unsigned hints;
+    int strips;
     unsigned char *bits; /* the mask, or NULL */
     struct quant x_quant, argument_quant, out_quant;
     struct parameters p;
@@ -833,8 +832,7 @@ static void map_rows(struct mapping *m, struct block *b) {
     _Alignas(64) float room[BNORM_ROOM + BNORM_PAD];
     const struct parameters p = m->p;
     const size_t total = b->rows * b->lanes;
-    if (m->held && b->lanes % BNORM_GROUP_F == 0 && b->rows >= 4 &&
-        2 * total * sizeof(float) <= BNORM_STRIPPED) {
+    if (m->held && b->lanes % BNORM_GROUP_F == 0 && b->rows >= 4 && m->strips) {
         map_strips(m, b);
         m->p = p;
         return;
@@ -963,7 +961,8 @@ BNORM_INLINE void begin_mapping(struct mapping *m, const bnorm_map_args *a,
     m->reads_x = sloped || reads_x(a->pre);
     m->has_out = a->out.data != NULL;
     m->has_dresidual = backward && a->dresidual.data;
-    m->hints = a->hints;
+    m->hints = a->hints & ~(unsigned)BNORM_STRIPS;
+    m->strips = (a->hints & BNORM_STRIPS) != 0;
     m->in_place = 0;
     const void *const outs[2] = {a->out.data, a->dresidual.data};
     for (size_t k = 0; k < 2; k++)
