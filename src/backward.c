@@ -338,6 +338,8 @@ void bnorm_run_backward(bnorm_backward_plan *b, const bnorm_exec *exec) {
         .blocks = &b->sums.blocks,
         .map_view = &b->map.view,
         .tensors = 2,
+        .reduce_work = bnorm_reduce_work(2, args->act.kind),
+        .map_work = bnorm_map_work(3, args->act.kind),
         .reduce = has_sums ? reduce : NULL,
         .finish = finish,
         .map = args->out.data || args->dresidual.data ? map : NULL,

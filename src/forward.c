@@ -198,6 +198,8 @@ void bnorm_run_forward(bnorm_forward *f, const bnorm_exec *exec) {
         .blocks = &f->sums.blocks,
         .map_view = &f->map.view,
         .tensors = 1,
+        .reduce_work = bnorm_reduce_work(1, BNORM_ACT_IDENTITY),
+        .map_work = bnorm_map_work(2, f->map.args.act.kind),
         .reduce = reduce,
         .finish = finish,
         .map = f->stage == BNORM_STAGE_ALL ? map : NULL,

@@ -39,27 +39,35 @@ static void run_job(const bnorm_job *job, const bnorm_exec *exec) {
     }
 }
 
-/* What a job weighs when jobs are shared out: its elements, and something for the call. */
-static size_t weight_of(const bnorm_job *job) {
-    return 512 + job->shape->n * job->shape->c * job->shape->hw;
+/* Of a call, beside its elements. */
+#define JOB_WORK ((size_t)2048)
+
+static size_t work_of(const bnorm_job *job) {
+    static const size_t per_element[] = {
+        [BNORM_OP_MOMENTS] = 3,
+        [BNORM_OP_FORWARD_TRAIN] = 5,
+        [BNORM_OP_BACKWARD] = 7,
+        [BNORM_OP_APPLY] = 2,
+    };
+    return JOB_WORK + job->shape->n * job->shape->c * job->shape->hw * per_element[job->op];
 }
 
 struct batch {
     const bnorm_job *jobs;
     size_t count;
-    size_t weight, parts; /* of all jobs together; tasks */
-    bnorm_exec exec;      /* of one job: on the thread that took it */
+    size_t work, parts; /* of all jobs together; tasks */
+    bnorm_exec exec;    /* of one job: on the thread that took it */
 };
 
 /* The jobs whose first element falls into this part. */
 static void run_part(void *arg, size_t i) {
     const struct batch *batch = arg;
-    const size_t share = batch->weight / batch->parts, last = i + 1 == batch->parts;
+    const size_t share = batch->work / batch->parts, last = i + 1 == batch->parts;
     size_t at = 0;
     for (size_t k = 0; k < batch->count; k++) {
         if (at >= i * share && (last || at < (i + 1) * share))
             run_job(&batch->jobs[k], &batch->exec);
-        at += weight_of(&batch->jobs[k]);
+        at += work_of(&batch->jobs[k]);
     }
 }
 
@@ -77,11 +85,11 @@ bnorm_status bnorm_run_jobs(const bnorm_job *jobs, size_t count, size_t *failed,
         if (status && failed)
             *failed = i;
         else if (!status)
-            batch.weight += weight_of(&jobs[i]);
+            batch.work += work_of(&jobs[i]);
     }
     if (status)
         return status;
-    batch.parts = bnorm_min(bnorm_parts(exec, batch.weight), count ? count : 1);
+    batch.parts = bnorm_min(bnorm_parts(exec, batch.work), count ? count : 1);
     if (exec && batch.parts > 1) {
         exec->parallel(exec->pool, run_part, &batch, batch.parts);
         return BNORM_OK;

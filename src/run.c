@@ -33,24 +33,29 @@ void bnorm_run(const bnorm_exec *exec, void (*task)(void *arg, size_t i), void *
         task(arg, i);
 }
 
-/* Elements that a task should have to be worth sharing (64 KiB), those that it must have, and those
- * of a call (256 KiB). */
-#define TASK_ELEMENTS  ((size_t)16384)
-#define LEAST_ELEMENTS ((size_t)1024)
-#define CALL_ELEMENTS  (4 * TASK_ELEMENTS)
+/* Work is counted in floats of the tensors that are read or written, one of which takes 0.05 to 0.1
+ * ns on one thread. Waking a pool that spins takes about 1 us, and passing on what another core has
+ * in its cache as long again, so that calls of 10 us gain from a second thread. */
+#define CALL_WORK ((size_t)131072)
+/* A task that is as good as any other, and one that is too small: 2 us and half of one. */
+#define TASK_WORK  ((size_t)32768)
+#define LEAST_WORK ((size_t)8192)
+/* Tasks per thread, of which those that are ahead take more. */
+#define MOST_ROUNDS ((size_t)8)
 /* More threads than this get no tasks of their own. */
 #define MOST_THREADS ((size_t)1024)
-/* Threads to cut for where the caller does not say. */
+/* Threads to cut for where the caller does not say, and most tasks. */
 #define SOME_THREADS ((size_t)16)
+#define SOME_TASKS   ((size_t)256)
 
-size_t bnorm_parts(const bnorm_exec *exec, size_t elements) {
-    if (!exec || !exec->parallel || exec->threads == 1 || elements < CALL_ELEMENTS)
+size_t bnorm_parts(const bnorm_exec *exec, size_t work) {
+    if (!exec || !exec->parallel || exec->threads == 1 || work < CALL_WORK)
         return 1;
-    const size_t parts = elements / TASK_ELEMENTS, threads = bnorm_min(exec->threads, MOST_THREADS);
+    const size_t threads = bnorm_min(exec->threads, MOST_THREADS);
     if (!threads)
-        return bnorm_min(parts, 256);
-    const size_t rounds = parts / threads;
-    return bnorm_min(threads * (rounds < 1 ? 1 : bnorm_min(rounds, 8)), elements / LEAST_ELEMENTS);
+        return bnorm_min(work / TASK_WORK, SOME_TASKS);
+    const size_t rounds = bnorm_min(work / TASK_WORK / threads, MOST_ROUNDS);
+    return bnorm_min(threads * (rounds ? rounds : 1), work / LEAST_WORK);
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -127,15 +132,25 @@ static void map_cut(const bnorm_pass *pass, const struct cut *cut, size_t i) {
 /* Elements of a wave, which is reduced and then mapped while it is in cache (512 KiB, over all
  * tensors). */
 #define WAVE_ELEMENTS ((size_t)131072)
+/* Elements of a wave that are mapped together at least: the same of several small images. */
+#define MAP_ELEMENTS ((size_t)8192)
 /* Least elements of a block's slice. */
 #define SLICE_ELEMENTS ((size_t)4096)
+/* Channels of rows that are sliced: so many at least, in whole lines of the caches. */
+#define SLICE_LANES ((size_t)64)
+#define LINE_LANES  ((size_t)16)
+/* Work of finish: of a channel, and of each of its entries. */
+#define CHANNEL_WORK ((size_t)100)
+#define ENTRY_WORK   ((size_t)8)
 
-/* What is shared out. Where channels are counted by groups, whole waves of channels come first,
- * with all three phases; the channels from `first` on, else all, go through the phases one after
- * the other. */
+/* What is shared out. Whole waves of channels come first, with all three phases or, where they are
+ * slices of rows, with the first two; the channels from `first` on, else all, go through the phases
+ * one after the other. */
 struct job {
     const bnorm_pass *pass;
+    size_t threads;     /* to cut for; 0 = not shared */
     size_t wave, waves; /* channels per wave */
+    int maps_waves;
     size_t first;
     size_t slice, slices; /* channels per slice of a block */
     size_t units, unit_parts;
@@ -144,14 +159,29 @@ struct job {
     size_t turn;    /* parts that are done last to first: those of one thread */
 };
 
+static size_t elements_of(const bnorm_view *view) {
+    return view->images * view->groups * view->rows * view->lanes;
+}
+
+/* Whole groups where channels are counted by these, else whole lines. */
+static size_t round_channels(const bnorm_view *view, size_t channels) {
+    const size_t unit = bnorm_counts_groups(view) ? bnorm_unit(view) : LINE_LANES;
+    return bnorm_min(bnorm_ceil_div(channels, unit) * unit, view->c);
+}
+
 /* The last image, reduced last, is mapped first. */
-static void run_wave(const bnorm_pass *pass, size_t channel, size_t channels) {
-    const bnorm_view *view = pass->view;
+static void run_wave(const struct job *job, size_t channel, size_t channels) {
+    const bnorm_pass *pass = job->pass;
+    const bnorm_view *view = pass->map_view;
+    const size_t positions = view->planes ? view->lanes : view->rows,
+                 step = 1 + MAP_ELEMENTS / (channels * positions);
     for (size_t b = 0; b < pass->blocks->count; b++)
         pass->reduce(pass->self, b, channel, channels);
     pass->finish(pass->self, channel, channels);
-    for (size_t image = view->images; pass->map && image-- > 0;) {
-        const bnorm_part part = bnorm_part_of(view, channel, channels, image, 0, view->positions);
+    for (size_t end = job->maps_waves ? view->images : 0, n; end > 0; end -= n) {
+        n = bnorm_min(step, end);
+        bnorm_part part = bnorm_part_of(view, channel, channels, end - n, 0, positions);
+        part.images = n;
         pass->map(pass->self, &part, 1);
     }
 }
@@ -162,7 +192,7 @@ static void reduce_task(void *arg, size_t i) {
     const size_t c = pass->view->c;
     if (i < job->waves) {
         const size_t channel = i * job->wave;
-        run_wave(pass, channel, bnorm_min(job->wave, c - channel));
+        run_wave(job, channel, bnorm_min(job->wave, c - channel));
         return;
     }
     i -= job->waves;
@@ -189,30 +219,66 @@ static void map_task(void *arg, size_t i) {
     map_cut(job->pass, &job->cut, begin + turn - 1 - within);
 }
 
-/* All at once, without statistics. */
-static void map_whole(void *arg, size_t i) {
-    const struct job *job = arg;
-    const bnorm_view *view = job->pass->map_view;
+static void map_whole(const bnorm_pass *pass) {
+    const bnorm_view *view = pass->map_view;
     const bnorm_part part = {0, view->images, 0, view->groups, 0, view->rows, 0, view->lanes};
-    (void)i;
-    if (job->pass->map_whole)
-        job->pass->map_whole(job->pass->self);
-    else
-        job->pass->map(job->pass->self, &part, 0);
+    if (pass->map && pass->map_whole)
+        pass->map_whole(pass->self);
+    else if (pass->map)
+        pass->map(pass->self, &part, 0);
 }
 
-/* Waves stay in cache between the phases; with threads, as many as give each thread the same
- * number. threads 0 = not shared. */
-static void cut_waves(struct job *job, size_t threads, int known) {
+static void map_whole_task(void *arg, size_t i) {
+    const struct job *job = arg;
+    (void)i;
+    map_whole(job->pass);
+}
+
+/* All phases on one thread, while everything is in cache. */
+static void small_task(void *arg, size_t i) {
+    const bnorm_pass *pass = arg;
+    (void)i;
+    if (pass->reduce) {
+        for (size_t b = 0; b < pass->blocks->count; b++)
+            pass->reduce(pass->self, b, 0, pass->view->c);
+        pass->finish(pass->self, 0, pass->view->c);
+    }
+    map_whole(pass);
+}
+
+/* One wave for each thread, which stays in its cache, so that the call is one round of tasks, or two
+ * with slices of rows, which are mapped as whole rows. Not where the largest is an eighth larger than
+ * a fair share, nor for narrow slices. */
+static int cut_one_wave_each(struct job *job, size_t per_channel) {
     const bnorm_view *view = job->pass->view;
-    const size_t c = view->c, unit = bnorm_unit(view);
+    const size_t c = view->c;
+    if (!bnorm_counts_groups(view) &&
+        (job->pass->blocks->chains > 1 || c < job->threads * SLICE_LANES))
+        return 0;
+    job->wave = round_channels(view, bnorm_ceil_div(c, job->threads));
+    job->waves = bnorm_ceil_div(c, job->wave);
+    job->first = c;
+    return job->wave * per_channel <= WAVE_ELEMENTS && job->wave * job->threads <= c + c / 8;
+}
+
+/* With threads, as many waves as give each thread the same number. */
+static void cut_waves(struct job *job, int known) {
+    const bnorm_view *view = job->pass->view;
+    const size_t c = view->c, threads = job->threads;
     const size_t per_channel = view->images * view->positions * job->pass->tensors;
+    const int by_lanes = !bnorm_counts_groups(view);
     size_t wave = per_channel < WAVE_ELEMENTS ? WAVE_ELEMENTS / per_channel : 1;
+    job->maps_waves = job->pass->map && !by_lanes;
+    if (known && cut_one_wave_each(job, per_channel))
+        return;
+    job->waves = job->first = 0;
+    if (by_lanes)
+        return;
     if (threads) {
-        const size_t fair = c / (4 * threads), least = bnorm_ceil_div(TASK_ELEMENTS, per_channel);
+        const size_t fair = c / (4 * threads), least = bnorm_ceil_div(TASK_WORK / 2, per_channel);
         wave = bnorm_min(wave, fair > least ? fair : least);
     }
-    job->wave = bnorm_min(bnorm_ceil_div(wave, unit) * unit, c);
+    job->wave = round_channels(view, wave);
     job->waves = bnorm_ceil_div(c, job->wave);
     if (threads && job->waves < threads)
         job->waves = 0;
@@ -222,48 +288,48 @@ static void cut_waves(struct job *job, size_t threads, int known) {
 }
 
 /* Blocks, or slices of them where there are few. */
-static void cut_units(struct job *job, size_t threads) {
+static void cut_units(struct job *job) {
     const bnorm_view *view = job->pass->view;
     const bnorm_blocks *blocks = job->pass->blocks;
     const size_t c = view->c - job->first, block = bnorm_min(blocks->size, view->positions);
     const int by_lanes = !bnorm_counts_groups(view);
     size_t least = 1; /* channels per slice */
-    if (!threads || (by_lanes && blocks->chains > 1))
+    if (!job->threads || (by_lanes && blocks->chains > 1))
         least = c;
     else if (by_lanes)
-        least = 16;
+        least = LINE_LANES;
     if (least < SLICE_ELEMENTS / block)
         least = SLICE_ELEMENTS / block;
-    const size_t wanted = bnorm_ceil_div(8 * threads, blocks->count);
+    const size_t wanted = bnorm_ceil_div(8 * job->threads, blocks->count);
     job->slice = wanted > 1 ? bnorm_ceil_div(c, wanted) : c;
     if (job->slice < least)
         job->slice = least;
-    const size_t whole = by_lanes ? 16 : bnorm_unit(view);
-    job->slice = bnorm_min(bnorm_ceil_div(job->slice, whole) * whole, c);
+    job->slice = bnorm_min(round_channels(view, job->slice), c);
     job->slices = bnorm_ceil_div(c, job->slice);
     job->units = blocks->count * job->slices;
-    job->unit_parts = threads ? bnorm_min(job->units, 16 * threads) : 1;
+    job->unit_parts = job->threads ? bnorm_min(job->units, 16 * job->threads) : 1;
 }
 
-/* Channels from job->first on: few entries per channel are not worth sharing. */
-static void run_finish(struct job *job, size_t threads, const bnorm_exec *exec) {
+/* Channels from job->first on. Alone, but where it takes longer than another round of tasks. */
+static void run_finish(struct job *job, const bnorm_exec *exec) {
     const size_t rest = job->pass->view->c - job->first;
+    const size_t work = rest * (CHANNEL_WORK + job->pass->blocks->count * ENTRY_WORK);
     job->finish_step = rest;
-    if (threads && job->pass->blocks->count * rest >= SLICE_ELEMENTS / 4)
-        job->finish_step = (bnorm_ceil_div(rest, threads) + 7) / 8 * 8;
+    if (job->threads && work >= TASK_WORK)
+        job->finish_step = (bnorm_ceil_div(rest, job->threads) + 7) / 8 * 8;
     bnorm_run(exec, finish_task, job, bnorm_ceil_div(rest, job->finish_step));
 }
 
-static void run_map(struct job *job, size_t threads, const bnorm_exec *exec) {
+static void run_map(struct job *job, const bnorm_exec *exec) {
     const bnorm_view *view = job->pass->view, *map_view = job->pass->map_view;
-    const size_t group = job->first / bnorm_unit(view);
-    const size_t elements =
-        map_view->images * map_view->rows * map_view->lanes * (map_view->groups - group);
-    size_t parts = threads ? bnorm_parts(exec, elements) : elements / WAVE_ELEMENTS;
-    if (parts < threads) /* what is left of a large tensor */
-        parts = bnorm_min(threads, elements / LEAST_ELEMENTS);
+    const size_t group = job->first / bnorm_unit(view), threads = job->threads;
+    const size_t elements = elements_of(map_view) / map_view->groups * (map_view->groups - group);
+    const size_t work = elements * job->pass->map_work;
+    size_t parts = threads ? bnorm_parts(exec, work) : elements / WAVE_ELEMENTS;
+    if (parts < threads) /* what is left of a large tensor, or of all phases */
+        parts = bnorm_min(threads, work / LEAST_WORK);
     if (parts <= 1 && job->first == 0) {
-        bnorm_run(exec, map_whole, job, 1);
+        bnorm_run(exec, map_whole_task, job, 1);
         return;
     }
     parts = parts ? parts : 1;
@@ -275,29 +341,34 @@ static void run_map(struct job *job, size_t threads, const bnorm_exec *exec) {
 }
 
 void bnorm_run_pass(const bnorm_pass *pass, const bnorm_exec *exec) {
-    const bnorm_view *view = pass->map_view;
-    const size_t total = view->images * view->groups * view->rows * view->lanes;
-    const int shared = bnorm_parts(exec, total * pass->tensors) > 1;
-    const size_t known = shared ? bnorm_min(exec->threads, MOST_THREADS) : 0,
-                 threads = shared && !known ? SOME_THREADS : known;
+    const size_t elements = elements_of(pass->map_view);
+    const size_t work = (pass->reduce ? pass->reduce_work : 0) + (pass->map ? pass->map_work : 0);
+    const int shared = bnorm_parts(exec, elements * work) > 1;
     struct job job;
-    job.pass = pass;
-    if (!shared && !pass->reduce) {
-        if (pass->map)
-            bnorm_run(exec, map_whole, &job, 1);
+    if (!shared && (!pass->reduce || elements * pass->tensors <= WAVE_ELEMENTS)) {
+        bnorm_run(exec, small_task, (void *)(uintptr_t)pass, 1);
         return;
+    }
+    job.pass = pass;
+    job.threads = 0;
+    if (shared) {
+        const size_t most = elements * work / LEAST_WORK;
+        job.threads = bnorm_min(exec->threads ? exec->threads : SOME_THREADS, most);
+        job.threads = bnorm_min(job.threads, MOST_THREADS);
     }
     job.first = job.waves = job.unit_parts = 0;
     if (pass->reduce) {
-        if (bnorm_counts_groups(pass->view))
-            cut_waves(&job, threads, known > 0);
+        cut_waves(&job, shared && exec->threads);
         if (job.first < pass->view->c)
-            cut_units(&job, threads);
+            cut_units(&job);
         bnorm_run(exec, reduce_task, &job, job.waves + job.unit_parts);
-        if (job.first == pass->view->c)
+        if (job.first < pass->view->c)
+            run_finish(&job, exec);
+        else if (job.maps_waves)
             return;
-        run_finish(&job, threads, exec);
+        else
+            job.first = 0;
     }
     if (pass->map)
-        run_map(&job, threads, exec);
+        run_map(&job, exec);
 }

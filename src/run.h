@@ -27,9 +27,17 @@ static inline const bnorm_isa *bnorm_exec_isa(const bnorm_exec *exec) {
 /* task(arg, i) for all i < count, in the mode and on the threads that exec asks for. */
 void bnorm_run(const bnorm_exec *exec, void (*task)(void *arg, size_t i), void *arg, size_t count);
 
-/* Parts of elementwise work on so many elements: a whole number per thread, 1 where it is not worth
- * sharing. No result depends on it. */
-size_t bnorm_parts(const bnorm_exec *exec, size_t elements);
+/* Tasks to cut so much work into: a whole number per thread, 1 where it is not worth sharing. No
+ * result depends on it. A float that is read or written is 1. */
+size_t bnorm_parts(const bnorm_exec *exec, size_t work);
+
+/* Work per element of an operation on so many tensors: sums cost more than what they read. */
+static inline size_t bnorm_reduce_work(size_t tensors, bnorm_act_kind kind) {
+    return 2 + tensors + (kind > BNORM_ACT_HARD_SWISH ? 16 : 0);
+}
+static inline size_t bnorm_map_work(size_t tensors, bnorm_act_kind kind) {
+    return tensors + (kind > BNORM_ACT_HARD_SWISH ? 16 : 0);
+}
 
 /* A pass over all channels, which every operation is:
  *   reduce  fills a table of partial results, one entry per block and channel; in any order
@@ -42,7 +50,8 @@ typedef struct bnorm_pass {
     const bnorm_view *view; /* of the statistics */
     const bnorm_blocks *blocks;
     const bnorm_view *map_view;
-    size_t tensors; /* that reduce reads: 1 or 2 */
+    size_t tensors;               /* that reduce reads: 1 or 2 */
+    size_t reduce_work, map_work; /* per element */
     /* Table entries of block b for channels [channel, channel + channels); NULL = nothing to
      * reduce, and nothing to finish. */
     void (*reduce)(const void *self, size_t b, size_t channel, size_t channels);
