@@ -10,26 +10,33 @@
 #include "run.h"
 #include "uses.h"
 
-/* *quant of S8 or U8 with the default filled in. */
-static bnorm_status complete_quant(bnorm_dtype type, bnorm_quant *quant) {
+/* The parameters of a tensor of S8 or U8. */
+static bnorm_status check_quant(bnorm_dtype type, const bnorm_quant *quant) {
     const int least = type == BNORM_S8 ? -128 : 0;
-    if (quant->scale == 0)
-        quant->scale = 1;
-    return __builtin_isfinite(quant->scale) && quant->scale > 0 && quant->zero_point >= least &&
+    const float scale = quant->scale;
+    return __builtin_isfinite(scale) && scale >= 0 && quant->zero_point >= least &&
                    quant->zero_point <= least + 255
                ? BNORM_OK
                : BNORM_BAD_QUANTIZATION;
 }
 
-/* What is asked of any batch, with defaults filled in. */
-struct options {
-    bnorm_quant x_quant, residual_quant, y_quant;
-    unsigned char *mask;
-    bnorm_dtype y_type;
-};
+/* ... with the default filled in. */
+static void set_quant(const bnorm_quant *quant, bnorm_tensor *tensor) {
+    if (tensor->type <= BNORM_F16)
+        return;
+    tensor->quant = *quant;
+    if (quant->scale == 0)
+        tensor->quant.scale = 1;
+}
 
+static bnorm_dtype y_type_of(const bnorm_shape *shape, const bnorm_affine *affine) {
+    return affine->y_dtype == BNORM_Y_SAME ? shape->dtype
+                                           : (bnorm_dtype)(affine->y_dtype - BNORM_Y_F32);
+}
+
+/* What is asked of any batch; *mask becomes NULL where none is needed. */
 static bnorm_status check_options(const bnorm_shape *shape, const bnorm_exec *exec,
-                                  const bnorm_affine *affine, struct options *options) {
+                                  const bnorm_affine *affine, unsigned char **mask) {
     bnorm_status status = bnorm_check_shape(shape);
     if (!status)
         status = bnorm_check_exec(exec);
@@ -39,21 +46,14 @@ static bnorm_status check_options(const bnorm_shape *shape, const bnorm_exec *ex
         return status;
     if ((unsigned)affine->y_dtype > BNORM_Y_U8)
         return BNORM_BAD_ENUM;
-    options->y_type = affine->y_dtype == BNORM_Y_SAME
-                          ? shape->dtype
-                          : (bnorm_dtype)(affine->y_dtype - BNORM_Y_F32);
-    options->x_quant = affine->x_quant;
-    options->residual_quant = affine->residual_quant;
-    options->y_quant = affine->y_quant;
     if (shape->dtype > BNORM_F16)
-        status = complete_quant(shape->dtype, &options->x_quant);
+        status = check_quant(shape->dtype, &affine->x_quant);
     if (!status && shape->dtype > BNORM_F16 && affine->residual.data)
-        status = complete_quant(shape->dtype, &options->residual_quant);
-    if (!status && options->y_type > BNORM_F16)
-        status = complete_quant(options->y_type, &options->y_quant);
-    options->mask = affine->mask;
-    if (!status && options->mask)
-        status = bnorm_check_mask(&affine->act, &options->mask);
+        status = check_quant(shape->dtype, &affine->residual_quant);
+    if (!status && y_type_of(shape, affine) > BNORM_F16)
+        status = check_quant(y_type_of(shape, affine), &affine->y_quant);
+    if (!status && *mask)
+        status = bnorm_check_mask(&affine->act, mask);
     return status;
 }
 
@@ -62,23 +62,23 @@ static bnorm_status plan(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
                          const bnorm_affine *affine, const bnorm_exec *exec, bnorm_map *map) {
     static const bnorm_affine copy = {0};
     bnorm_map_args *const args = &map->args;
-    struct options options;
     bnorm_uses uses;
     if (!affine)
         affine = &copy;
-    bnorm_status status = check_options(shape, exec, affine, &options);
+    unsigned char *mask = affine->mask;
+    bnorm_status status = check_options(shape, exec, affine, &mask);
     args->x.data = NULL;
     if (bnorm_failed(status) || bnorm_is_empty(shape))
         return status;
     const size_t c = shape->c;
-    bnorm_view view = bnorm_view_of(shape);
-    bnorm_begin_uses(&uses, shape, &view);
+    map->view = bnorm_view_of(shape);
+    bnorm_begin_uses(&uses, shape, &map->view);
     bnorm_requires(&uses, x.data);
     bnorm_requires(&uses, y.data);
     bnorm_reads_tensor(&uses, x, &args->x);
-    bnorm_writes_tensor(&uses, y, options.y_type, &args->out);
+    bnorm_writes_tensor(&uses, y, y_type_of(shape, affine), &args->out);
     bnorm_reads_tensor(&uses, affine->residual, &args->argument);
-    bnorm_writes_mask(&uses, options.mask);
+    bnorm_writes_mask(&uses, mask);
     bnorm_reads_floats(&uses, affine->center, c);
     bnorm_reads_floats(&uses, affine->scale, c);
     bnorm_reads_floats(&uses, affine->shift, c);
@@ -87,18 +87,18 @@ static bnorm_status plan(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
         args->x.data = NULL;
         return status;
     }
-    args->x.quant = options.x_quant;
-    args->argument.quant = options.residual_quant;
-    args->out.quant = options.y_quant;
-    args->dy = args->dresidual = bnorm_absent();
-    args->mask = bnorm_bits_of(shape, options.mask);
+    set_quant(&affine->x_quant, &args->x);
+    set_quant(&affine->residual_quant, &args->argument);
+    set_quant(&affine->y_quant, &args->out);
+    args->dy.data = args->dresidual.data = NULL;
+    bnorm_set_bits(shape, mask, &args->mask);
     args->pre = affine->residual.data ? BNORM_PRE_RESIDUAL : BNORM_PRE_X;
     args->act = affine->act;
     args->center = affine->center;
     args->scale = affine->scale;
     args->shift = affine->shift;
     args->invstd = args->slope = args->offset = NULL;
-    bnorm_plan_map(map, &view, 0, exec);
+    bnorm_plan_map(map, 0, exec);
     return BNORM_OK;
 }
 
@@ -134,6 +134,11 @@ bnorm_status bnorm_apply(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
     if (status || !map.args.x.data)
         return status;
     const int complete = map.args.scale && map.args.shift;
+    bnorm_end_mask(shape, &map.args.mask);
+    if (complete && bnorm_is_plain(exec)) { /* nothing that a pass is for */
+        bnorm_map_whole(&map);
+        return BNORM_OK;
+    }
     const bnorm_pass pass = {
         .self = &map,
         .view = &map.view,
@@ -143,7 +148,6 @@ bnorm_status bnorm_apply(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
         .map = complete ? map_part : map_with_defaults,
         .map_whole = complete ? map_whole : NULL,
     };
-    bnorm_end_mask(shape, &map.args.mask);
     bnorm_run_pass(&pass, exec);
     return BNORM_OK;
 }

@@ -213,7 +213,8 @@ void bnorm_lay_out_backward(bnorm_backward_plan *b, const bnorm_view *view, size
     args->slope = b->derived.slope;
     args->invstd = b->derived.invstd;
     args->offset = args->slope ? b->derived.offset : NULL;
-    bnorm_plan_map(&b->map, view, 1, exec);
+    b->map.view = *view;
+    bnorm_plan_map(&b->map, 1, exec);
 }
 
 bnorm_status bnorm_plan_backward(const bnorm_job *job, const bnorm_batch *batch,
@@ -233,9 +234,8 @@ bnorm_status bnorm_plan_backward(const bnorm_job *job, const bnorm_batch *batch,
     b->weights.values = grad->frozen ? NULL : grad->weights.values;
     b->weights.epsilon = grad->weights.epsilon;
     b->weights.sums = NULL;
-    args->mask = (bnorm_bits){.bits = NULL};
-    if (args->pre == BNORM_PRE_MASK)
-        args->mask = bnorm_bits_of(shape, (unsigned char *)(uintptr_t)grad->mask);
+    const void *const mask = args->pre == BNORM_PRE_MASK ? grad->mask : NULL;
+    bnorm_set_bits(shape, (unsigned char *)(uintptr_t)mask, &args->mask);
     if (bnorm_failed(status = check_uses(job, batch, &view, b))) {
         args->x.data = NULL;
         return status;

@@ -48,7 +48,6 @@ __attribute__((used)) static void bnorm_refuse_no_honor_nans(float x) {
 
 /* What is shared between sources, as the functions of bnorm.h. */
 #if defined(BNORM_PREFIX)
-#define bnorm_bits_of               BNORM_NAME(bnorm_bits_of)
 #define bnorm_check_act             BNORM_NAME(bnorm_check_act)
 #define bnorm_check_apply           BNORM_NAME(bnorm_check_apply)
 #define bnorm_check_backward        BNORM_NAME(bnorm_check_backward)
@@ -60,7 +59,7 @@ __attribute__((used)) static void bnorm_refuse_no_honor_nans(float x) {
 #define bnorm_check_renorm          BNORM_NAME(bnorm_check_renorm)
 #define bnorm_check_running         BNORM_NAME(bnorm_check_running)
 #define bnorm_check_shape           BNORM_NAME(bnorm_check_shape)
-#define bnorm_check_tensor          BNORM_NAME(bnorm_check_tensor)
+#define bnorm_check_strides         BNORM_NAME(bnorm_check_strides)
 #define bnorm_check_train           BNORM_NAME(bnorm_check_train)
 #define bnorm_check_uses            BNORM_NAME(bnorm_check_uses)
 #define bnorm_check_variance        BNORM_NAME(bnorm_check_variance)
@@ -70,6 +69,7 @@ __attribute__((used)) static void bnorm_refuse_no_honor_nans(float x) {
 #define bnorm_cpu_features          BNORM_NAME(bnorm_cpu_features)
 #define bnorm_cpu_limits            BNORM_NAME(bnorm_cpu_limits)
 #define bnorm_cpu_x86               BNORM_NAME(bnorm_cpu_x86)
+#define bnorm_dense_tensor          BNORM_NAME(bnorm_dense_tensor)
 #define bnorm_end_mask              BNORM_NAME(bnorm_end_mask)
 #define bnorm_hints                 BNORM_NAME(bnorm_hints)
 #define bnorm_isa_avx2              BNORM_NAME(bnorm_isa_avx2)
@@ -100,6 +100,7 @@ __attribute__((used)) static void bnorm_refuse_no_honor_nans(float x) {
 #define bnorm_run_map               BNORM_NAME(bnorm_run_map)
 #define bnorm_run_pass              BNORM_NAME(bnorm_run_pass)
 #define bnorm_running_divisor       BNORM_NAME(bnorm_running_divisor)
+#define bnorm_set_bits              BNORM_NAME(bnorm_set_bits)
 #define bnorm_tables_of             BNORM_NAME(bnorm_tables_of)
 #define bnorm_take_part             BNORM_NAME(bnorm_take_part)
 #define bnorm_take_samples          BNORM_NAME(bnorm_take_samples)

@@ -33,8 +33,8 @@ void bnorm_lay_out_forward(bnorm_forward *f, const bnorm_view *view, size_t firs
     f->derived.mean = f->mean;
     f->derived.m2 = f->m2;
     count_values(f, n, n);
+    f->map.view = *view;
     if (f->stage < BNORM_STAGE_ALL) {
-        f->map.view = *view;
         f->derived.scale = NULL; /* running statistics only */
         return;
     }
@@ -47,7 +47,7 @@ void bnorm_lay_out_forward(bnorm_forward *f, const bnorm_view *view, size_t firs
     args->center = f->derived.center = tables.coefficients[0];
     args->scale = f->derived.scale = tables.coefficients[1];
     args->shift = f->derived.shift = tables.coefficients[2];
-    bnorm_plan_map(&f->map, view, 0, exec);
+    bnorm_plan_map(&f->map, 0, exec);
 }
 
 void bnorm_uses_train(bnorm_uses *uses, const bnorm_train *train, size_t c, size_t saved) {
@@ -117,7 +117,7 @@ static void take_parameters(const bnorm_train *train, bnorm_forward *f) {
     f->derived.new_mean = bnorm_updated(running->mean, running->new_mean);
     f->derived.new_var = bnorm_updated(running->var, running->new_var);
     f->derived.rate = running->rate;
-    args->dy = args->dresidual = bnorm_absent();
+    args->dy.data = args->dresidual.data = NULL;
     args->pre = args->argument.data ? BNORM_PRE_RESIDUAL : BNORM_PRE_X;
     args->act = train->act;
     args->invstd = args->slope = args->offset = NULL;
@@ -144,7 +144,7 @@ bnorm_status bnorm_plan_forward(const bnorm_job *job, const bnorm_batch *batch,
     bnorm_view view = bnorm_view_of(shape);
     f->stage = batch->stage;
     f->ws = job->ws;
-    f->map.args.mask = bnorm_bits_of(shape, mask);
+    bnorm_set_bits(shape, mask, &f->map.args.mask);
     if (bnorm_failed(status = check_uses(job, batch, &view, f))) {
         f->map.args.x.data = NULL;
         return status;

@@ -62,10 +62,10 @@ static unsigned hints_of(const bnorm_map *map, const bnorm_exec *exec) {
     return bnorm_hints(memory, limits, elements * element_bytes, count, in_place);
 }
 
-void bnorm_plan_map(bnorm_map *map, const bnorm_view *view, int backward, const bnorm_exec *exec) {
-    bnorm_map_args *args = &map->args;
+void bnorm_plan_map(bnorm_map *map, int backward, const bnorm_exec *exec) {
+    bnorm_map_args *const args = &map->args;
+    bnorm_view *const view = &map->view;
     const bnorm_isa *const isa = bnorm_exec_isa(exec);
-    map->view = *view;
     map->isa = isa;
     if (view->planes)
         map->kernel = backward ? isa->dx_span : isa->apply_span;
@@ -74,13 +74,13 @@ void bnorm_plan_map(bnorm_map *map, const bnorm_view *view, int backward, const 
     if (view->groups == 1 && !view->planes && view->images > 1 && is_dense(view, &args->x) &&
         is_dense(view, &args->dy) && is_dense(view, &args->argument) &&
         is_dense(view, &args->out) && is_dense(view, &args->dresidual)) {
-        map->view.rows *= view->images;
-        map->view.images = 1;
+        view->rows *= view->images;
+        view->images = 1;
     }
-    args->images = map->view.images;
-    args->groups = map->view.groups;
-    args->rows = map->view.rows;
-    args->lanes = args->valid = map->view.lanes;
+    args->images = view->images;
+    args->groups = view->groups;
+    args->rows = view->rows;
+    args->lanes = args->valid = view->lanes;
     args->hints = hints_of(map, exec);
 }
 

@@ -17,9 +17,9 @@ typedef struct bnorm_map {
 /* Channels of a part that the arrays that stand for an absent scale or shift have room for. */
 #define BNORM_DEFAULTS ((size_t)64)
 
-/* When tensors and parameters are in `args`: fills in what follows for the whole view. Images that
- * follow one another without a gap become one. */
-void bnorm_plan_map(bnorm_map *map, const bnorm_view *view, int backward, const bnorm_exec *exec);
+/* When the view is there, and tensors and parameters are in `args`: fills in what follows for the
+ * whole view. Images that follow one another without a gap become one. */
+void bnorm_plan_map(bnorm_map *map, int backward, const bnorm_exec *exec);
 
 /* What the kernels do about the caches (enum bnorm_hint) in a call on so many different tensors of
  * so many bytes altogether; in_place: an output is an input. limits are for BNORM_MEMORY_AUTO. */

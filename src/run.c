@@ -239,9 +239,10 @@ static void small_task(void *arg, size_t i) {
     const bnorm_pass *pass = arg;
     (void)i;
     if (pass->reduce) {
+        const size_t c = pass->view->c;
         for (size_t b = 0; b < pass->blocks->count; b++)
-            pass->reduce(pass->self, b, 0, pass->view->c);
-        pass->finish(pass->self, 0, pass->view->c);
+            pass->reduce(pass->self, b, 0, c);
+        pass->finish(pass->self, 0, c);
     }
     map_whole(pass);
 }
@@ -342,6 +343,10 @@ static void run_map(struct job *job, const bnorm_exec *exec) {
 
 void bnorm_run_pass(const bnorm_pass *pass, const bnorm_exec *exec) {
     const size_t elements = elements_of(pass->map_view);
+    if (bnorm_is_plain(exec) && elements * pass->tensors <= WAVE_ELEMENTS) {
+        small_task((void *)(uintptr_t)pass, 0);
+        return;
+    }
     const size_t work = (pass->reduce ? pass->reduce_work : 0) + (pass->map ? pass->map_work : 0);
     const int shared = bnorm_parts(exec, elements * work) > 1;
     struct job job;

@@ -11,6 +11,11 @@ static inline const bnorm_isa *bnorm_exec_isa(const bnorm_exec *exec) {
     return exec && exec->isa ? exec->isa : bnorm_isa_best();
 }
 
+/* Whether a call runs on this thread alone, in its mode. */
+static inline int bnorm_is_plain(const bnorm_exec *exec) {
+    return !exec || (!exec->parallel && exec->denormals == BNORM_DENORMALS_CALLER);
+}
+
 /* Kernels compute on padding along with the elements beside it, which is faster than to leave it
  * out. It may hold anything: exceptions are held meanwhile, those of the elements too. */
 #define BNORM_HELD(call, padded)                                                                   \

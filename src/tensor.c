@@ -7,6 +7,9 @@
  * representable. */
 #define MAX_ELEMENTS ((size_t)PTRDIFF_MAX / sizeof(float))
 
+/* The product of three smaller sizes is far below that. */
+#define FEW ((size_t)1 << 20)
+
 /* *product = a*b; false where that exceeds MAX_ELEMENTS. */
 static int multiply(size_t a, size_t b, size_t *product) {
     return !__builtin_mul_overflow(a, b, product) && *product <= MAX_ELEMENTS;
@@ -64,6 +67,8 @@ bnorm_status bnorm_check_shape(const bnorm_shape *shape) {
     const size_t b = block_of(shape);
     if (b > 1 && (is_nhwc(shape) || (b != 4 && b != 8 && b != 16 && b != 32)))
         return BNORM_UNSUPPORTED;
+    if (shape->c && sizeof(size_t) == 8 && (shape->n | shape->c | shape->hw) < FEW)
+        return BNORM_OK;
     if (shape->c == 0 || !multiply(blocks_of(shape), b, &c) || !multiply(shape->n, c, &elements) ||
         !multiply(elements, shape->hw, &elements) || !multiply(c, shape->hw, &elements))
         return BNORM_BAD_SHAPE;
@@ -142,18 +147,19 @@ static void place_strides(const bnorm_shape *shape, size_t run_stride, size_t im
     }
 }
 
-bnorm_status bnorm_check_tensor(const bnorm_shape *shape, bnorm_in in, unsigned broadcast,
-                                bnorm_tensor *tensor, size_t *extent) {
-    tensor->data = (void *)(uintptr_t)in.data;
+size_t bnorm_dense_tensor(const bnorm_shape *shape, bnorm_tensor *tensor) {
+    const size_t run = run_length(shape), image = runs_of(shape) * run;
+    tensor->data = NULL;
     tensor->type = shape->dtype;
-    tensor->quant = (bnorm_quant){1, 0};
     tensor->same_lanes = 0;
-    if (!broadcast && !in.run_stride && !in.image_stride) { /* dense: the sizes are checked */
-        const size_t run = run_length(shape), image = runs_of(shape) * run;
-        *extent = shape->n * image;
-        place_strides(shape, run, shape->n > 1 ? image : 0, tensor);
-        return BNORM_OK;
-    }
+    tensor->quant.scale = 1;
+    tensor->quant.zero_point = 0;
+    place_strides(shape, run, shape->n > 1 ? image : 0, tensor);
+    return shape->n * image;
+}
+
+bnorm_status bnorm_check_strides(const bnorm_shape *shape, bnorm_in in, unsigned broadcast,
+                                 bnorm_tensor *tensor, size_t *extent) {
     tensor->same_lanes = run_length(shape) > 1 &&
                          (broadcast & (is_nhwc(shape) ? BNORM_BROADCAST_C : BNORM_BROADCAST_HW));
     bnorm_shape narrow = *shape;
@@ -168,11 +174,15 @@ bnorm_status bnorm_check_tensor(const bnorm_shape *shape, bnorm_in in, unsigned 
     return status;
 }
 
-bnorm_bits bnorm_bits_of(const bnorm_shape *shape, unsigned char *mask) {
+void bnorm_set_bits(const bnorm_shape *shape, unsigned char *mask, bnorm_bits *bits) {
     bnorm_tensor dense;
+    bits->bits = mask;
+    bits->at = 0;
     if (!mask)
-        return (bnorm_bits){.bits = NULL};
+        return;
     const size_t run = run_length(shape);
     place_strides(shape, run, runs_of(shape) * run, &dense);
-    return (bnorm_bits){mask, 0, dense.image_stride, dense.group_stride, dense.row_stride};
+    bits->image_stride = dense.image_stride;
+    bits->group_stride = dense.group_stride;
+    bits->row_stride = dense.row_stride;
 }

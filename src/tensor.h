@@ -129,10 +129,6 @@ static inline size_t bnorm_offset_of(const bnorm_tensor *tensor, const bnorm_par
            part->row * tensor->row_stride + (tensor->same_lanes ? 0 : part->lane);
 }
 
-static inline bnorm_tensor bnorm_absent(void) {
-    return (bnorm_tensor){.data = NULL};
-}
-
 /* Moves a tensor to where a part begins. */
 static inline void bnorm_move_to(bnorm_tensor *tensor, const bnorm_part *part) {
     if (tensor->data)
@@ -147,14 +143,17 @@ bnorm_status bnorm_check_shape(const bnorm_shape *shape);
 /* The shape of an operation with statistics: not for quantized tensors. */
 bnorm_status bnorm_check_float_shape(const bnorm_shape *shape);
 
-/* Fills *tensor, with the type of the shape, and *extent, the elements from the first to one past
- * the last. The shape has been checked and is not empty. `broadcast` are the axes along which there
- * is one value only. */
-bnorm_status bnorm_check_tensor(const bnorm_shape *shape, bnorm_in in, unsigned broadcast,
-                                bnorm_tensor *tensor, size_t *extent);
+/* The dense tensor of a shape, without data: quantized by 1 and 0; returns its elements. The shape
+ * has been checked and is not empty. */
+size_t bnorm_dense_tensor(const bnorm_shape *shape, bnorm_tensor *tensor);
 
-/* The bits of a mask: those of the dense tensor. */
-bnorm_bits bnorm_bits_of(const bnorm_shape *shape, unsigned char *mask);
+/* Makes it one with other strides, or with one value only along the axes `broadcast`. Fills *extent,
+ * the elements from the first to one past the last. */
+bnorm_status bnorm_check_strides(const bnorm_shape *shape, bnorm_in in, unsigned broadcast,
+                                 bnorm_tensor *tensor, size_t *extent);
+
+/* The bits of a mask, or none: those of the dense tensor. */
+void bnorm_set_bits(const bnorm_shape *shape, unsigned char *mask, bnorm_bits *bits);
 
 /* Changes the view where the channels of a tensor of (N, C) data are not next to each other. */
 static inline void bnorm_fit_view(bnorm_view *view, const bnorm_tensor *tensor) {

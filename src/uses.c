@@ -13,41 +13,44 @@ void bnorm_uses_workspace(bnorm_uses *uses, const void *ws, size_t ws_size, size
     bnorm_writes(uses, ws, need, BNORM_KIND_NONE);
 }
 
-static inline void add_tensor(bnorm_uses *uses, bnorm_in in, unsigned broadcast, bnorm_use *use,
-                              bnorm_tensor *tensor) {
+/* Other strides than those of a dense tensor. */
+static __attribute__((noinline)) void set_strides(bnorm_uses *uses, bnorm_in in, unsigned broadcast,
+                                                  bnorm_use *use, bnorm_tensor *tensor) {
     size_t extent;
-    const bnorm_status status = bnorm_check_tensor(uses->shape, in, broadcast, tensor, &extent);
-    if (bnorm_failed(status) && !uses->status)
+    const bnorm_status status = bnorm_check_strides(uses->shape, in, broadcast, tensor, &extent);
+    if (status && !uses->status)
         uses->status = status;
     bnorm_fit_view(uses->view, tensor);
-    use->begin = (uintptr_t)in.data;
-    use->end = use->begin + extent * bnorm_size_of(tensor->type);
+    bnorm_set_use(use, in.data, extent * bnorm_size_of(tensor->type),
+                  broadcast ? BNORM_KIND_NONE : BNORM_KIND_TENSOR);
+}
+
+static inline void add_tensor(bnorm_uses *uses, bnorm_in in, unsigned broadcast, bnorm_dtype type,
+                              bnorm_use *use, bnorm_tensor *tensor) {
+    *tensor = uses->dense;
+    tensor->data = (void *)(uintptr_t)in.data;
+    tensor->type = type;
     use->tensor = tensor;
-    use->kind = broadcast ? BNORM_KIND_NONE : BNORM_KIND_TENSOR;
+    if (broadcast || in.run_stride || in.image_stride)
+        set_strides(uses, in, broadcast, use, tensor);
+    else
+        bnorm_set_use(use, in.data, uses->elements * bnorm_size_of(type), BNORM_KIND_TENSOR);
 }
 
 void bnorm_reads_broadcast(bnorm_uses *uses, bnorm_in in, unsigned broadcast,
                            bnorm_tensor *tensor) {
     if (in.data)
-        add_tensor(uses, in, broadcast, &uses->read[uses->reads++], tensor);
+        add_tensor(uses, in, broadcast, uses->shape->dtype, uses->end++, tensor);
     else
-        *tensor = bnorm_absent();
+        tensor->data = NULL;
 }
 
 void bnorm_writes_tensor(bnorm_uses *uses, bnorm_out out, bnorm_dtype type, bnorm_tensor *tensor) {
     const bnorm_in in = {out.data, out.run_stride, out.image_stride};
-    bnorm_use *const use = &uses->written[uses->writes];
-    if (!out.data) {
-        *tensor = bnorm_absent();
-        return;
-    }
-    uses->writes++;
-    add_tensor(uses, in, 0, use, tensor);
-    if (type != tensor->type) {
-        const size_t elements = (use->end - use->begin) / bnorm_size_of(tensor->type);
-        use->end = use->begin + elements * bnorm_size_of(type);
-        tensor->type = type;
-    }
+    if (out.data)
+        add_tensor(uses, in, 0, type, --uses->begin, tensor);
+    else
+        tensor->data = NULL;
 }
 
 void bnorm_writes_mask(bnorm_uses *uses, const unsigned char *mask) {
@@ -101,8 +104,10 @@ static int elements_meet(const bnorm_view *view, const bnorm_tensor *a, size_t d
     return 0;
 }
 
-/* Whether an output and another buffer whose ranges meet do so in a way that is not allowed. */
-static int clash(const bnorm_uses *uses, const bnorm_use *one, const bnorm_use *two, int is_input) {
+/* Whether an output and another buffer whose ranges meet do so in a way that is not allowed. Out of
+ * line, so that calls in which none meet save no registers for it. */
+static __attribute__((noinline)) int clash(const bnorm_uses *uses, const bnorm_use *one,
+                                           const bnorm_use *two, int is_input) {
     const bnorm_tensor *a = one->tensor, *b = two->tensor;
     if (one->kind == BNORM_KIND_NONE || one->kind != two->kind)
         return 1;
@@ -119,24 +124,16 @@ static int clash(const bnorm_uses *uses, const bnorm_use *one, const bnorm_use *
     return distance % size || elements_meet(uses->view, a, distance / size);
 }
 
-/* Whether an output meets one of the other buffers in a way that is not allowed. */
-static int clashes(const bnorm_uses *uses, const bnorm_use *output, const bnorm_use *other,
-                   const bnorm_use *end, int is_input) {
-    const uintptr_t begin = output->begin, output_end = output->end;
-    for (; other < end; other++)
-        if (other->begin < output_end && begin < other->end && clash(uses, output, other, is_input))
-            return 1;
-    return 0;
-}
-
 bnorm_status bnorm_check_uses(const bnorm_uses *uses) {
-    const bnorm_use *const writes_end = uses->written + uses->writes, *const reads_end =
-                                                                          uses->read + uses->reads;
+    const bnorm_use *const inputs = uses->all + BNORM_MOST_WRITES, *const end = uses->end;
     if (uses->status)
         return uses->status;
-    for (const bnorm_use *output = uses->written; output < writes_end; output++)
-        if (clashes(uses, output, output + 1, writes_end, 0) ||
-            clashes(uses, output, uses->read, reads_end, 1))
-            return BNORM_BAD_OVERLAP;
+    for (const bnorm_use *output = uses->begin; output < inputs; output++) {
+        const uintptr_t output_begin = output->begin, output_end = output->end;
+        for (const bnorm_use *other = output + 1; other < end; other++)
+            if (other->begin < output_end && output_begin < other->end &&
+                clash(uses, output, other, other >= inputs))
+                return BNORM_BAD_OVERLAP;
+    }
     return BNORM_OK;
 }

@@ -23,29 +23,39 @@ typedef struct bnorm_uses {
     const bnorm_shape *shape; /* of the tensors; NULL = only arrays */
     bnorm_view *view;         /* is changed so that it suits all tensors */
     bnorm_status status;      /* the first fault */
-    size_t writes, reads;
-    bnorm_use written[BNORM_MOST_WRITES], read[BNORM_MOST_READS];
+    size_t elements;          /* of a dense tensor, most tensors are like which */
+    bnorm_tensor dense;
+    bnorm_use *begin, *end; /* outputs, from the last one on, then inputs */
+    bnorm_use all[BNORM_MOST_WRITES + BNORM_MOST_READS];
 } bnorm_uses;
 
 static inline void bnorm_begin_uses(bnorm_uses *uses, const bnorm_shape *shape, bnorm_view *view) {
     uses->shape = shape;
     uses->view = view;
     uses->status = BNORM_OK;
-    uses->writes = uses->reads = 0;
+    uses->begin = uses->end = uses->all + BNORM_MOST_WRITES;
+    if (shape)
+        uses->elements = bnorm_dense_tensor(shape, &uses->dense);
+}
+
+/* Member by member, as compilers fill a whole struct aside and copy it. */
+static inline void bnorm_set_use(bnorm_use *use, const void *memory, size_t bytes,
+                                 enum bnorm_kind kind) {
+    use->begin = (uintptr_t)memory;
+    use->end = use->begin + bytes;
+    use->kind = kind;
 }
 
 /* Absent arrays, NULL, meet nothing. */
 static inline void bnorm_writes(bnorm_uses *uses, const void *array, size_t bytes,
                                 enum bnorm_kind kind) {
-    const uintptr_t begin = (uintptr_t)array;
     if (array && bytes)
-        uses->written[uses->writes++] = (bnorm_use){begin, begin + bytes, NULL, kind};
+        bnorm_set_use(--uses->begin, array, bytes, kind);
 }
 static inline void bnorm_reads(bnorm_uses *uses, const void *array, size_t bytes,
                                enum bnorm_kind kind) {
-    const uintptr_t begin = (uintptr_t)array;
     if (array && bytes)
-        uses->read[uses->reads++] = (bnorm_use){begin, begin + bytes, NULL, kind};
+        bnorm_set_use(uses->end++, array, bytes, kind);
 }
 static inline void bnorm_writes_floats(bnorm_uses *uses, const float *array, size_t count) {
     bnorm_writes(uses, array, count * sizeof *array, BNORM_KIND_NONE);
@@ -72,7 +82,7 @@ static inline void bnorm_reads_tensor(bnorm_uses *uses, bnorm_in in, bnorm_tenso
     if (in.data)
         bnorm_reads_broadcast(uses, in, 0, tensor);
     else
-        *tensor = bnorm_absent();
+        tensor->data = NULL;
 }
 
 /* The first fault; BNORM_BAD_OVERLAP where an output meets another buffer. An output tensor may be
