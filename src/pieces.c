@@ -14,7 +14,7 @@
 #include <string.h>
 
 /* Channels whose totals lie on the stack. */
-#define CHANNELS ((size_t)128)
+#define CHANNELS ((size_t)32)
 
 static size_t nodes_of(const bnorm_partial *piece) {
     return bnorm_subtrees(piece->first, piece->n, BNORM_TREE);

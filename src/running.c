@@ -9,7 +9,7 @@
 #include "fma.h"
 
 /* Channels whose statistics lie on the stack in double. */
-#define CHANNELS ((size_t)128)
+#define CHANNELS ((size_t)32)
 
 static bnorm_running running(float *mean, float *var, double rate, bnorm_variance variance) {
     return (bnorm_running){.mean = mean, .var = var, .rate = rate, .variance = variance};

@@ -62,25 +62,29 @@ void bnorm_weigh(bnorm_weighing *w, const bnorm_reduction *r, const bnorm_exec *
 _Static_assert(ROWS *LANES >= BNORM_BLOCK_SPAN, "a block of a plane is one tile");
 
 struct tile {
-    size_t n;                /* positions that have a weight */
-    size_t at[ROWS * LANES]; /* which these are */
-    float weight[ROWS * LANES];
-    double total; /* of the weights */
-    int equal;    /* not 0: all weights are weight[0] */
-    size_t lanes; /* channels */
+    const float *weights;      /* of all positions */
+    size_t n;                  /* positions that have a weight */
+    uint16_t at[ROWS * LANES]; /* which these are */
+    double total;              /* of the weights */
+    int equal;                 /* not 0: all of these have one weight */
+    size_t lanes;              /* channels */
     float x[ROWS * LANES];
 };
 
+static double weight_of(const struct tile *tile, size_t k) {
+    return (double)tile->weights[tile->at[k]];
+}
+
 static void pick_positions(struct tile *tile, const float *weights, size_t count) {
     float first = 0;
+    tile->weights = weights;
     tile->n = 0;
     tile->total = 0;
     tile->equal = 1;
     for (size_t i = 0; i < count; i++) {
         const float weight = weights[i];
         first = first > 0 ? first : weight;
-        tile->at[tile->n] = i;
-        tile->weight[tile->n] = weight;
+        tile->at[tile->n] = (uint16_t)i;
         tile->n += weight > 0;
         tile->total += (double)weight;
         tile->equal &= weight == first || !(weight > 0);
@@ -129,21 +133,21 @@ static void lane_moments(const struct tile *tile, size_t lane, double *mean, dou
     const double pivot = (double)x[0];
     double excess = 0, squares = 0;
     for (size_t k = 0; k < tile->n; k++)
-        excess = bnorm_fma((double)tile->weight[k], (double)x[k * tile->lanes] - pivot, excess);
+        excess = bnorm_fma(weight_of(tile, k), (double)x[k * tile->lanes] - pivot, excess);
     const double centre = pivot + excess / tile->total;
     for (size_t k = 0; k < tile->n; k++) {
         const double d = (double)x[k * tile->lanes] - centre;
-        squares = bnorm_fma((double)tile->weight[k] * d, d, squares);
+        squares = bnorm_fma(weight_of(tile, k) * d, d, squares);
     }
     *mean = centre;
     *m2 = squares;
 }
 
 /* Sums and M2 of n values of equal weight, as means and weighted M2. */
-static void weight_moments(double *mean, double *m2, size_t channels, size_t n, float weight) {
+static void weight_moments(double *mean, double *m2, size_t channels, size_t n, double weight) {
     for (size_t i = 0; i < channels; i++) {
         mean[i] /= (double)n;
-        m2[i] *= (double)weight;
+        m2[i] *= weight;
     }
 }
 
@@ -163,7 +167,7 @@ static void tile_moments(const struct source *s, const struct tile *tile, double
         const bnorm_block_args args = {tile->x, BNORM_F32, tile->n, lanes, lanes, valid};
         s->r->isa->moments_rows(&args, 1, mean, m2); /* whatever channels come together */
     }
-    weight_moments(mean, m2, valid, tile->n, tile->weight[0]);
+    weight_moments(mean, m2, valid, tile->n, weight_of(tile, 0));
 }
 
 /* Chan, Golub, LeVeque (1979): `before` and `weight` are how much weight either side has. */
@@ -184,7 +188,7 @@ void bnorm_weighted_moments_of(const bnorm_reduction *r, const bnorm_weighing *w
         return;
     if (equal_weights(weights, block.len) == block.len) {
         bnorm_reduce_moments(r, x, b, channel, channels);
-        weight_moments(mean, m2, channels, block.len, weights[0]);
+        weight_moments(mean, m2, channels, block.len, (double)weights[0]);
         return;
     }
     const size_t most = view->planes ? BNORM_BLOCK_SPAN : ROWS;
@@ -258,7 +262,7 @@ void bnorm_weighted_coefficients(const bnorm_reduction *r, const bnorm_weighing 
 }
 
 /* Coefficients that are weighted at once. */
-#define AT_ONCE ((size_t)128)
+#define AT_ONCE ((size_t)96)
 /* Positions of equal weight that are worth a call of their own. */
 #define LEAST_RUN ((size_t)16)
 
