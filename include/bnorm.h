@@ -2,7 +2,7 @@
  *
  * bnorm: batch normalization on CPUs, the same bits on any instruction set and number of threads.
  *
- * Conventions that hold for every function ("Conventions in full", near the end, has the details)
+ * Conventions that hold for every function (docs/embedding.md, "Conventions", has the details)
  *
  *   Tensors      N samples ("images"), C channels and HW positions: H*W, D*H*W, L, or 1 for (N, C)
  *                data. One bnorm_shape describes all tensors of a call, two strides each buffer.
@@ -135,7 +135,8 @@ typedef struct bnorm_shape {
  *   blocked  data[n*image_stride + c/b*run_stride + p*b + c%b]
  * run_stride 0 = dense (C, HW or HW*b); image_stride 0 = run_stride times the number of runs per
  * image (HW, C or C/b rounded up). With strides a channel slice of a wider buffer is read, or
- * written, where it lies; elements between runs are neither. Rules: "Conventions in full". */
+ * written, where it lies; elements between runs are neither. No two elements may share an address:
+ * image_stride spans a whole image, or, as in (C, N, HW) order, run_stride a run of every image. */
 typedef struct bnorm_in {
     const void *data;
     size_t run_stride;
@@ -166,7 +167,8 @@ typedef enum BNORM_INT bnorm_act_kind {
 } bnorm_act_kind;
 
 /* Kinds that do not name a or b ignore them; BNORM_BAD_ACTIVATION where one is not as said above.
- * All keep NaN. Their derivatives are those of "Conventions in full". */
+ * All keep NaN. Derivatives: RELU's is 1 where v > 0, CLAMP's where a < v < b, both strictly, else
+ * 0; LEAKY_RELU's 1 where v > 0, else a; the others' the mathematical ones (docs/embedding.md). */
 typedef struct bnorm_act {
     bnorm_act_kind kind;
     float a, b;
@@ -304,10 +306,9 @@ BNORM_API const char *bnorm_isa_name(const bnorm_isa *isa);
 typedef void (*bnorm_parallel)(void *pool, void (*task)(void *arg, size_t i), void *arg,
                                size_t count);
 
-/* Arithmetic on denormals (below 1.2e-38) takes x86 CPUs many times as long as on other numbers.
- * FLUSH takes them for zero, on every thread that works on the call, and restores each thread's
- * mode. It is for data that is full of denormals and does not need them. Values that are only
- * passed on, as dy to dresidual, may stay denormal. */
+/* Denormals (below 1.2e-38) take x86 CPUs many times as long as other numbers. FLUSH takes them for
+ * zero, on every thread that works on the call, and restores each thread's mode; values that are
+ * only passed on, as dy to dresidual, may stay denormal. */
 typedef enum BNORM_INT bnorm_denormals {
     BNORM_DENORMALS_CALLER = 0, /* whatever mode the thread is in */
     BNORM_DENORMALS_FLUSH
@@ -315,18 +316,12 @@ typedef enum BNORM_INT bnorm_denormals {
 
 /* How elementwise passes (all of bnorm_apply; the second pass of training and backward) treat the
  * caches. AUTO is meant to be right; the others are for engines that know more than one call shows
- * (docs/limits.md, "What an engine should know"): measure STREAM, which is up to 4 times slower
- * where a cache would have kept the output. Without effect on Arm, whose cores find streams by
- * themselves. */
+ * (docs/embedding.md, "Caches"). Without effect on Arm, whose cores find streams by themselves. */
 typedef enum BNORM_INT bnorm_memory {
-    BNORM_MEMORY_AUTO = 0, /* by the size of the call's tensors altogether, with limits that come
-                              from the caches of this CPU: CACHED, then PREFETCH, then, not in place
-                              and not on all CPUs, STREAM (docs/performance.md) */
+    BNORM_MEMORY_AUTO = 0, /* one of these, by the tensors' sizes and this CPU's caches */
     BNORM_MEMORY_CACHED,   /* plain loads and stores: tensors are in a cache near their core */
     BNORM_MEMORY_PREFETCH, /* asks for lines some KiB ahead: tensors are in L3 or in memory */
-    BNORM_MEMORY_STREAM    /* as PREFETCH, and, where no output is an input, outputs bypass the
-                              caches, in whole lines that are not read first: for outputs far
-                              larger than all caches or not soon used */
+    BNORM_MEMORY_STREAM    /* as PREFETCH, and outputs that are no inputs bypass the caches */
 } bnorm_memory;
 
 /* How to run a call; a NULL bnorm_exec pointer, like NULL members, means: on this thread, with the
@@ -407,9 +402,8 @@ typedef struct bnorm_running {
 } bnorm_running;
 
 /* What each framework means by "momentum", as a bnorm_running: the value whose weight it is, and
- * the variance that is averaged; docs/frameworks.md has their versions, docs/numerics.md their
- * defaults. No checks are made here: bnorm_forward_train refuses a rate that is not finite. step
- * counts from 1, 0 is taken as 1.
+ * the variance that is averaged (docs/frameworks.md). No checks are made here. step counts from 1,
+ * 0 is taken as 1.
  *   keras, onnx   old value; population variance
  *   tensorflow    old value; sample variance, as tf-keras where it fuses, else keras
  *   pytorch       new value; sample variance. _cumulative: plain average over all steps
@@ -454,8 +448,7 @@ typedef struct bnorm_train {
  *
  * The mean has about 48 bits, save_mean + save_mean_lo, and y is normalised with all of them. Save
  * both where bnorm_backward is to recompute the argument of a fused activation from x: with
- * save_mean alone it is off by up to |mean|/deviation*2^-24, and g is that of the other branch
- * where the argument is nearer to 0 than that. (A mask, or y, tells backward exactly.) */
+ * save_mean alone that is off by up to |mean|/deviation*2^-24. */
 BNORM_API bnorm_status bnorm_forward_train(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
                                            const bnorm_train *train, void *ws, size_t ws_size,
                                            const bnorm_exec *exec);
@@ -500,19 +493,16 @@ typedef struct bnorm_grad {
  *   dx        = gamma*invstd*g                               frozen
  * Results are overwritten, never added to. x (forward's input), dy and the workspace are always
  * required. dx.data NULL = not wanted. dx may be dy, x, residual or y, and so may dresidual, but
- * the two must not be the same tensor. Groups of up to 128 values are summed in float: dbeta and
- * dgamma are good to some ulp of themselves or of the root of the sum of their terms' squares,
- * whichever is more.
+ * the two must not be the same tensor. docs/numerics.md has the errors of dbeta and dgamma.
  *
  * save_var and eps are for frameworks that keep a variance: give them instead of save_invstd, which
  * is used where both are given. BNORM_NULL_POINTER where neither is; BNORM_BAD_EPSILON and
  * BNORM_BAD_VARIANCE as in bnorm_fold, whose scale is a frozen save_invstd where gamma is NULL.
  *
- * dy_broadcast is for gradients that were expanded, as that of a sum or of global average pooling:
- * dy is read as a tensor whose axes named there have size 1, for its strides too (0 = dense), and
- * gives the results of the tensor that is written out. It is BNORM_UNSUPPORTED for blocks of
- * channels, and with weights unless frozen; other bits are BNORM_BAD_ENUM. dx and dresidual must
- * not overlap such a dy.
+ * dy_broadcast: dy is read as a tensor whose axes named there have size 1, for its strides too, and
+ * gives the results of the tensor that is written out. BNORM_UNSUPPORTED for blocks of channels,
+ * and with weights unless frozen; other bits are BNORM_BAD_ENUM. dx and dresidual must not overlap
+ * it.
  *
  * act IDENTITY ignores residual, y and mask. Otherwise the activation's argument v, or what of it
  * matters, is recovered from at most one of them (from more: BNORM_BAD_PARAMETER):
@@ -548,8 +538,8 @@ BNORM_API bnorm_status bnorm_running_update(size_t c, const float *mean, const f
  *   mean = sum(w*x)/D
  *   var  = sum(w*(x - mean)^2)/D
  *   dx   = gamma*invstd*(g - w*(dbeta + xh*dgamma - mean*epsilon/D*invstd*dgamma)/D)
- * dx at a position of weight w: docs/numerics.md says where its last term comes from. Keras 3 with
- * a mask: epsilon = 1e-7; tf.nn.weighted_moments: 0. Weights must be finite and not negative (else
+ * (docs/numerics.md derives the last term of dx, that of a position of weight w). Keras 3 with a
+ * mask: epsilon = 1e-7; tf.nn.weighted_moments: 0. Weights must be finite and not negative (else
  * BNORM_BAD_WEIGHTS), epsilon >= 0 and finite (else BNORM_BAD_EPSILON). x where the weight is 0 is
  * not looked at for the statistics, but normalised like the rest, as in Keras. Where D is 0
  * statistics are NaN, as 0/0 gives, and running statistics stay as they are. BNORM_VARIANCE_SAMPLE
@@ -586,8 +576,8 @@ typedef enum BNORM_INT bnorm_ghost_running {
     BNORM_GHOST_SUCCESSIVE   /* one update per group, in order: a loop over chunks in PyTorch */
 } bnorm_ghost_running;
 
-/* Ghost (virtual) batches: the batch is cut into G groups of N/G samples, each of which is
- * normalised with its own statistics. G must divide N and not be 0 (else BNORM_BAD_SHAPE). */
+/* Ghost (virtual) batches: G groups of N/G samples, each normalised with its own statistics. G must
+ * divide N and not be 0 (else BNORM_BAD_SHAPE). */
 typedef struct bnorm_ghost {
     size_t groups;
     bnorm_ghost_order order;
@@ -609,16 +599,14 @@ BNORM_API bnorm_status bnorm_backward_ghost(const bnorm_shape *shape, bnorm_in x
 
 /* ---- Batches in pieces ----------------------------------------------------------------------- */
 
-/* What the batch's images [first, first + n) contribute to its statistics, or to the sums of
- * backward, for a batch that lies in pieces: over several calls, because it is larger than memory;
- * in threads of another runtime; in processes. The images of the whole batch are numbered from 0.
- *
- * Per channel, two numbers in double: the sum of the values and M2, the sum of squared deviations
- * from their mean; or sum(g) and sum(g*(x - save_mean)). Those of images are merged (Chan, Golub,
- * LeVeque 1979) along one tree over the images' numbers (docs/numerics.md, "What is computed"). So
- * the bits are those of one call over the whole batch, wherever between images it is cut and in
- * whatever order neighbours are merged. A piece keeps the whole subtrees it consists of ("nodes"),
- * at most two per binary digit of n.
+/* What the batch's images [first, first + n), numbered from 0 in the whole batch, contribute to its
+ * statistics, or to the sums of backward: for a batch that lies in several calls, in threads of
+ * another runtime or in processes. The bits are those of one call over the whole batch, wherever
+ * between images it is cut and in whatever order neighbours are merged (docs/numerics.md, "What is
+ * computed", has the tree that makes it so). A piece keeps the whole subtrees it consists of
+ * ("nodes"), at most two per binary digit of n. Each has two doubles per channel: the sum of the
+ * values and M2, the sum of squared deviations from their mean; or sum(g) and sum(g*(x -
+ * save_mean)).
  *
  * A plain struct: to send a piece elsewhere, send these numbers and bnorm_partial_used() bytes of
  * `nodes`. An empty piece (n = 0) may be used everywhere; hw and nodes are then not looked at. */
@@ -711,12 +699,11 @@ typedef struct bnorm_job {
 } bnorm_job;
 
 /* Runs count independent jobs, with the same results as one call each. Each runs on one thread, and
- * exec->parallel is called once for all of them, if they are worth sharing: for the many small
- * tensors of a network. (A job of megabytes is better a call of its own: nothing here splits it.)
- * All jobs are checked before the first one runs: on any status but BNORM_OK none has, and *failed
- * (NULL = not wanted) is the index of the first bad one, if it is a job that is bad. No output of a
- * job may overlap any buffer of another job, workspaces included; that is not checked. Jobs with an
- * empty batch are done as their functions say. jobs may be NULL where count is 0. */
+ * exec->parallel is called once for all of them, if they are worth sharing. All jobs are checked
+ * before the first one runs: on any status but BNORM_OK none has, and *failed (NULL = not wanted)
+ * is the index of the first bad one, if it is a job that is bad. No output of a job may overlap any
+ * buffer of another job, workspaces included; that is not checked. Jobs with an empty batch are
+ * done as their functions say. jobs may be NULL where count is 0. */
 BNORM_API bnorm_status bnorm_run_jobs(const bnorm_job *jobs, size_t count, size_t *failed,
                                       const bnorm_exec *exec);
 
@@ -748,18 +735,14 @@ typedef struct bnorm_ndarray {
 /* Finds one shape for `count` tensors (at least 1), and the two strides of each. The first should
  * be x. Others with neither data nor strides are absent: their `in` and `out` stay NULL. Strides
  * along axes of size 1, and those of tensors without elements, are never looked at. Elements that
- * share an address are left to the calls to find.
+ * share an address are left to the calls to find. c_block is 0.
  *
  * n is the first axis that is not the channels' (the samples), and hw the product of the others,
- * wherever all strides allow it. Else further axes count as images, as few as will do, in all
- * tensors alike: (N, H, W, C) images cut out of wider ones become n = N*H images of W positions.
- * Statistics and y do not depend on that, but for rounding. n*HW + p numbers the positions with the
- * last axis fastest, so that arrays of weights fit, and a mask wherever the shapes are equal.
- * any_order gives that up for tensors that fit in no other way, as with H and W transposed or in
- * Fortran's order: axes are then in the order of the first tensor's memory. Leave it 0 for weights,
- * masks and ghost batches. The layout is that of memory; where it is both, with hw = 1 it is
- * BNORM_NHWC if channels are contiguous, with c = 1 and hw > 1 BNORM_NCHW if positions are. c_block
- * is 0.
+ * wherever all strides allow it; else further axes count as images, as few as will do, in all
+ * tensors alike. n*HW + p numbers the positions with the last axis fastest, as weights and masks
+ * want it, but where any_order lets axes be in the order of the first tensor's memory, for tensors
+ * that fit in no other way: leave it 0 for weights, masks and ghost batches. docs/embedding.md,
+ * "Tensors of other libraries", has more.
  *
  * On errors only *bad_array and *bad_axis (NULL = not wanted) are written, 0 where neither is to
  * blame:
@@ -767,60 +750,9 @@ typedef struct bnorm_ndarray {
  *                        channels, or makes the tensors too large
  *   BNORM_BAD_PARAMETER  channel_axis is not an axis
  *   BNORM_BAD_STRIDE     arrays[*bad_array] cannot be expressed, because of strides[*bad_axis]:
- *                        negative; no multiple of itemsize; 0 without may_broadcast; not 1 where
- *                        runs of this or of an earlier tensor have to be contiguous; or not the
- *                        product of the next axis' size and stride. Where the axes can be seen in
- *                        several ways, it is said of the one that suits the most tensors. Copy this
- *                        tensor. */
+ *                        copy this tensor */
 BNORM_API bnorm_status bnorm_describe(const bnorm_axes *axes, bnorm_ndarray *arrays, size_t count,
                                       bnorm_shape *shape, size_t *bad_array, size_t *bad_axis);
-
-/* ---- Conventions in full --------------------------------------------------------------------- */
-
-/* Strides. No two elements may share an address: either image_stride spans a whole image, or images
- * lie inside runs and run_stride spans one run of every image, as in (C, N, HW) order: NCHW with
- * run_stride = N*HW and image_stride = HW. Otherwise BNORM_BAD_STRIDE, also where a tensor spans
- * more than PTRDIFF_MAX bytes. Strides along an axis of size 1 are not checked or compared.
- *
- * Blocks of channels. Tensors with c_block = b have the order (N, C/b, H, W, b): nChw8c and nChw16c
- * of oneDNN, elempack of ncnn, NC4HW4 of MNN. Where b does not divide C, the last block is padded:
- * padding is written as zero (zero_point in S8 and U8) and never influences a result. Other values
- * of c_block, and NHWC with one, are BNORM_UNSUPPORTED.
- *
- * Aliasing. Tensors of a call are the same where address and strides are. Channel slices of one
- * wider buffer share no element. Where the address ranges of an output tensor and another tensor
- * (first to last element, gaps included) intersect, their strides must be equal. Output arrays and
- * the workspace must not overlap any other buffer, nor lie in the gaps of a tensor, unless said
- * otherwise.
- *
- * Threads. Calls at the same time may share inputs. bnorm never creates a thread, allocates,
- * prints, aborts or keeps state between calls, but for what CPU this is and the choice of
- * bnorm_isa_best(), both found out once.
- *
- * Empty batch. No tensor is touched, and statistics and running statistics stay as they are. Only
- * dgamma and dbeta are set to 0, and running statistics that go elsewhere are copied there.
- * Tensors, workspace and saved statistics may be NULL.
- *
- * NaN. A NaN or infinity in x makes the statistics of its channel NaN, and with them the channel's
- * y and, unless statistics are frozen, dx. Every NaN that bnorm writes has all bits set (0xffffffff
- * or 0xffff, a quiet NaN).
- *
- * FP mode. Computed in the caller's floating-point mode, but for BNORM_DENORMALS_FLUSH; the promise
- * of equal bits is for the default mode (round to nearest, no flush to zero; on Arm also FPCR.DN =
- * 0). No function raises INVALID, DIVBYZERO or OVERFLOW, or sets errno, unless the mathematics of a
- * real element does, one of a tensor or of a channel's parameters: a NaN or an infinity among them,
- * a division by 0 in a formula above, a squared deviation, a gradient times a deviation or the sum
- * of up to 128 values beyond a float's range, a result too large for its type. INEXACT, UNDERFLOW
- * and DENORMAL may always be raised. Exceptions may be unmasked; those of a block of channels that
- * has padding are not seen.
- *
- * Activations. The derivative of RELU is 1 where v > 0 strictly, of CLAMP where a < v < b strictly,
- * else 0; of LEAKY_RELU 1 where v > 0, else a; of HARD_SWISH 0 for v <= -3, 1 for v >= 3 and
- * (2v + 3)/6 between; of the others the mathematical one, ELU's is a*exp(v) for v <= 0. Where RELU,
- * CLAMP and HARD_SWISH have derivative 0, the gradient is 0 whatever dy is. SIGMOID and those after
- * it use SLEEF: their bits are the same on every kernel set for one version of SLEEF. They are
- * BNORM_UNSUPPORTED in a build without it, and by the scalar set on an x86 CPU without FMA.
- * docs/numerics.md has their errors, 1 to 4 ulp. */
 
 /* ---- Messages and version -------------------------------------------------------------------- */
 
