@@ -29,7 +29,7 @@ enum bnorm_pre {
     BNORM_PRE_MASK      /* v = 1 where the bit is set, else 0 */
 };
 
-/* What the elementwise kernels do about the caches; changes nothing but the time. NEON's ignore it.
+/* What kernels do about the caches; changes nothing but the time. NEON's ignore it.
  * */
 enum bnorm_hint {
     BNORM_FETCH_IN = 1,  /* ask for lines of the inputs ahead of their use */
@@ -93,7 +93,8 @@ typedef struct bnorm_block_args {
     const void *x;
     bnorm_dtype type;
     size_t runs, len, stride;
-    size_t valid; /* rows only: results are wanted of the first `valid` elements of a row */
+    size_t valid;   /* rows only: results are wanted of the first `valid` elements of a row */
+    unsigned hints; /* of enum bnorm_hint BNORM_FETCH_IN */
 } bnorm_block_args;
 
 /* Partial results of every block of images [first, first + n): two tables, in which block b of

@@ -48,6 +48,7 @@ void bnorm_lay_out_forward(bnorm_forward *f, const bnorm_view *view, size_t firs
     args->scale = f->derived.scale = tables.coefficients[1];
     args->shift = f->derived.shift = tables.coefficients[2];
     bnorm_plan_map(&f->map, 0, exec);
+    f->sums.hints = args->hints;
 }
 
 void bnorm_uses_train(bnorm_uses *uses, const bnorm_train *train, size_t c, size_t saved) {

@@ -15,15 +15,24 @@ void bnorm_reduce_moments(const bnorm_reduction *r, const bnorm_tensor *x, size_
     double *sum = bnorm_entry(r, 0, b, channel), *m2 = bnorm_entry(r, 1, b, channel);
     const char *data = (const char *)x->data + bnorm_offset_of(x, &part) * bnorm_size_of(x->type);
     if (view->planes) {
-        const bnorm_block_args args = {data,       x->type,         part.groups,
-                                       part.lanes, x->group_stride, part.lanes};
+        const bnorm_block_args args = {.x = data,
+                                       .type = x->type,
+                                       .runs = part.groups,
+                                       .len = part.lanes,
+                                       .stride = x->group_stride,
+                                       .valid = part.lanes,
+                                       .hints = r->hints};
         r->isa->moments_span(&args, sum, m2);
         return;
     }
     for (size_t i = 0; i < channels; i += part.lanes) {
-        const bnorm_block_args args = {data,          x->type,
-                                       part.rows,     part.lanes,
-                                       x->row_stride, bnorm_min(part.lanes, channels - i)};
+        const bnorm_block_args args = {.x = data,
+                                       .type = x->type,
+                                       .runs = part.rows,
+                                       .len = part.lanes,
+                                       .stride = x->row_stride,
+                                       .valid = bnorm_min(part.lanes, channels - i),
+                                       .hints = r->hints};
         if (view->leaves)
             r->isa->moments_tree(&args, sum + i, m2 + i);
         else

@@ -11,6 +11,7 @@ typedef struct bnorm_reduction {
     bnorm_view view;
     bnorm_blocks blocks;
     bnorm_partials partials; /* an entry per block and channel */
+    unsigned hints;          /* those of the map, for statistics */
 } bnorm_reduction;
 
 /* For images [first, first + n) of a batch. */

@@ -161,10 +161,10 @@ static void tile_moments(const struct source *s, const struct tile *tile, double
         return;
     }
     if (s->r->view.planes) {
-        const bnorm_block_args args = {tile->x, BNORM_F32, 1, tile->n, tile->n, 1};
+        const bnorm_block_args args = {tile->x, BNORM_F32, 1, tile->n, tile->n, 1, 0};
         s->r->isa->moments_span(&args, mean, m2);
     } else {
-        const bnorm_block_args args = {tile->x, BNORM_F32, tile->n, lanes, lanes, valid};
+        const bnorm_block_args args = {tile->x, BNORM_F32, tile->n, lanes, lanes, valid, 0};
         s->r->isa->moments_rows(&args, 1, mean, m2); /* whatever channels come together */
     }
     weight_moments(mean, m2, valid, tile->n, weight_of(tile, 0));
