@@ -63,7 +63,7 @@ typedef struct bnorm_bits {
 /* What an elementwise kernel and the sums of backward take.
  *   apply_*  out = act(fma(x - center, scale, shift) + argument)
  * and with g = dy*act'(v):
- *   sums_*   sum(g) and sum(g*(x - center)) in double
+ *   sums_*   sum(g) and sum(g*(x - center)) in double; invstd says how large x - center is
  *   dx_*     dresidual = g
  *            out = fma((x - center)*invstd, slope, fma(g, scale, offset))
  *            out = g*scale where slope is NULL (frozen statistics)

@@ -211,7 +211,7 @@ void bnorm_lay_out_backward(bnorm_backward_plan *b, const bnorm_view *view, size
     args->scale = b->prepared.scale;
     args->shift = b->prepared.shift;
     args->slope = b->derived.slope;
-    args->invstd = args->slope ? b->derived.invstd : NULL;
+    args->invstd = b->derived.invstd;
     args->offset = args->slope ? b->derived.offset : NULL;
     bnorm_plan_map(&b->map, view, 1, exec);
 }

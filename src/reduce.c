@@ -82,6 +82,7 @@ static void take_slice(const bnorm_view *view, const bnorm_map_args *whole, cons
     args->center += channel;
     args->scale += channel;
     args->shift += channel;
+    args->invstd += channel;
 }
 
 void bnorm_reduce_sums(const bnorm_reduction *r, const bnorm_map_args *whole, size_t b,

@@ -48,7 +48,8 @@
  *   jumps, callers see to dy = 0, or know v to the bit. e_v is the affine map's bound with s and b
  *   rounded. Sums of g are those of floats above, then rounded once:
  *   |dbeta' - dbeta| <= sum(e_g) + (s*u + (1028 + 4*merges)*w)*sum|g| + u|dbeta|. dgamma has
- *   invstd*|x - hi| as weights: u for the difference, (s + 1)*u for the products.
+ *   invstd*|x - p| as weights: u for the difference, (s + 1)*u for the products. p is hi, rounded
+ *   to a unit of at most 2^-16/invstd, or off by an ulp where that is more.
  *   dx = fma((x - hi)*invstd, slope, fma(g, s, offset)), slope = -s*dgamma/n, and
  *   offset = -s*dbeta/n - lo*invstd*slope, both from the unrounded sums, rounded once: the error is
  *   |s|e_g + u|s g| + u|s g + offset| + (error and u of offset) + |x - hi|*invstd*(error and 3u of
@@ -431,6 +432,7 @@ void oracle_backward(const bnorm_shape *shape, const double *x, const double *dy
                                     .beta = param(grad->beta, c, 0)};
 
         struct sum sum_g = {0, 0}, sum_gx = {0, 0};
+        const double off = fmax(0x1p-17 / invstd, 2 * U * fabs(hi)); /* the pivot, from hi */
         double abs_g = 0, abs_gx = 0, error_g = 0, error_gx = 0;
         for (size_t q = 0; q < count; q++) {
             const size_t i = at(shape, c, q);
@@ -442,7 +444,7 @@ void oracle_backward(const bnorm_shape *shape, const double *x, const double *dy
             sum_add(&sum_g, g);
             sum_add(&sum_gx, g * (x[i] - mean));
             abs_g += fabs(g);
-            abs_gx += fabs(g) * (fabs(x[i] - hi) + fabs(lo));
+            abs_gx += fabs(g) * (fabs(x[i] - hi) + fabs(lo) + off);
             error_g += g_bound;
             error_gx += g_bound * fabs(x[i] - mean);
         }

@@ -1131,7 +1131,7 @@ struct grad {
     bnorm_dtype type;
     size_t images, channels;
     struct area x_area, dy_area, extra_area;
-    struct operand *x, *dy, *extra, *center, *scale, *shift;
+    struct operand *x, *dy, *extra, *center, *scale, *shift, *invstd;
     struct mask mask;
 };
 
@@ -1178,6 +1178,7 @@ static struct grad new_grad(struct trial *r, int rows, size_t images, size_t run
     g.center = parameters(r, "center", g.channels, 0);
     g.scale = parameters(r, "scale", g.channels, 1);
     g.shift = parameters(r, "shift", g.channels, -0.0f);
+    g.invstd = parameters(r, "invstd", g.channels, 1);
     return g;
 }
 
@@ -1189,6 +1190,7 @@ static bnorm_map_args grad_args(const struct grad *g, enum version v) {
     args.center = at(g->center, v);
     args.scale = at(g->scale, v);
     args.shift = at(g->shift, v);
+    args.invstd = at(g->invstd, v);
     args.mask = bits_of(&g->mask, v, g->x_area.runs / g->images);
     return args;
 }
@@ -1270,7 +1272,6 @@ static void trial_dx(struct trial *r, int rows, size_t c, size_t round) {
         wanted == 1 ? none : some_output(r, "dresidual", &g, 0, dx.operand);
     const int frozen = one_in(r, 3);
     struct operand *slope = frozen ? NULL : parameters(r, "slope", channels, -1);
-    struct operand *invstd = frozen ? NULL : parameters(r, "invstd", channels, 0);
     struct operand *offset = frozen ? NULL : parameters(r, "offset", channels, 0);
     char context[sizeof r->t->context];
     snprintf(context, sizeof context, "%s", r->t->context);
@@ -1279,7 +1280,6 @@ static void trial_dx(struct trial *r, int rows, size_t c, size_t round) {
                  dresidual.operand ? dresidual.operand->name : "absent", dresidual.area.stride);
     for (enum version v = SCALAR; v < VERSIONS; v++) {
         bnorm_map_args args = grad_args(&g, v);
-        args.invstd = at(invstd, v);
         args.slope = at(slope, v);
         args.offset = at(offset, v);
         args.out = operand_tensor(dx.operand, v, g.type, &dx.area, g.images);

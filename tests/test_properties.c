@@ -479,6 +479,15 @@ static void fill_spread(struct rng *r, float *x, size_t n, enum spread spread) {
         qsort(x, n, sizeof *x, ascending);
 }
 
+/* As random_dy; or of one sign, or all the same, which the mean of x is to take out again. Not where
+ * x is much alike over whole groups, so that their products are of one sign, too, nor where a few
+ * values have all the weight in dgamma, and the error of the mean counts beside it. */
+static float *dy_for(struct test *t, const bnorm_shape *s, enum spread spread) {
+    static const double least[] = {-1, 0, 1};
+    const int any = spread <= MEAN_1E5 || spread == MIXED_CLUSTERS;
+    return uniform_floats(t, 1, shape_count(s), any ? least[rng_below(&t->rng, 3)] : -1, 1);
+}
+
 static double ulp_of(double v) {
     const float near = fabsf((float)v);
     return (double)(nextafterf(near, INFINITY) - near);
@@ -490,7 +499,7 @@ static void goals(struct test *t) {
         const enum spread spread = (enum spread)rng_below(&t->rng, SPREADS);
         const size_t n = per_channel(&s), count = shape_count(&s);
         float *const x = test_floats(t, count), *const values = test_floats(t, n);
-        const float *const dy = random_dy(t, &s);
+        const float *const dy = dy_for(t, &s, spread);
         for (size_t c = 0; c < s.c; c++) {
             fill_spread(&t->rng, values, n, spread);
             for (size_t q = 0; q < n; q++)
@@ -515,11 +524,11 @@ static void goals(struct test *t) {
             check_near(t, "mean", c, k->out.mean[c], r.mean[c],
                        fmax(ulp_of(r.mean[c]), unit / 2 * deviation));
             check_near(t, "var", c, k->out.var[c], r.var[c], 4 * ulp_of(r.var[c]));
-            /* The goal is a third of this; one channel in 100 is beyond. */
+            /* The goal is a fraction of this; one channel in 100 is beyond. */
             check_near(t, "dbeta", c, k->out.dbeta[c], sum_g,
                        3 * fmax(ulp_of(sum_g), unit * sqrt(squares_g)));
             check_near(t, "dgamma", c, k->out.dgamma[c], sum_gx,
-                       3 * fmax(ulp_of(sum_gx), unit * sqrt(squares_gx)));
+                       (spread == ONE_OUTLIER ? 3 : 2.5) * fmax(ulp_of(sum_gx), unit * sqrt(squares_gx)));
         }
         test_release(t);
     }

@@ -411,6 +411,7 @@ static bnorm_map_args grad_args(const struct size *s, const struct variant *v) {
     args.dy = tensor_of(v->type == BNORM_BF16 ? (const void *)dy_bf16 : dy, s, v->type);
     args.argument = tensor_of(v->has_residual ? residual : NULL, s, v->type);
     args.pre = v->pre;
+    args.invstd = invstd;
     return args;
 }
 
@@ -463,7 +464,6 @@ static void count_dx(int rows, void (*kernel)(const bnorm_map_args *), const cha
             args.dresidual =
                 tensor_of(variants[v].has_residual ? dresidual : NULL, &sizes[i], variants[v].type);
             if (!variants[v].frozen) {
-                args.invstd = invstd;
                 args.slope = slope;
                 args.offset = offset;
             }

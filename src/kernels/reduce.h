@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * The reductions of a block: of the statistics, sum(d) and sum(d*d) with d = x - pivot; of backward,
- * sum(g) and sum(g*d) with d = x - center. src/scalar/scalar.c says what, docs/numerics.md why.
+ * sum(g) and sum(g*d) with d = x - center, by way of a pivot near it. src/scalar/scalar.c says what, docs/numerics.md why.
  *
  * Rows of lanes are added up in groups of 16 rows, in float, four rows at a time; groups in double.
  * A lane is a chain of a channel (several where few channels share a row), or every 32nd element of
@@ -28,7 +28,8 @@ struct sum_rows {
     int spread; /* parameters: one for all lanes, or one per lane */
     const char *x, *dy, *argument;
     size_t x_step, dy_step, argument_step, bit, bit_step;
-    const float *center, *scale, *shift;
+    const float *pivot;                  /* d = x - pivot */
+    const float *center, *scale, *shift; /* of the argument of the activation, where x gives it */
 };
 
 /* From lane i of row `row` on, every `every`th row; parameters from lane `p` on. */
@@ -38,8 +39,9 @@ BNORM_INLINE struct sum_rows sum_rows_from(const struct sum_rows *s, size_t row,
     struct sum_rows t = *s;
     t.x += row * s->x_step + i * size;
     t.x_step *= every;
-    t.center += p;
+    t.pivot += p;
     if (s->a) {
+        t.center += p;
         t.dy += row * s->dy_step + i * size;
         t.dy_step *= every;
         if (reads_extra(s->a->pre)) {
@@ -65,7 +67,7 @@ struct sums {
 
 /* The parameters of a vector of lanes. */
 struct sum_parameters {
-    vec_f center, scale, shift, low, high;
+    vec_f pivot, center, scale, shift, low, high;
 };
 
 BNORM_INLINE struct sums no_sums(void) {
@@ -81,14 +83,15 @@ BNORM_INLINE struct sum_parameters
 sum_parameters_at(const struct sum_form f, const struct sum_rows *s, int spread, size_t i) {
     struct sum_parameters p;
     const vec_f zero = vec_set1(0);
-    p.center = parameter_lanes(s->center, spread, i, VEC_F);
-    p.scale = p.shift = p.low = p.high = zero;
+    p.pivot = parameter_lanes(s->pivot, spread, i, VEC_F);
+    p.center = p.scale = p.shift = p.low = p.high = zero;
     if (f.g > BNORM_PRE_NONE) {
         const int clamp = s->a->act.kind == BNORM_ACT_CLAMP;
         p.low = clamp ? vec_set1(s->a->act.a) : zero;
         p.high = clamp ? vec_set1(s->a->act.b) : vec_set1(NAN);
     }
     if (f.g == BNORM_PRE_X || f.g == BNORM_PRE_RESIDUAL) {
+        p.center = parameter_lanes(s->center, spread, i, VEC_F);
         p.scale = parameter_lanes(s->scale, spread, i, VEC_F);
         p.shift = parameter_lanes(s->shift, spread, i, VEC_F);
     }
@@ -145,11 +148,16 @@ struct terms {
     const struct sum_form f, const struct sum_rows *s, const struct sum_parameters *p,             \
         struct cursor from, size_t row, size_t i
 
+/* x - from in the first n lanes, zeros behind them. */
+BNORM_INLINE vec_f difference(vec_f x, vec_f from, size_t n) {
+    const vec_f all = vec_sub(x, from);
+    return __builtin_constant_p(n) && n == VEC_F ? all : vec_first_n(all, n);
+}
+
 /* n lanes of a row, zeros behind them. */
 BNORM_INLINE struct terms terms_at(BNORM_SUM_ARGS, size_t n) {
     const struct cursor at = cursor_at(f, s, from, row, i);
-    const vec_f x = form_lanes(f, at.x, n), all = vec_sub(x, p->center),
-                d = __builtin_constant_p(n) && n == VEC_F ? all : vec_first_n(all, n);
+    const vec_f x = form_lanes(f, at.x, n), d = difference(x, p->pivot, n);
     if (f.g == BNORM_SQUARES)
         return (struct terms){d, d};
     const vec_f dy = form_lanes(f, at.dy, n);
@@ -161,9 +169,9 @@ BNORM_INLINE struct terms terms_at(BNORM_SUM_ARGS, size_t n) {
     if (f.g == BNORM_PRE_MASK)
         v = vec_from_bits(n ? bit_window(s->a->mask.bits, at.bit, n) : 0);
     if (f.g == BNORM_PRE_X)
-        v = vec_fma(d, p->scale, p->shift);
+        v = vec_fma(difference(x, p->center, n), p->scale, p->shift);
     if (f.g == BNORM_PRE_RESIDUAL)
-        v = vec_add(vec_fma(d, p->scale, p->shift), v);
+        v = vec_add(vec_fma(difference(x, p->center, n), p->scale, p->shift), v);
     return (struct terms){vec_zero_from(v, p->high, vec_zero_unless_gt(v, p->low, dy)), d};
 }
 
@@ -419,7 +427,8 @@ BNORM_INLINE struct sum_rows staged_rows(struct staged_rows *to, const struct su
                              .dy = (const char *)to->g,
                              .x_step = row * sizeof(float),
                              .dy_step = row * sizeof(float),
-                             .center = s->center};
+                             .pivot = s->pivot,
+                             .center = s->pivot};
 }
 
 /* The same of any form and any len, a group of few lanes at a time. */
@@ -427,7 +436,7 @@ static void add_general(const struct sum_rows *s, size_t rows, size_t tail, size
                         double *b) {
     struct staged_rows staged;
     double sums_a[BNORM_STAGE_LANES + VEC_F], sums_b[BNORM_STAGE_LANES + VEC_F];
-    float center[BNORM_STAGE_LANES];
+    float pivot[BNORM_STAGE_LANES];
     for (size_t r = 0; r < rows + (tail > 0); r += BNORM_GROUP) {
         const size_t count = lesser(BNORM_GROUP, rows - r), last = count < BNORM_GROUP ? tail : 0,
                      end = count ? len : last;
@@ -437,9 +446,9 @@ static void add_general(const struct sum_rows *s, size_t rows, size_t tail, size
             const struct sum_rows at = sum_rows_from(s, r, i, 1, i),
                                   after = sum_rows_from(&at, count, 0, 1, 0);
             struct sum_rows t = staged_rows(&staged, s, row);
-            memset(center, 0, sizeof center);
-            memcpy(center, at.center, n * sizeof *center);
-            t.center = center;
+            memset(pivot, 0, sizeof pivot);
+            memcpy(pivot, at.pivot, n * sizeof *pivot);
+            t.pivot = t.center = pivot;
             load_rows(&at, count, n, staged.x, staged.g, staged.v);
             if (extra)
                 load_rows(&after, 1, extra, staged.x + count * row, staged.g + count * row,
@@ -815,8 +824,8 @@ static void sum_distances(const struct sum_block *k, double *b) {
                 const size_t n = lesser(VEC_F, (row < r.rows ? r.len : r.tail) - i);
                 const vec_f x = widened_lanes(element_at(r.s.x + row * r.s.x_step, r.s.type, i),
                                               r.s.type, n),
-                            center = parameter_lanes(r.s.center + p, r.s.spread, 0, n);
-                t.b = vec_add(t.b, vec_minus_abs(first_lanes(vec_sub(x, center), n)));
+                            pivot = parameter_lanes(r.s.pivot + p, r.s.spread, 0, n);
+                t.b = vec_add(t.b, vec_minus_abs(first_lanes(vec_sub(x, pivot), n)));
             }
             add_group(t, 1, b + j * k->c + i, b + j * k->c + i);
         }
@@ -877,7 +886,7 @@ BNORM_RARE void moments_again(struct sum_block k, size_t valid, const float *piv
     if (!count)
         return;
     repeat_lanes(other, k.c, k.s.spread ? 1 : k.chains);
-    k.s.center = other;
+    k.s.pivot = other;
     sum_block(&k, again_a, again_b);
     for (size_t i = 0; i < k.c; i++) {
         const double squares = bnorm_fma(again_a[i] * (-1 / n), again_a[i], again_b[i]);
@@ -917,7 +926,7 @@ BNORM_INLINE void moments_tile(const struct sum_rows *s, size_t count, size_t c,
     float pivot[BNORM_TILE + BNORM_PAD];
     struct sum_block k = {*s, count, c, chains};
     const double n = (double)count;
-    k.s.center = pivot;
+    k.s.pivot = pivot;
     sample_rows(s, count, c, pivot);
     repeat_lanes(pivot, c, chains);
     sum_channels(&k, a, b);
@@ -966,7 +975,7 @@ static void moments_span(const bnorm_block_args *args, double *sum, double *m2) 
         double a[VEC_F] = {0}, b[VEC_F] = {0};
         float pivot[VEC_F];
         sample_planes(&s, planes, args->len, pivot);
-        s.center = pivot;
+        s.pivot = pivot;
         add_planes(&s, planes, args->len, a, b);
         if (!store_moments(n, a, b, pivot, planes, sum + first, m2 + first))
             continue;
@@ -992,13 +1001,28 @@ BNORM_INLINE unsigned inaccurate_sums(vec_d a, vec_d b) {
     return bits | vec_outside_d(a, -DBL_MAX, DBL_MAX);
 }
 
-/* Both sums of c channels; whether any is inaccurate. */
-BNORM_INLINE unsigned store_sums(const double *a, const double *b, size_t c, double *sum_g,
-                                 double *sum_gx) {
+/* Pivots of n channels whose first values are `first`: their centers, rounded to a unit of about
+ * 2^-16/invstd. */
+BNORM_INLINE vec_f rounded_centers(vec_f first, const float *center, const float *invstd,
+                                   size_t n) {
+    const vec_f from = load_lanes(center, n), least = vec_set1(0x1p-90f), most = vec_set1(0x1p126f),
+                inverse = vec_min(vec_max(load_lanes(invstd, n), least), most),
+                unit = vec_power_of_2(vec_div(vec_set1(1), inverse)),
+                magic = vec_mul(unit, vec_set1(0x3p6f)),
+                rounded = vec_sub(vec_add(from, magic), magic);
+    return vec_if_le(vec_set1(0), vec_minus_abs(vec_sub(first, from)), from, rounded);
+}
+
+/* Both sums of c channels, the second one about the center; whether any is inaccurate. */
+BNORM_INLINE unsigned store_sums(const double *a, double *b, const float *pivot,
+                                 const float *center, size_t c, double *sum_g, double *sum_gx) {
     unsigned any = 0;
     for (size_t i = 0; i < c; i += VEC_D) {
-        const vec_d g = vec_load_d(a + i), gx = vec_load_d(b + i);
         const size_t in_use = lesser(VEC_D, c - i);
+        const vec_d g = vec_load_d(a + i),
+                    off = vec_sub_d(vec_widen(pivot + i), widen_lanes(center + i, in_use)),
+                    gx = vec_fma_d(off, g, vec_load_d(b + i));
+        vec_store_d(b + i, gx);
         any |= inaccurate_sums(g, gx) & ((1u << in_use) - 1);
         store_d_lanes(sum_g + i, vec_canonical_d(g), in_use);
         store_d_lanes(sum_gx + i, vec_canonical_d(gx), in_use);
@@ -1017,6 +1041,17 @@ BNORM_RARE void sums_again(struct sum_block k, size_t valid, const double *a, co
                 vec_store_d_n(sum_g + i, vec_canonical_d(vec_set1_d(again_a[i])), 1);
             vec_store_d_n(sum_gx + i, vec_canonical_d(vec_set1_d(again_b[i])), 1);
         }
+}
+
+/* An element as a float. */
+BNORM_INLINE float first_of(const char *x, bnorm_dtype type) {
+    float lanes[VEC_F];
+    if (type == BNORM_F32) {
+        memcpy(lanes, x, sizeof *lanes);
+        return *lanes;
+    }
+    vec_store(lanes, half_lanes(x, type, 1));
+    return *lanes;
 }
 
 /* Where backward reads; strides are those of rows, or of planes. */
@@ -1052,11 +1087,19 @@ BNORM_INLINE const float *repeat(float *pattern, const float *p, size_t c, size_
 }
 
 /* One block of c <= BNORM_TILE channels, of which the first `valid` are wanted. */
-BNORM_INLINE void sums_tile(const struct sum_rows *s, size_t count, size_t c, size_t valid,
-                            size_t chains, double *sum_g, double *sum_gx) {
+BNORM_INLINE void sums_tile(const struct sum_rows *s, const float *invstd, size_t count, size_t c,
+                            size_t valid, size_t chains, double *sum_g, double *sum_gx) {
     double a[BNORM_TILE + BNORM_PAD], b[BNORM_TILE + BNORM_PAD];
+    float pivot[BNORM_TILE + BNORM_PAD];
     float center[BNORM_MAX_LANES], scale[BNORM_MAX_LANES], shift[BNORM_MAX_LANES];
     struct sum_block k = {*s, count, c, chains};
+    for (size_t i = 0; i < c; i += VEC_F) {
+        const size_t n = valid > i ? lesser(VEC_F, valid - i) : 0;
+        const vec_f first = widened_lanes(element_at(s->x, s->type, i), s->type, n);
+        vec_store(pivot + i, rounded_centers(first, s->center + i, invstd + i, n));
+    }
+    repeat_lanes(pivot, c, chains);
+    k.s.pivot = pivot;
     if (chains > 1 || valid < c) {
         k.s.center = repeat(center, s->center, c, valid, chains);
         if (reads_x(s->a->pre)) {
@@ -1065,7 +1108,7 @@ BNORM_INLINE void sums_tile(const struct sum_rows *s, size_t count, size_t c, si
         }
     }
     sum_channels(&k, a, b);
-    if (!store_sums(a, b, valid, sum_g, sum_gx))
+    if (!store_sums(a, b, pivot, s->center, valid, sum_g, sum_gx))
         return;
     for (size_t i = 0; i < valid; i += again_slice(&k)) {
         const struct sum_block slice = slice_of(&k, i);
@@ -1086,8 +1129,8 @@ static void sums_rows(const bnorm_map_args *a, size_t chains, double *sum_g, dou
     const struct sum_rows s = sum_rows_at(a, 0);
     for (size_t i = 0; i < a->valid; i += BNORM_TILE) {
         const struct sum_rows tile = sum_rows_from(&s, 0, i, 1, i);
-        sums_tile(&tile, a->rows, lesser(BNORM_TILE, c - i), lesser(BNORM_TILE, a->valid - i),
-                  chains, sum_g + i, sum_gx + i);
+        sums_tile(&tile, a->invstd + i, a->rows, lesser(BNORM_TILE, c - i),
+                  lesser(BNORM_TILE, a->valid - i), chains, sum_g + i, sum_gx + i);
     }
     vec_leave();
 }
@@ -1096,10 +1139,15 @@ static void sums_span(const bnorm_map_args *args, double *sum_g, double *sum_gx)
     const struct sum_rows s = sum_rows_at(args, 1);
     for (size_t first = 0; first < args->groups; first += VEC_F) {
         const size_t planes = lesser(VEC_F, args->groups - first);
-        const struct sum_rows these = sum_rows_from(&s, first, 0, 1, first);
+        struct sum_rows these = sum_rows_from(&s, first, 0, 1, first);
         double a[VEC_F] = {0}, b[VEC_F] = {0};
+        float pivot[VEC_F] = {0};
+        for (size_t i = 0; i < planes; i++)
+            pivot[i] = first_of(these.x + i * these.x_step, s.type);
+        vec_store(pivot, rounded_centers(vec_load(pivot), these.center, args->invstd + first, planes));
+        these.pivot = pivot;
         add_planes(&these, planes, args->lanes, a, b);
-        if (!store_sums(a, b, planes, sum_g + first, sum_gx + first))
+        if (!store_sums(a, b, pivot, these.center, planes, sum_g + first, sum_gx + first))
             continue;
         for (size_t i = 0; i < planes; i++)
             if (inaccurate_sums(vec_set1_d(a[i]), vec_set1_d(b[i])))

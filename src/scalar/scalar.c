@@ -225,21 +225,21 @@ static float grad_of(const struct channel *c, size_t q) {
                           : grad_element(&c->args, q, c->ch, c->ch);
 }
 
-/* Of a: sum of d = x - center, or of g; of b: of d*d, or of g*d. */
+/* Of a: sum of d = x - pivot, or of g; of b: of d*d, or of g*d. */
 struct two_sums {
     double a, b;
 };
 
 /* `count` positions, every `chains`th from q on: a pair at a time, two pairs together, and these one
  * after the other. */
-ALWAYS_INLINE void sum_group(const struct channel *c, int backward, float center, size_t q,
+ALWAYS_INLINE void sum_group(const struct channel *c, int backward, float pivot, size_t q,
                              size_t count, float *sum_a, float *sum_b) {
     *sum_a = *sum_b = 0;
     for (size_t i = 0; i < count; i += 4) {
         float a[2] = {0, 0}, b[2] = {0, 0};
         for (size_t k = 0; k < 4 && i + k < count; k++) {
             const size_t at = q + (i + k) * c->chains;
-            const float d = value_of(c, at) - center, first = backward ? grad_of(c, at) : d;
+            const float d = value_of(c, at) - pivot, first = backward ? grad_of(c, at) : d;
             a[k / 2] += first;
             b[k / 2] = bnorm_fmaf(first, d, b[k / 2]);
         }
@@ -263,13 +263,13 @@ static double fold(double *partial, size_t chains) {
 }
 
 /* Of rows: each chain in double. Of a plane: the chains of a group are folded in float to four. */
-ALWAYS_INLINE struct two_sums float_sums(const struct channel *c, int backward, float center) {
+ALWAYS_INLINE struct two_sums float_sums(const struct channel *c, int backward, float pivot) {
     double a[BNORM_SPAN_LANES] = {0}, b[BNORM_SPAN_LANES] = {0};
     const size_t lanes = c->along_plane ? 4 : c->chains;
     for (size_t group = 0; group < c->count; group += BNORM_GROUP * c->chains) {
         float group_a[BNORM_SPAN_LANES], group_b[BNORM_SPAN_LANES];
         for (size_t j = 0; j < c->chains; j++)
-            sum_group(c, backward, center, group + j, group_size(c, group + j), &group_a[j],
+            sum_group(c, backward, pivot, group + j, group_size(c, group + j), &group_a[j],
                       &group_b[j]);
         for (size_t half = c->chains / 2; half >= lanes; half /= 2)
             for (size_t j = 0; j < half; j++) {
@@ -284,8 +284,8 @@ ALWAYS_INLINE struct two_sums float_sums(const struct channel *c, int backward, 
     return (struct two_sums){fold(a, lanes), fold(b, lanes)};
 }
 
-static struct two_sums sums_of(const struct channel *c, float center) {
-    return c->args.dy.data ? float_sums(c, 1, center) : float_sums(c, 0, center);
+static struct two_sums sums_of(const struct channel *c, float pivot) {
+    return c->args.dy.data ? float_sums(c, 1, pivot) : float_sums(c, 0, pivot);
 }
 
 /* All in double, each chain in order: where floats do not do. Statistics have the values themselves
@@ -681,11 +681,23 @@ static float grad_element(const bnorm_map_args *a, size_t r, size_t i, size_t ch
     return gradient(&a->act, v, dy);
 }
 
+/* The center, rounded to a unit of about 2^-16/invstd: x - center rounds alike for all x of similar
+ * size, which adds up. A constant channel stays at its value. */
+static float round_center(const struct channel *c) {
+    const float center = c->args.center[c->ch], invstd = c->args.invstd[c->ch];
+    float inverse = invstd > 0x1p-90f ? invstd : 0x1p-90f;
+    inverse = inverse < 0x1p126f ? inverse : 0x1p126f;
+    if (value_of(c, 0) - center == 0)
+        return center;
+    return round_to(center, power_of_2(1 / inverse) * 0x3p6f);
+}
+
 /* Sums of a channel in float, or in double where they are out of range: 0 is right where all g are
  * 0, and the sum of g does not depend on x. */
 static void sums_channel(const struct channel *c, double *sum_g, double *sum_gx) {
-    const float center = c->args.center[c->ch];
-    struct two_sums sums = sums_of(c, center);
+    const float center = c->args.center[c->ch], pivot = round_center(c);
+    struct two_sums sums = sums_of(c, pivot);
+    sums.b = bnorm_fma((double)pivot - (double)center, sums.a, sums.b);
     const int finite = fabs(sums.a) <= DBL_MAX;
     if (!(finite && in_range(fabs(sums.b))) && !(sums.a == 0 && sums.b == 0)) {
         const struct two_sums again = double_sums_of(c, (double)center);
