@@ -29,7 +29,7 @@ struct sum_rows {
     const char *x, *dy, *argument;
     size_t x_step, dy_step, argument_step, bit, bit_step;
     const float *pivot;                  /* d = x - pivot */
-    const float *center, *scale, *shift; /* of the argument of the activation, where x gives it */
+    const float *center, *scale, *shift, *invstd; /* NULL for statistics */
 };
 
 /* From lane i of row `row` on, every `every`th row; parameters from lane `p` on. */
@@ -39,9 +39,11 @@ BNORM_INLINE struct sum_rows sum_rows_from(const struct sum_rows *s, size_t row,
     struct sum_rows t = *s;
     t.x += row * s->x_step + i * size;
     t.x_step *= every;
-    t.pivot += p;
+    if (s->pivot)
+        t.pivot += p;
     if (s->a) {
         t.center += p;
+        t.invstd += p;
         t.dy += row * s->dy_step + i * size;
         t.dy_step *= every;
         if (reads_extra(s->a->pre)) {
@@ -428,7 +430,8 @@ BNORM_INLINE struct sum_rows staged_rows(struct staged_rows *to, const struct su
                              .x_step = row * sizeof(float),
                              .dy_step = row * sizeof(float),
                              .pivot = s->pivot,
-                             .center = s->pivot};
+                             .center = s->pivot,
+                             .invstd = s->pivot};
 }
 
 /* The same of any form and any len, a group of few lanes at a time. */
@@ -448,7 +451,7 @@ static void add_general(const struct sum_rows *s, size_t rows, size_t tail, size
             struct sum_rows t = staged_rows(&staged, s, row);
             memset(pivot, 0, sizeof pivot);
             memcpy(pivot, at.pivot, n * sizeof *pivot);
-            t.pivot = t.center = pivot;
+            t.pivot = pivot;
             load_rows(&at, count, n, staged.x, staged.g, staged.v);
             if (extra)
                 load_rows(&after, 1, extra, staged.x + count * row, staged.g + count * row,
@@ -635,14 +638,14 @@ static void add_planes(const struct sum_rows *s, size_t planes, size_t len, doub
 /* ---------------------------------------------------------------------------------------------- */
 /* In double */
 
-/* sum(x) and, where `mean` is given, sum((x - mean)^2); or sum(g) and sum(g*(x - center)). Chains
- * are added up in order. */
+/* sum(x) in a, or sum((x - mean)^2) in b where `mean` is given; or sum(g) and sum(g*(x - center)).
+ * Chains are added up in order. */
 BNORM_RARE void double_channels(const struct sum_block *k, const double *mean, double *a,
                                 double *b) {
-    enum { LANES = 16, ROOM = BNORM_GROUP * LANES };
-    float x[ROOM], g[ROOM], v[ROOM];
+    enum { LANES = 16 };
+    float x[LANES], g[LANES], v[LANES];
     const size_t lanes = k->c * k->chains, chains = chain_count(k);
-    zero_lanes(a, lanes);
+    zero_lanes(mean ? b : a, lanes);
     zero_lanes(b, lanes);
     for (size_t j = 0; j < chains; j++) {
         const struct chain_rows r = chain_at(k, chains, j);
@@ -659,13 +662,15 @@ BNORM_RARE void double_channels(const struct sum_block *k, const double *mean, d
                                           : mean ? mean[channel]
                                                  : 0;
                     const double d = value - center;
-                    a[at + q] += term;
+                    if (!mean)
+                        a[at + q] += term;
                     b[at + q] = bnorm_fma(k->s.a ? term : d, d, b[at + q]);
                 }
             }
         }
     }
-    fold_chains(a, k->c, k->chains);
+    if (!mean)
+        fold_chains(a, k->c, k->chains);
     fold_chains(b, k->c, k->chains);
 }
 
@@ -779,36 +784,45 @@ BNORM_INLINE void sample_planes(const struct sum_rows *s, size_t planes, size_t 
     vec_store(pivot, pivots_of(v, places * run));
 }
 
-/* M2 from the sums about a pivot. */
-BNORM_INLINE vec_d m2_of(double n, vec_d a, vec_d b) {
-    const vec_d zero = vec_set1_d(0), m2 = vec_fma_d(vec_mul_d(a, vec_set1_d(-1 / n)), a, b);
-    return vec_if_lt_d(m2, zero, zero, m2);
+/* Pivots of backward, of n channels whose first values are x: their centers, rounded to a unit of
+ * about 2^-16/invstd. */
+BNORM_INLINE vec_f rounded_centers(vec_f x, const struct sum_rows *s, size_t i, size_t n) {
+    const vec_f center = load_lanes(s->center + i, n), least = vec_set1(0x1p-90f),
+                most = vec_set1(0x1p126f),
+                inverse = vec_min(vec_max(load_lanes(s->invstd + i, n), least), most),
+                unit = vec_power_of_2(vec_div(vec_set1(1), inverse)),
+                magic = vec_mul(unit, vec_set1(0x3p6f)),
+                rounded = vec_sub(vec_add(center, magic), magic);
+    return vec_if_le(vec_set1(0), vec_minus_abs(vec_sub(x, center)), center, rounded);
 }
 
-/* Lanes whose pivot is more than a deviation off the mean, or whose squares leave the range of a
- * float: one bit each. */
-BNORM_INLINE unsigned inaccurate_moments(double n, vec_d a, vec_d b) {
-    const vec_d half = vec_mul_d(b, vec_set1_d(0.5)),
-                margin = vec_fma_d(vec_mul_d(a, vec_set1_d(-1 / n)), a, half);
-    return vec_outside_d(margin, 0, DBL_MAX) | vec_outside_d(b, BNORM_LEAST_SUM, DBL_MAX);
-}
-
-/* sum(x) and M2 of c channels; whether any is inaccurate. */
-BNORM_INLINE unsigned store_moments(double n, const double *a, const double *b, const float *pivot,
-                                    size_t c, double *sum, double *m2) {
-    unsigned any = 0;
-    for (size_t i = 0; i < c; i += VEC_D) {
-        const size_t in_use = lesser(VEC_D, c - i);
-        const vec_d excess = vec_load_d(a + i), squares = vec_load_d(b + i),
-                    total = vec_fma_d(vec_set1_d(n), vec_widen(pivot + i), excess);
-        any |= inaccurate_moments(n, excess, squares) & ((1u << in_use) - 1);
-        store_d_lanes(sum + i, vec_canonical_d(total), in_use);
-        store_d_lanes(m2 + i, vec_canonical_d(m2_of(n, excess, squares)), in_use);
+/* Of rows of c lanes, of which `valid` have a center; whole vectors are written. */
+BNORM_INLINE void round_centers(const struct sum_rows *s, size_t c, size_t valid, float *pivot) {
+    size_t i = 0;
+    for (; s->type == BNORM_F32 && i + VEC_F <= valid; i += VEC_F)
+        vec_store(pivot + i,
+                  rounded_centers(vec_load((const float *)(const void *)s->x + i), s, i, VEC_F));
+    for (; i < c; i += VEC_F) {
+        const size_t n = lanes_before(valid, i);
+        const vec_f x = widened_lanes(element_at(s->x, s->type, i), s->type, n);
+        vec_store(pivot + i, rounded_centers(x, s, i, n));
     }
-    return any;
 }
 
-/* Lanes that are done again together, and a vector more. */
+BNORM_INLINE void round_plane_centers(const struct sum_rows *s, size_t planes, float *pivot) {
+    memset(pivot, 0, VEC_F * sizeof *pivot);
+    for (size_t i = 0; i < planes; i++) {
+        float lanes[VEC_F];
+        if (s->type == BNORM_F32)
+            memcpy(lanes, s->x + i * s->x_step, sizeof *lanes);
+        else
+            vec_store(lanes, half_lanes(s->x + i * s->x_step, s->type, 1));
+        pivot[i] = lanes[0];
+    }
+    vec_store(pivot, rounded_centers(vec_load(pivot), s, 0, planes));
+}
+
+/* Room for the lanes that are done again together: BNORM_MAX_LANES at most. */
 #define BNORM_AGAIN (BNORM_MAX_LANES + BNORM_PAD)
 
 /* Not 0 where a channel has a value that is not its pivot. */
@@ -862,13 +876,45 @@ BNORM_INLINE void sum_block(const struct sum_block *k, double *a, double *b) {
         sum_channels(k, a, b);
 }
 
+/* Lanes whose pivot is more than a deviation off the mean, or whose squares leave the range of a
+ * float: one bit each. */
+BNORM_INLINE unsigned inaccurate_moments(double n, vec_d a, vec_d b) {
+    const vec_d half = vec_mul_d(b, vec_set1_d(0.5)),
+                margin = vec_fma_d(vec_mul_d(a, vec_set1_d(-1 / n)), a, half);
+    return vec_outside_d(margin, 0, DBL_MAX) | vec_outside_d(b, BNORM_LEAST_SUM, DBL_MAX);
+}
+
+/* Lanes whose second sum in float is out of range, unless all g are 0, or whose first one is. */
+BNORM_INLINE unsigned inaccurate_sums(vec_d a, vec_d b) {
+    const vec_d zero = vec_set1_d(0), one = vec_set1_d(1);
+    unsigned bits =
+        vec_outside_d(b, BNORM_LEAST_SUM, DBL_MAX) & vec_outside_d(b, -DBL_MAX, -BNORM_LEAST_SUM);
+    if (bits)
+        bits &= vec_outside_d(vec_if_eq_d(b, zero, vec_if_eq_d(a, zero, zero, one), one), 0, 0);
+    return bits | vec_outside_d(a, -DBL_MAX, DBL_MAX);
+}
+
+/* Lanes of the first n whose sums are no good. */
+BNORM_INLINE unsigned inaccurate(const struct sum_block *k, vec_d a, vec_d b, size_t n) {
+    return (k->s.a ? inaccurate_sums(a, b) : inaccurate_moments((double)k->count, a, b)) &
+           ((1u << lesser(VEC_D, n)) - 1);
+}
+
+/* What is wanted of channel i, made of its sums in double. */
+BNORM_INLINE void store_again(const double *a, const double *b, size_t i, double *first,
+                              double *second) {
+    if (first)
+        vec_store_d_n(first + i, vec_canonical_d(vec_set1_d(a[i])), 1);
+    vec_store_d_n(second + i, vec_canonical_d(vec_set1_d(b[i])), 1);
+}
+
 /* Does those of the first `valid` channels again whose sums a and b about their pivots are
  * inaccurate: about another pivot, and if they still are, in double about the mean itself. Where all
  * values are the pivot, nothing is inaccurate. */
-BNORM_RARE void moments_again(struct sum_block k, size_t valid, const float *pivot, const double *a,
-                              const double *b, double *sum, double *m2) {
+BNORM_RARE void moments_again(struct sum_block k, size_t valid, const double *a, const double *b,
+                              double *sum, double *m2) {
     float other[BNORM_AGAIN];
-    double again_a[BNORM_AGAIN], again_b[BNORM_AGAIN], mean[BNORM_AGAIN];
+    double again_a[BNORM_AGAIN], again_b[BNORM_AGAIN];
     const double n = (double)k.count;
     unsigned char wanted[BNORM_AGAIN];
     size_t count = 0;
@@ -878,9 +924,10 @@ BNORM_RARE void moments_again(struct sum_block k, size_t valid, const float *piv
     if (same)
         sum_distances(&k, again_b);
     for (size_t i = 0; i < k.c; i++) {
-        wanted[i] = i < valid && inaccurate_moments(n, vec_set1_d(a[i]), vec_set1_d(b[i])) &&
+        const float pivot = k.s.pivot[i];
+        wanted[i] = i < valid && inaccurate(&k, vec_set1_d(a[i]), vec_set1_d(b[i]), 1) &&
                     !(b[i] == 0 && again_b[i] == 0);
-        other[i] = wanted[i] ? better_pivot(n, pivot[i], a[i], b[i]) : pivot[i];
+        other[i] = wanted[i] ? better_pivot(n, pivot, a[i], b[i]) : pivot;
         count += wanted[i];
     }
     if (!count)
@@ -901,157 +948,174 @@ BNORM_RARE void moments_again(struct sum_block k, size_t valid, const float *piv
         return;
     double_channels(&k, NULL, again_a, again_b);
     for (size_t i = 0; i < k.c; i++)
-        mean[i] = again_a[i] / n;
-    double_channels(&k, mean, again_a, again_b);
+        if (wanted[i])
+            store_again(again_a, again_a, i, sum, sum);
     for (size_t i = 0; i < k.c; i++)
-        if (wanted[i]) {
-            vec_store_d_n(sum + i, vec_canonical_d(vec_set1_d(again_a[i])), 1);
-            vec_store_d_n(m2 + i, vec_canonical_d(vec_set1_d(again_b[i])), 1);
+        again_a[i] /= n;
+    double_channels(&k, again_a, NULL, again_b);
+    for (size_t i = 0; i < k.c; i++)
+        if (wanted[i])
+            store_again(again_b, again_b, i, NULL, m2);
+}
+
+/* The same of backward: in double. A first sum that is finite stays, so that it does not depend on
+ * x. */
+BNORM_RARE void sums_again(const struct sum_block *k, size_t valid, const double *a,
+                           const double *b, double *sum_g, double *sum_gx) {
+    double again_a[BNORM_AGAIN], again_b[BNORM_AGAIN];
+    double_channels(k, NULL, again_a, again_b);
+    for (size_t i = 0; i < valid; i++)
+        if (inaccurate(k, vec_set1_d(a[i]), vec_set1_d(b[i]), 1))
+            store_again(again_a, again_b, i, fabs(a[i]) <= DBL_MAX ? NULL : sum_g, sum_gx);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* From the sums about pivots to what is wanted of the first `valid` channels: sum(x) and M2, or both
+ * sums about the center */
+
+/* Whether any is inaccurate; b becomes about the center. */
+BNORM_INLINE unsigned store_block(const struct sum_block *k, size_t valid, const double *a,
+                                    double *b, double *first, double *second) {
+    const double n = (double)k->count;
+    const vec_d zero = vec_set1_d(0);
+    unsigned any = 0;
+    for (size_t i = 0; i < valid; i += VEC_D) {
+        const size_t in_use = lesser(VEC_D, valid - i);
+        const vec_d of_a = vec_load_d(a + i), pivot = vec_widen(k->s.pivot + i);
+        vec_d of_b = vec_load_d(b + i), total = of_a, result;
+        if (k->s.a) {
+            const vec_d off = vec_sub_d(pivot, widen_lanes(k->s.center + i, in_use));
+            result = of_b = vec_fma_d(off, of_a, of_b);
+            vec_store_d(b + i, of_b);
+        } else {
+            const vec_d m2 = vec_fma_d(vec_mul_d(of_a, vec_set1_d(-1 / n)), of_a, of_b);
+            total = vec_fma_d(vec_set1_d(n), pivot, of_a);
+            result = vec_if_lt_d(m2, zero, zero, m2);
         }
+        any |= inaccurate(k, of_a, of_b, in_use);
+        store_d_lanes(first + i, vec_canonical_d(total), in_use);
+        store_d_lanes(second + i, vec_canonical_d(result), in_use);
+    }
+    return any;
 }
 
-/* Channels that are done again together: vectors of them, or all that share rows. */
-BNORM_INLINE size_t again_slice(const struct sum_block *k) {
-    return k->chains > 1 ? k->c : VEC_F;
-}
+/* Channels that are done again together, from the i-th on: a plane; else vectors of channels, or all
+ * that share rows. */
 BNORM_INLINE struct sum_block slice_of(const struct sum_block *k, size_t i) {
-    const size_t c = lesser(again_slice(k), k->c - i);
-    return (struct sum_block){sum_rows_from(&k->s, 0, i, 1, i), k->count, c, k->chains};
+    struct sum_block slice = *k;
+    if (k->s.spread) {
+        slice.s = sum_rows_from(&k->s, i, 0, 1, i);
+        slice.s.x_step = slice.s.dy_step = slice.s.argument_step = size_of(k->s.type);
+        slice.s.bit_step = 1;
+        slice.c = 1;
+        slice.chains = BNORM_SPAN_LANES;
+    } else if (k->chains == 1) {
+        slice.s = sum_rows_from(&k->s, 0, i, 1, i);
+        slice.c = lesser(VEC_F, k->c - i);
+    }
+    return slice;
 }
 
-/* One block of c <= BNORM_TILE channels, of which the first `valid` are wanted. */
-BNORM_INLINE void moments_tile(const struct sum_rows *s, size_t count, size_t c, size_t valid,
-                               size_t chains, double *sum, double *m2) {
-    double a[BNORM_TILE + BNORM_PAD], b[BNORM_TILE + BNORM_PAD];
-    float pivot[BNORM_TILE + BNORM_PAD];
-    struct sum_block k = {*s, count, c, chains};
-    const double n = (double)count;
-    k.s.pivot = pivot;
-    sample_rows(s, count, c, pivot);
-    repeat_lanes(pivot, c, chains);
-    sum_channels(&k, a, b);
-    if (!store_moments(n, a, b, pivot, valid, sum, m2))
+/* There is room for a vector behind a and b. */
+static void finish_block(const struct sum_block *k, size_t valid, const double *a, double *b,
+                         double *first, double *second) {
+    if (!store_block(k, valid, a, b, first, second))
         return;
-    for (size_t i = 0; i < valid; i += again_slice(&k)) {
-        const struct sum_block slice = slice_of(&k, i);
+    for (size_t i = 0, n; i < valid; i += n) {
+        const struct sum_block slice = slice_of(k, i);
         unsigned any = 0;
-        for (size_t j = i; j < lesser(valid, i + slice.c); j += VEC_D)
-            any |= inaccurate_moments(n, vec_load_d(a + j), vec_load_d(b + j)) &
-                   ((1u << lesser(VEC_D, valid - j)) - 1);
-        if (any)
-            moments_again(slice, lesser(slice.c, valid - i), pivot + i, a + i, b + i, sum + i,
-                          m2 + i);
+        n = lesser(slice.c, valid - i);
+        for (size_t j = i; j < i + n; j += VEC_D)
+            any |= inaccurate(k, vec_load_d(a + j), vec_load_d(b + j), i + n - j);
+        if (any && k->s.a)
+            sums_again(&slice, n, a + i, b + i, first + i, second + i);
+        else if (any)
+            moments_again(slice, n, a + i, b + i, first + i, second + i);
     }
 }
 
-/* Padding of rows without gaps is added up too, for nothing. */
-static void moments_rows(const bnorm_block_args *a, size_t chains, double *sum, double *m2) {
-    const size_t c = a->stride == a->len ? a->len : a->valid;
-    const struct sum_rows s = {.type = a->type, .x = a->x, .x_step = a->stride * size_of(a->type)};
-    for (size_t i = 0; i < a->valid; i += BNORM_TILE) {
-        const struct sum_rows tile = sum_rows_from(&s, 0, i, 1, 0);
-        moments_tile(&tile, a->runs, lesser(BNORM_TILE, c - i), lesser(BNORM_TILE, a->valid - i),
-                     chains, sum + i, m2 + i);
+/* Parameters of `chains` rows of c channels, those behind the first `valid` 0. */
+BNORM_INLINE const float *repeat(float *pattern, const float *p, size_t c, size_t valid,
+                                 size_t chains) {
+    for (size_t j = 0; j < chains; j++) {
+        memcpy(pattern + j * c, p, valid * sizeof *p);
+        if (valid < c)
+            memset(pattern + j * c + valid, 0, (c - valid) * sizeof *p);
+    }
+    return pattern;
+}
+
+/* A block of c <= BNORM_TILE channels. */
+static void reduce_tile(const struct sum_rows *s, size_t count, size_t c, size_t valid,
+                        size_t chains, double *first, double *second) {
+    double a[BNORM_TILE + BNORM_PAD], b[BNORM_TILE + BNORM_PAD];
+    float pivot[BNORM_TILE + BNORM_PAD];
+    float center[BNORM_MAX_LANES], scale[BNORM_MAX_LANES], shift[BNORM_MAX_LANES];
+    struct sum_block k = {*s, count, c, chains};
+    if (s->a)
+        round_centers(s, c, valid, pivot);
+    else
+        sample_rows(s, count, c, pivot);
+    repeat_lanes(pivot, c, chains);
+    k.s.pivot = pivot;
+    if (s->a && (chains > 1 || valid < c)) {
+        k.s.center = repeat(center, s->center, c, valid, chains);
+        if (reads_x(s->a->pre)) {
+            k.s.scale = repeat(scale, s->scale, c, valid, chains);
+            k.s.shift = repeat(shift, s->shift, c, valid, chains);
+        }
+    }
+    sum_channels(&k, a, b);
+    finish_block(&k, valid, a, b, first, second);
+}
+
+/* Of c lanes in memory: padding of rows without gaps is added up too, for nothing. */
+BNORM_INLINE void reduce_rows(const struct sum_rows *s, size_t count, size_t c, size_t valid,
+                              size_t chains, double *first, double *second) {
+    for (size_t i = 0; i < valid; i += BNORM_TILE) {
+        const struct sum_rows tile = sum_rows_from(s, 0, i, 1, i);
+        reduce_tile(&tile, count, lesser(BNORM_TILE, c - i), lesser(BNORM_TILE, valid - i), chains,
+                    first + i, second + i);
     }
     vec_leave();
 }
 
-/* A plane of `s` as a block. */
-BNORM_INLINE struct sum_block plane_block(const struct sum_rows *s, size_t i, size_t len) {
-    struct sum_block k = {sum_rows_from(s, i, 0, 1, i), len, 1, BNORM_SPAN_LANES};
-    k.s.x_step = k.s.dy_step = k.s.argument_step = size_of(s->type);
-    k.s.bit_step = 1;
-    return k;
-}
-
-static void moments_span(const bnorm_block_args *args, double *sum, double *m2) {
-    const double n = (double)args->len;
-    struct sum_rows s = {.type = args->type,
-                         .spread = 1,
-                         .x = args->x,
-                         .x_step = args->stride * size_of(args->type)};
-    for (size_t first = 0; first < args->runs; first += VEC_F, s.x += VEC_F * s.x_step) {
-        const size_t planes = lesser(VEC_F, args->runs - first);
-        double a[VEC_F] = {0}, b[VEC_F] = {0};
+static void reduce_span(const struct sum_rows *all, size_t planes, size_t len, double *first,
+                        double *second) {
+    for (size_t i = 0; i < planes; i += VEC_F) {
+        double a[2 * VEC_F] = {0}, b[2 * VEC_F] = {0};
         float pivot[VEC_F];
-        sample_planes(&s, planes, args->len, pivot);
-        s.pivot = pivot;
-        add_planes(&s, planes, args->len, a, b);
-        if (!store_moments(n, a, b, pivot, planes, sum + first, m2 + first))
-            continue;
-        for (size_t i = 0; i < planes; i++)
-            if (inaccurate_moments(n, vec_set1_d(a[i]), vec_set1_d(b[i])))
-                moments_again(plane_block(&s, i, args->len), 1, pivot + i, a + i, b + i,
-                              sum + first + i, m2 + first + i);
+        const size_t n = lesser(VEC_F, planes - i);
+        struct sum_block k = {sum_rows_from(all, i, 0, 1, i), len, n, 1};
+        if (all->a)
+            round_plane_centers(&k.s, n, pivot);
+        else
+            sample_planes(&k.s, n, len, pivot);
+        k.s.pivot = pivot;
+        add_planes(&k.s, n, len, a, b);
+        finish_block(&k, n, a, b, first + i, second + i);
     }
     vec_leave();
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* Sums of backward */
+/* The kernels */
 
-/* Lanes whose second sum in float is out of range, unless all g are 0, or whose first one is: one
- * bit each. */
-BNORM_INLINE unsigned inaccurate_sums(vec_d a, vec_d b) {
-    const vec_d zero = vec_set1_d(0), one = vec_set1_d(1);
-    unsigned bits =
-        vec_outside_d(b, BNORM_LEAST_SUM, DBL_MAX) & vec_outside_d(b, -DBL_MAX, -BNORM_LEAST_SUM);
-    if (bits)
-        bits &= vec_outside_d(vec_if_eq_d(b, zero, vec_if_eq_d(a, zero, zero, one), one), 0, 0);
-    return bits | vec_outside_d(a, -DBL_MAX, DBL_MAX);
+BNORM_INLINE struct sum_rows block_rows(const bnorm_block_args *a, int planes) {
+    return (struct sum_rows){.type = a->type,
+                             .spread = planes,
+                             .x = a->x,
+                             .x_step = a->stride * size_of(a->type)};
 }
 
-/* Pivots of n channels whose first values are `first`: their centers, rounded to a unit of about
- * 2^-16/invstd. */
-BNORM_INLINE vec_f rounded_centers(vec_f first, const float *center, const float *invstd,
-                                   size_t n) {
-    const vec_f from = load_lanes(center, n), least = vec_set1(0x1p-90f), most = vec_set1(0x1p126f),
-                inverse = vec_min(vec_max(load_lanes(invstd, n), least), most),
-                unit = vec_power_of_2(vec_div(vec_set1(1), inverse)),
-                magic = vec_mul(unit, vec_set1(0x3p6f)),
-                rounded = vec_sub(vec_add(from, magic), magic);
-    return vec_if_le(vec_set1(0), vec_minus_abs(vec_sub(first, from)), from, rounded);
+static void moments_rows(const bnorm_block_args *a, size_t chains, double *sum, double *m2) {
+    const struct sum_rows s = block_rows(a, 0);
+    reduce_rows(&s, a->runs, a->stride == a->len ? a->len : a->valid, a->valid, chains, sum, m2);
 }
 
-/* Both sums of c channels, the second one about the center; whether any is inaccurate. */
-BNORM_INLINE unsigned store_sums(const double *a, double *b, const float *pivot,
-                                 const float *center, size_t c, double *sum_g, double *sum_gx) {
-    unsigned any = 0;
-    for (size_t i = 0; i < c; i += VEC_D) {
-        const size_t in_use = lesser(VEC_D, c - i);
-        const vec_d g = vec_load_d(a + i),
-                    off = vec_sub_d(vec_widen(pivot + i), widen_lanes(center + i, in_use)),
-                    gx = vec_fma_d(off, g, vec_load_d(b + i));
-        vec_store_d(b + i, gx);
-        any |= inaccurate_sums(g, gx) & ((1u << in_use) - 1);
-        store_d_lanes(sum_g + i, vec_canonical_d(g), in_use);
-        store_d_lanes(sum_gx + i, vec_canonical_d(gx), in_use);
-    }
-    return any;
-}
-
-/* In double; a first sum that is finite stays, so that it does not depend on x. */
-BNORM_RARE void sums_again(struct sum_block k, size_t valid, const double *a, const double *b,
-                           double *sum_g, double *sum_gx) {
-    double again_a[BNORM_AGAIN], again_b[BNORM_AGAIN];
-    double_channels(&k, NULL, again_a, again_b);
-    for (size_t i = 0; i < valid; i++)
-        if (inaccurate_sums(vec_set1_d(a[i]), vec_set1_d(b[i]))) {
-            if (!(a[i] >= -DBL_MAX && a[i] <= DBL_MAX))
-                vec_store_d_n(sum_g + i, vec_canonical_d(vec_set1_d(again_a[i])), 1);
-            vec_store_d_n(sum_gx + i, vec_canonical_d(vec_set1_d(again_b[i])), 1);
-        }
-}
-
-/* An element as a float. */
-BNORM_INLINE float first_of(const char *x, bnorm_dtype type) {
-    float lanes[VEC_F];
-    if (type == BNORM_F32) {
-        memcpy(lanes, x, sizeof *lanes);
-        return *lanes;
-    }
-    vec_store(lanes, half_lanes(x, type, 1));
-    return *lanes;
+static void moments_span(const bnorm_block_args *a, double *sum, double *m2) {
+    const struct sum_rows s = block_rows(a, 1);
+    reduce_span(&s, a->runs, a->len, sum, m2);
 }
 
 /* Where backward reads; strides are those of rows, or of planes. */
@@ -1072,87 +1136,18 @@ BNORM_INLINE struct sum_rows sum_rows_at(const bnorm_map_args *a, int planes) {
         .center = a->center,
         .scale = a->scale,
         .shift = a->shift,
+        .invstd = a->invstd,
     };
 }
 
-/* Parameters of `chains` rows of c channels, those behind the first `valid` 0. */
-BNORM_INLINE const float *repeat(float *pattern, const float *p, size_t c, size_t valid,
-                                 size_t chains) {
-    for (size_t j = 0; j < chains; j++) {
-        memcpy(pattern + j * c, p, valid * sizeof *p);
-        if (valid < c)
-            memset(pattern + j * c + valid, 0, (c - valid) * sizeof *p);
-    }
-    return pattern;
-}
-
-/* One block of c <= BNORM_TILE channels, of which the first `valid` are wanted. */
-BNORM_INLINE void sums_tile(const struct sum_rows *s, const float *invstd, size_t count, size_t c,
-                            size_t valid, size_t chains, double *sum_g, double *sum_gx) {
-    double a[BNORM_TILE + BNORM_PAD], b[BNORM_TILE + BNORM_PAD];
-    float pivot[BNORM_TILE + BNORM_PAD];
-    float center[BNORM_MAX_LANES], scale[BNORM_MAX_LANES], shift[BNORM_MAX_LANES];
-    struct sum_block k = {*s, count, c, chains};
-    for (size_t i = 0; i < c; i += VEC_F) {
-        const size_t n = valid > i ? lesser(VEC_F, valid - i) : 0;
-        const vec_f first = widened_lanes(element_at(s->x, s->type, i), s->type, n);
-        vec_store(pivot + i, rounded_centers(first, s->center + i, invstd + i, n));
-    }
-    repeat_lanes(pivot, c, chains);
-    k.s.pivot = pivot;
-    if (chains > 1 || valid < c) {
-        k.s.center = repeat(center, s->center, c, valid, chains);
-        if (reads_x(s->a->pre)) {
-            k.s.scale = repeat(scale, s->scale, c, valid, chains);
-            k.s.shift = repeat(shift, s->shift, c, valid, chains);
-        }
-    }
-    sum_channels(&k, a, b);
-    if (!store_sums(a, b, pivot, s->center, valid, sum_g, sum_gx))
-        return;
-    for (size_t i = 0; i < valid; i += again_slice(&k)) {
-        const struct sum_block slice = slice_of(&k, i);
-        unsigned any = 0;
-        for (size_t j = i; j < lesser(valid, i + slice.c); j += VEC_D)
-            any |= inaccurate_sums(vec_load_d(a + j), vec_load_d(b + j)) &
-                   ((1u << lesser(VEC_D, valid - j)) - 1);
-        if (any)
-            sums_again(slice, lesser(slice.c, valid - i), a + i, b + i, sum_g + i, sum_gx + i);
-    }
-}
-
-/* Padding of rows without gaps is added up too, for nothing. */
 static void sums_rows(const bnorm_map_args *a, size_t chains, double *sum_g, double *sum_gx) {
     const int gaps = a->x.row_stride != a->lanes || a->dy.row_stride != a->lanes ||
                      (reads_extra(a->pre) && a->argument.row_stride != a->lanes);
-    const size_t c = gaps ? a->valid : a->lanes;
     const struct sum_rows s = sum_rows_at(a, 0);
-    for (size_t i = 0; i < a->valid; i += BNORM_TILE) {
-        const struct sum_rows tile = sum_rows_from(&s, 0, i, 1, i);
-        sums_tile(&tile, a->invstd + i, a->rows, lesser(BNORM_TILE, c - i),
-                  lesser(BNORM_TILE, a->valid - i), chains, sum_g + i, sum_gx + i);
-    }
-    vec_leave();
+    reduce_rows(&s, a->rows, gaps ? a->valid : a->lanes, a->valid, chains, sum_g, sum_gx);
 }
 
-static void sums_span(const bnorm_map_args *args, double *sum_g, double *sum_gx) {
-    const struct sum_rows s = sum_rows_at(args, 1);
-    for (size_t first = 0; first < args->groups; first += VEC_F) {
-        const size_t planes = lesser(VEC_F, args->groups - first);
-        struct sum_rows these = sum_rows_from(&s, first, 0, 1, first);
-        double a[VEC_F] = {0}, b[VEC_F] = {0};
-        float pivot[VEC_F] = {0};
-        for (size_t i = 0; i < planes; i++)
-            pivot[i] = first_of(these.x + i * these.x_step, s.type);
-        vec_store(pivot, rounded_centers(vec_load(pivot), these.center, args->invstd + first, planes));
-        these.pivot = pivot;
-        add_planes(&these, planes, args->lanes, a, b);
-        if (!store_sums(a, b, pivot, these.center, planes, sum_g + first, sum_gx + first))
-            continue;
-        for (size_t i = 0; i < planes; i++)
-            if (inaccurate_sums(vec_set1_d(a[i]), vec_set1_d(b[i])))
-                sums_again(plane_block(&these, i, args->lanes), 1, a + i, b + i, sum_g + first + i,
-                           sum_gx + first + i);
-    }
-    vec_leave();
+static void sums_span(const bnorm_map_args *a, double *sum_g, double *sum_gx) {
+    const struct sum_rows s = sum_rows_at(a, 1);
+    reduce_span(&s, a->groups, a->lanes, sum_g, sum_gx);
 }
