@@ -682,7 +682,6 @@ BNORM_RARE void double_channels(const struct sum_block *k, const double *mean, d
 
 /* Upper half of n vectors onto lower half. */
 #define BNORM_FOLD(v, n)                                                                           \
-    BNORM_UNROLL                                                                                   \
     for (size_t j = 0; j < (n) / 2; j++)                                                           \
         (v)[j] = vec_add((v)[j], (v)[(n) / 2 + j]);
 
@@ -698,6 +697,7 @@ BNORM_INLINE vec_f pivots_of(vec_f *v, size_t samples) {
     if (samples > 2) {
         least = vec_min(vec_min(v[3], v[2]), least);
         most = vec_max(vec_max(v[3], v[2]), most);
+        BNORM_UNROLL
         BNORM_FOLD(v, 4)
     }
     if (samples > 1)
@@ -735,6 +735,7 @@ BNORM_INLINE void sample_rows(const struct sum_rows *s, size_t count, size_t c, 
         for (size_t j = 0; j < BNORM_SAMPLES / 2; j++)
             v[j] = vec_add(vec_load((const float *)(const void *)row[j] + i),
                            vec_load((const float *)(const void *)row[BNORM_SAMPLES / 2 + j] + i));
+        BNORM_UNROLL
         BNORM_FOLD(v, BNORM_SAMPLES / 2)
         vec_store(pivot + i, pivots_of(v, BNORM_SAMPLES));
     }
@@ -751,9 +752,18 @@ BNORM_INLINE void sample_rows(const struct sum_rows *s, size_t count, size_t c, 
 BNORM_INLINE four_floats sample_plane(const char *plane, bnorm_dtype type, size_t places,
                                       const size_t *at, size_t run) {
     four_floats place[BNORM_PLACES];
+    if (!__builtin_constant_p(places)) {
+        for (size_t q = 0; q < places; q++)
+            place[q] = load_four(plane + at[q], type, run);
+        for (size_t half = places / 2; half > 0; half /= 2)
+            for (size_t q = 0; q < half; q++)
+                place[q] += place[half + q];
+        return place[0];
+    }
     BNORM_UNROLL
     for (size_t q = 0; q < places; q++)
         place[q] = load_four(plane + at[q], type, run);
+    BNORM_UNROLL
     for (size_t half = places / 2; half > 0; half /= 2) {
         BNORM_UNROLL
         for (size_t q = 0; q < half; q++)
