@@ -324,43 +324,46 @@ static int form_of(const struct sum_rows *s) {
     return BNORM_GENERAL;
 }
 
-/* Sums of a group in float, whole vectors of lanes. */
+/* Sums of a group in float, whole vectors of lanes: those of b behind those of a. */
+#define BNORM_GROUP_LANES (BNORM_TILE + BNORM_PAD)
 struct group {
-    float a[BNORM_TILE + BNORM_PAD], b[BNORM_TILE + BNORM_PAD];
+    float a[2 * BNORM_GROUP_LANES];
 };
 
-BNORM_INLINE void add_to_group(struct sums s, int first, struct group *to, size_t i) {
+BNORM_INLINE void add_to_group(struct sums s, int first, float *to) {
+    float *const b = to + BNORM_GROUP_LANES;
     if (!first)
-        s = add_sums((struct sums){vec_load(to->a + i), vec_load(to->b + i)}, s);
-    vec_store(to->a + i, s.a);
-    vec_store(to->b + i, s.b);
-}
-
-/* Four rows of a vector of lanes, from `lane` on, to vector i of the group. */
-BNORM_INLINE void add_four_rows(const struct sum_form f, const struct sum_rows *s, struct cursor at,
-                                size_t lane, int first, struct group *to, size_t i) {
-    const struct sum_parameters p = sum_parameters_at(f, s, 0, lane);
-    add_to_group(sum_4(f, s, &p, at, 0, lane), first, to, i);
+        s = add_sums((struct sums){vec_load(to), vec_load(b)}, s);
+    vec_store(to, s.a);
+    vec_store(b, s.b);
 }
 
 /* Four rows of len lanes. Where these are not whole vectors, the last one begins so much earlier. */
 BNORM_INLINE void add_fours_of_rows(const struct sum_form f, const struct sum_rows *s,
-                                    struct cursor at, size_t len, int first, struct group *to) {
-    size_t i = 0;
-    for (; i + VEC_F <= len; i += VEC_F)
-        add_four_rows(f, s, at, i, first, to, i);
-    if (i < len)
-        add_four_rows(f, s, at, len - VEC_F, first, to, i);
+                                    struct cursor at, size_t len, int first, float *to) {
+    const size_t rest = len % VEC_F;
+    size_t i = 0, end = len - rest;
+    for (;;) {
+        for (; i < end; i += VEC_F) {
+            const struct sum_parameters p = sum_parameters_at(f, s, 0, i);
+            add_to_group(sum_4(f, s, &p, at, 0, i), first, to + i);
+        }
+        if (end == len)
+            return;
+        i = len - VEC_F;
+        end = len;
+        to += VEC_F - rest;
+    }
 }
 
 /* `rows` < 4 rows of len lanes, and of one more the lanes before `tail`. */
 BNORM_INLINE void add_other_rows(const struct sum_form f, const struct sum_rows *s,
                                  struct cursor at, size_t len, size_t rows, size_t tail, int first,
-                                 struct group *to) {
+                                 float *to) {
     for (size_t i = 0; i < len; i += VEC_F) {
         const size_t lane = lesser(i, len - VEC_F), extra = lanes_before(tail, lane);
         const struct sum_parameters p = sum_parameters_at(f, s, 0, lane);
-        add_to_group(sum_rest(f, s, &p, at, 0, lane, rows, extra), first, to, i);
+        add_to_group(sum_rest(f, s, &p, at, 0, lane, rows, extra), first, to + i);
     }
 }
 
@@ -373,7 +376,7 @@ BNORM_INLINE void move_rest(double *p, size_t rest) {
 /* Sums of `rows` rows of len >= VEC_F lanes, and the first `tail` lanes of one more; whole vectors
  * are written. */
 BNORM_INLINE void add_lanes(const struct sum_form f, const struct sum_rows *s, size_t rows,
-                            size_t tail, size_t len, struct group *group, double *a, double *b) {
+                            size_t tail, size_t len, float *group, double *a, double *b) {
     const size_t rest = len % VEC_F, whole = len - rest;
     for (size_t r = 0; r < rows + (tail > 0); r += BNORM_GROUP) {
         const size_t count = lesser(BNORM_GROUP, rows - r), last = count < BNORM_GROUP ? tail : 0;
@@ -388,8 +391,8 @@ BNORM_INLINE void add_lanes(const struct sum_form f, const struct sum_rows *s, s
         if (q < count || last)
             add_other_rows(f, s, at, len, count - q, last, q == 0, group);
         for (size_t i = 0; i < len; i += VEC_F)
-            add_group((struct sums){vec_load(group->a + i), vec_load(group->b + i)}, r == 0, a + i,
-                      b + i);
+            add_group((struct sums){vec_load(group + i), vec_load(group + BNORM_GROUP_LANES + i)},
+                      r == 0, a + i, b + i);
     }
     if (rest) {
         move_rest(a + whole, rest);
@@ -402,7 +405,7 @@ static void add_general(const struct sum_rows *s, size_t rows, size_t tail, size
 
 static void add_rows(const struct sum_rows *s, size_t rows, size_t tail, size_t len, double *a,
                      double *b) {
-#define BNORM_CALL(form) add_lanes(form, s, rows, tail, len, &group, a, b)
+#define BNORM_CALL(form) add_lanes(form, s, rows, tail, len, group.a, a, b)
     struct group group;
     if (len >= VEC_F)
         BNORM_SUM_FORMS(s, BNORM_CALL)
