@@ -346,13 +346,15 @@ BNORM_INLINE void add_fours_of_rows(const struct sum_form f, const struct sum_ro
     for (;;) {
         for (; i < end; i += VEC_F) {
             const struct sum_parameters p = sum_parameters_at(f, s, 0, i);
-            add_to_group(sum_4(f, s, &p, at, 0, i), first, to + i);
+            add_to_group(sum_4(f, s, &p, at, 0, 0), first, to + i);
+            at = cursor_at(f, s, at, 0, VEC_F);
         }
         if (end == len)
             return;
         i = len - VEC_F;
         end = len;
         to += VEC_F - rest;
+        at = cursor_at(f, s, at, 0, rest - VEC_F);
     }
 }
 
@@ -375,8 +377,9 @@ BNORM_INLINE void move_rest(double *p, size_t rest) {
 
 /* Sums of `rows` rows of len >= VEC_F lanes, and the first `tail` lanes of one more; whole vectors
  * are written. */
-BNORM_INLINE void add_lanes(const struct sum_form f, const struct sum_rows *s, size_t rows,
+BNORM_INLINE void add_lanes(const struct sum_form f, const struct sum_rows *from, size_t rows,
                             size_t tail, size_t len, float *group, double *a, double *b) {
+    const struct sum_rows own = *from, *const s = &own; /* that no store can change */
     const size_t rest = len % VEC_F, whole = len - rest;
     for (size_t r = 0; r < rows + (tail > 0); r += BNORM_GROUP) {
         const size_t count = lesser(BNORM_GROUP, rows - r), last = count < BNORM_GROUP ? tail : 0;
