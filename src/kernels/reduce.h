@@ -344,11 +344,12 @@ BNORM_INLINE void add_fours_of_rows(const struct sum_form f, const struct sum_ro
     const size_t rest = len % VEC_F;
     size_t i = 0, end = len - rest;
     for (;;) {
-        for (; i < end; i += VEC_F) {
+        do {
             const struct sum_parameters p = sum_parameters_at(f, s, 0, i);
             add_to_group(sum_4(f, s, &p, at, 0, 0), first, to + i);
             at = cursor_at(f, s, at, 0, VEC_F);
-        }
+            i += VEC_F;
+        } while (i < end);
         if (end == len)
             return;
         i = len - VEC_F;
@@ -417,7 +418,7 @@ static void add_rows(const struct sum_rows *s, size_t rows, size_t tail, size_t 
 }
 
 /* Lanes that become floats together, and the floats of a group of them. */
-#define BNORM_STAGE_LANES ((size_t)64)
+#define BNORM_STAGE_LANES ((size_t)32)
 #define BNORM_STAGE_ROOM  (BNORM_GROUP * BNORM_STAGE_LANES)
 
 /* x and g of rows in floats, as rows of `row` lanes. */
@@ -910,10 +911,9 @@ BNORM_INLINE unsigned inaccurate_sums(vec_d a, vec_d b) {
     return bits | vec_outside_d(a, -DBL_MAX, DBL_MAX);
 }
 
-/* Lanes of the first n whose sums are no good. */
-BNORM_INLINE unsigned inaccurate(const struct sum_block *k, vec_d a, vec_d b, size_t n) {
-    return (k->s.a ? inaccurate_sums(a, b) : inaccurate_moments((double)k->count, a, b)) &
-           ((1u << lesser(VEC_D, n)) - 1);
+/* Lanes of the first `lanes` whose sums, of n values, are no good. */
+BNORM_INLINE unsigned inaccurate(int backward, double n, vec_d a, vec_d b, size_t lanes) {
+    return (backward ? inaccurate_sums(a, b) : inaccurate_moments(n, a, b)) & ((1u << lanes) - 1);
 }
 
 /* What is wanted of channel i, made of its sums in double. */
@@ -941,7 +941,7 @@ BNORM_RARE void moments_again(struct sum_block k, size_t valid, const double *a,
         sum_distances(&k, again_b);
     for (size_t i = 0; i < k.c; i++) {
         const float pivot = k.s.pivot[i];
-        wanted[i] = i < valid && inaccurate(&k, vec_set1_d(a[i]), vec_set1_d(b[i]), 1) &&
+        wanted[i] = i < valid && inaccurate(0, n, vec_set1_d(a[i]), vec_set1_d(b[i]), 1) &&
                     !(b[i] == 0 && again_b[i] == 0);
         other[i] = wanted[i] ? better_pivot(n, pivot, a[i], b[i]) : pivot;
         count += wanted[i];
@@ -981,7 +981,7 @@ BNORM_RARE void sums_again(const struct sum_block *k, size_t valid, const double
     double again_a[BNORM_AGAIN], again_b[BNORM_AGAIN];
     double_channels(k, NULL, again_a, again_b);
     for (size_t i = 0; i < valid; i++)
-        if (inaccurate(k, vec_set1_d(a[i]), vec_set1_d(b[i]), 1))
+        if (inaccurate(1, 1, vec_set1_d(a[i]), vec_set1_d(b[i]), 1))
             store_again(again_a, again_b, i, fabs(a[i]) <= DBL_MAX ? NULL : sum_g, sum_gx);
 }
 
@@ -989,29 +989,41 @@ BNORM_RARE void sums_again(const struct sum_block *k, size_t valid, const double
 /* From the sums about pivots to what is wanted of the first `valid` channels: sum(x) and M2, or both
  * sums about the center */
 
-/* Whether any is inaccurate; b becomes about the center. */
-BNORM_INLINE unsigned store_block(const struct sum_block *k, size_t valid, const double *a,
-                                    double *b, double *first, double *second) {
-    const double n = (double)k->count;
-    const vec_d zero = vec_set1_d(0);
-    unsigned any = 0;
-    for (size_t i = 0; i < valid; i += VEC_D) {
-        const size_t in_use = lesser(VEC_D, valid - i);
-        const vec_d of_a = vec_load_d(a + i), pivot = vec_widen(k->s.pivot + i);
-        vec_d of_b = vec_load_d(b + i), total = of_a, result;
-        if (k->s.a) {
-            const vec_d off = vec_sub_d(pivot, widen_lanes(k->s.center + i, in_use));
-            result = of_b = vec_fma_d(off, of_a, of_b);
-            vec_store_d(b + i, of_b);
-        } else {
-            const vec_d m2 = vec_fma_d(vec_mul_d(of_a, vec_set1_d(-1 / n)), of_a, of_b);
-            total = vec_fma_d(vec_set1_d(n), pivot, of_a);
-            result = vec_if_lt_d(m2, zero, zero, m2);
-        }
-        any |= inaccurate(k, of_a, of_b, in_use);
-        store_d_lanes(first + i, vec_canonical_d(total), in_use);
-        store_d_lanes(second + i, vec_canonical_d(result), in_use);
+/* Those of `lanes` channels; which are inaccurate. b becomes about the center. */
+BNORM_INLINE unsigned store_channels(int backward, double n, const float *pivot,
+                                     const float *center, size_t lanes, const double *a, double *b,
+                                     double *first, double *second) {
+    const vec_d of_a = vec_load_d(a), of_pivot = vec_widen(pivot), zero = vec_set1_d(0);
+    vec_d of_b = vec_load_d(b), total = of_a, result;
+    if (backward) {
+        const vec_d off = vec_sub_d(of_pivot, widen_lanes(center, lanes));
+        result = of_b = vec_fma_d(off, of_a, of_b);
+        vec_store_d(b, of_b);
+    } else {
+        const vec_d m2 = vec_fma_d(vec_mul_d(of_a, vec_set1_d(-1 / n)), of_a, of_b);
+        total = vec_fma_d(vec_set1_d(n), of_pivot, of_a);
+        result = vec_if_lt_d(m2, zero, zero, m2);
     }
+    store_d_lanes(first, vec_canonical_d(total), lanes);
+    store_d_lanes(second, vec_canonical_d(result), lanes);
+    return inaccurate(backward, n, of_a, of_b, lanes);
+}
+
+/* Whether any is inaccurate. */
+BNORM_INLINE unsigned store_block(int backward, const struct sum_block *k, size_t valid,
+                                  const double *a, double *b, double *first, double *second) {
+    const float *const pivot = k->s.pivot, *const center = k->s.center;
+    const double n = (double)k->count;
+    unsigned any = 0;
+    size_t i = 0;
+#define BNORM_CALL(lanes)                                                                          \
+    any |= store_channels(backward, n, pivot + i, backward ? center + i : NULL, lanes, a + i,      \
+                          b + i, first + i, second + i)
+    for (; i + VEC_D <= valid; i += VEC_D)
+        BNORM_CALL(VEC_D);
+    if (i < valid)
+        BNORM_CALL(valid - i);
+#undef BNORM_CALL
     return any;
 }
 
@@ -1035,15 +1047,18 @@ BNORM_INLINE struct sum_block slice_of(const struct sum_block *k, size_t i) {
 /* There is room for a vector behind a and b. */
 static void finish_block(const struct sum_block *k, size_t valid, const double *a, double *b,
                          double *first, double *second) {
-    if (!store_block(k, valid, a, b, first, second))
+    const int backward = k->s.a != NULL;
+    if (!(backward ? store_block(1, k, valid, a, b, first, second)
+                   : store_block(0, k, valid, a, b, first, second)))
         return;
     for (size_t i = 0, n; i < valid; i += n) {
         const struct sum_block slice = slice_of(k, i);
         unsigned any = 0;
         n = lesser(slice.c, valid - i);
         for (size_t j = i; j < i + n; j += VEC_D)
-            any |= inaccurate(k, vec_load_d(a + j), vec_load_d(b + j), i + n - j);
-        if (any && k->s.a)
+            any |= inaccurate(backward, (double)k->count, vec_load_d(a + j), vec_load_d(b + j),
+                              lesser(VEC_D, i + n - j));
+        if (any && backward)
             sums_again(&slice, n, a + i, b + i, first + i, second + i);
         else if (any)
             moments_again(slice, n, a + i, b + i, first + i, second + i);
