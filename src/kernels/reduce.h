@@ -404,72 +404,72 @@ BNORM_INLINE void add_lanes(const struct sum_form f, const struct sum_rows *from
     }
 }
 
-static void add_general(const struct sum_rows *s, size_t rows, size_t tail, size_t len, double *a,
-                        double *b);
-
-static void add_rows(const struct sum_rows *s, size_t rows, size_t tail, size_t len, double *a,
-                     double *b) {
+/* What has a form, of len >= VEC_F; not inlined, as few know how much of stack is left. */
+static __attribute__((noinline)) void add_form(const struct sum_rows *s, size_t rows, size_t tail,
+                                               size_t len, double *a, double *b) {
 #define BNORM_CALL(form) add_lanes(form, s, rows, tail, len, group.a, a, b)
     struct group group;
-    if (len >= VEC_F)
-        BNORM_SUM_FORMS(s, BNORM_CALL)
+    BNORM_SUM_FORMS(s, BNORM_CALL)
 #undef BNORM_CALL
-    add_general(s, rows, tail, len, a, b);
 }
 
-/* Lanes that become floats together, and the floats of a group of them. */
-#define BNORM_STAGE_LANES ((size_t)32)
-#define BNORM_STAGE_ROOM  (BNORM_GROUP * BNORM_STAGE_LANES)
+/* Floats of x and g that are made at a time: a group of planes; of rows a group of so many lanes. */
+#define BNORM_GROUP_SPAN  (BNORM_GROUP * BNORM_SPAN_LANES)
+#define BNORM_STAGE_LANES ((size_t)16)
 
-/* x and g of rows in floats, as rows of `row` lanes. */
-struct staged_rows {
-    float x[BNORM_STAGE_ROOM], g[BNORM_STAGE_ROOM], v[BNORM_STAGE_ROOM];
-    bnorm_map_args args;
-};
-BNORM_INLINE struct sum_rows staged_rows(struct staged_rows *to, const struct sum_rows *s,
+/* Rows of `row` floats at x, and at g. */
+BNORM_INLINE struct sum_rows staged_rows(const struct sum_rows *s, bnorm_map_args *args,
+                                         const float *x, const float *g, const float *pivot,
                                          size_t row) {
-    to->args.pre = BNORM_PRE_NONE;
-    return (struct sum_rows){.a = s->a ? &to->args : NULL,
+    args->pre = BNORM_PRE_NONE;
+    return (struct sum_rows){.a = s->a ? args : NULL,
                              .type = BNORM_F32,
                              .spread = s->spread,
-                             .x = (const char *)to->x,
-                             .dy = (const char *)to->g,
-                             .x_step = row * sizeof(float),
-                             .dy_step = row * sizeof(float),
-                             .pivot = s->pivot,
-                             .center = s->pivot,
-                             .invstd = s->pivot};
+                             .x = (const char *)x,
+                             .dy = (const char *)g,
+                             .x_step = row * sizeof *x,
+                             .dy_step = row * sizeof *g,
+                             .pivot = pivot,
+                             .center = pivot,
+                             .invstd = pivot};
 }
 
-/* The same of any form and any len, a group of few lanes at a time. */
-static void add_general(const struct sum_rows *s, size_t rows, size_t tail, size_t len, double *a,
-                        double *b) {
-    struct staged_rows staged;
+/* What has none, and any len: a group of few lanes at a time. */
+BNORM_RARE void add_staged(const struct sum_rows *s, size_t rows, size_t tail, size_t len,
+                           double *a, double *b) {
+    enum { ROOM = BNORM_GROUP * BNORM_STAGE_LANES };
+    float x[ROOM], g[ROOM], v[ROOM], pivot[BNORM_STAGE_LANES];
     double sums_a[BNORM_STAGE_LANES + VEC_F], sums_b[BNORM_STAGE_LANES + VEC_F];
-    float pivot[BNORM_STAGE_LANES];
+    bnorm_map_args args;
     for (size_t r = 0; r < rows + (tail > 0); r += BNORM_GROUP) {
         const size_t count = lesser(BNORM_GROUP, rows - r), last = count < BNORM_GROUP ? tail : 0,
                      end = count ? len : last;
         for (size_t i = 0; i < end; i += BNORM_STAGE_LANES) {
             const size_t n = lesser(BNORM_STAGE_LANES, end - i), row = whole_vectors(n),
-                         extra = last > i ? lesser(n, last - i) : 0;
+                         extra = last > i ? lesser(n, last - i) : 0, behind = count * row;
             const struct sum_rows at = sum_rows_from(s, r, i, 1, i),
-                                  after = sum_rows_from(&at, count, 0, 1, 0);
-            struct sum_rows t = staged_rows(&staged, s, row);
+                                  after = sum_rows_from(&at, count, 0, 1, 0),
+                                  t = staged_rows(s, &args, x, g, pivot, row);
             memset(pivot, 0, sizeof pivot);
             memcpy(pivot, at.pivot, n * sizeof *pivot);
-            t.pivot = pivot;
-            load_rows(&at, count, n, staged.x, staged.g, staged.v);
+            load_rows(&at, count, n, x, g, v);
             if (extra)
-                load_rows(&after, 1, extra, staged.x + count * row, staged.g + count * row,
-                          staged.v + count * row);
-            add_rows(&t, count, extra, row, sums_a, sums_b);
+                load_rows(&after, 1, extra, x + behind, g + behind, v);
+            add_form(&t, count, extra, row, sums_a, sums_b);
             for (size_t k = 0; k < row; k++) {
                 a[i + k] = (r ? a[i + k] : 0) + sums_a[k];
                 b[i + k] = (r ? b[i + k] : 0) + sums_b[k];
             }
         }
     }
+}
+
+BNORM_INLINE void add_rows(const struct sum_rows *s, size_t rows, size_t tail, size_t len,
+                           double *a, double *b) {
+    if (len >= VEC_F && form_of(s) != BNORM_GENERAL)
+        add_form(s, rows, tail, len, a, b);
+    else
+        add_staged(s, rows, tail, len, a, b);
 }
 
 /* c channels of a block of `count` positions: of rows, or, where parameters are spread, with c = 1
@@ -570,9 +570,6 @@ BNORM_INLINE void add_plane_group(const struct sum_form f, const struct sum_rows
     fold_group(t, ab);
 }
 
-/* Elements of a plane that are a group. */
-#define BNORM_GROUP_SPAN (BNORM_GROUP * BNORM_SPAN_LANES)
-
 BNORM_INLINE void fold_four_sums(const double *ab, double *a, double *b) {
     *a = (ab[0] + ab[2]) + (ab[1] + ab[3]);
     *b = (ab[4] + ab[6]) + (ab[5] + ab[7]);
@@ -604,42 +601,51 @@ BNORM_INLINE void sum_planes(const struct sum_form f, const struct sum_rows *all
     }
 }
 
-/* The same of a plane of more than BNORM_STAGE_ROOM elements, in any form. */
-BNORM_RARE void sum_general_plane(const struct sum_rows *all, size_t len, double *a, double *b) {
-    const struct sum_form f = {BNORM_PRE_NONE, BNORM_F32};
-    struct staged_rows staged;
-    const struct sum_rows plane = plane_rows(all, 0),
-                          t = staged_rows(&staged, &plane, BNORM_SPAN_LANES);
-    const struct sum_parameters p = sum_parameters_at(f, &t, 1, 0);
-    double ab[8] = {0};
-    for (size_t e = 0; e < len; e += BNORM_GROUP_SPAN) {
-        const size_t count = lesser(BNORM_GROUP_SPAN, len - e);
-        const struct sum_rows at = sum_rows_from(&plane, 0, e, 1, 0);
-        load_rows(&at, 1, count, staged.x, staged.g, staged.v);
-        add_plane_group(f, &t, &p, cursor_of(&t), count / BNORM_SPAN_LANES,
-                        count % BNORM_SPAN_LANES, ab);
-    }
-    fold_four_sums(ab, a, b);
-}
-
-/* Planes of any form. */
-static void add_planes(const struct sum_rows *s, size_t planes, size_t len, double *a, double *b) {
+/* What has a form. */
+static void add_form_planes(const struct sum_rows *s, size_t planes, size_t len, double *a,
+                            double *b) {
 #define BNORM_CALL(form) sum_planes(form, s, planes, len, a, b)
-    struct staged_rows staged;
-    const size_t row = whole_vectors(len);
     BNORM_SUM_FORMS(s, BNORM_CALL)
 #undef BNORM_CALL
+}
+
+/* What has none: several planes at a time, or a group of one. */
+BNORM_RARE void add_staged_planes(const struct sum_rows *all, size_t planes, size_t len, double *a,
+                                  double *b) {
+    const struct sum_form f = {BNORM_PRE_NONE, BNORM_F32};
+    float x[BNORM_GROUP_SPAN], g[BNORM_GROUP_SPAN], v[BNORM_GROUP_SPAN];
+    bnorm_map_args args;
+    const size_t row = whole_vectors(len);
     for (size_t i = 0, n; i < planes; i += n) {
-        const struct sum_rows these = sum_rows_from(s, i, 0, 1, i);
-        n = row > BNORM_STAGE_ROOM ? 1 : lesser(BNORM_STAGE_ROOM / row, planes - i);
-        if (row > BNORM_STAGE_ROOM) {
-            sum_general_plane(&these, len, a + i, b + i);
-        } else {
-            const struct sum_rows t = staged_rows(&staged, &these, row);
-            load_rows(&these, n, len, staged.x, staged.g, staged.v);
-            add_planes(&t, n, len, a + i, b + i);
+        const struct sum_rows these = sum_rows_from(all, i, 0, 1, i);
+        if (row <= BNORM_GROUP_SPAN) {
+            const struct sum_rows t = staged_rows(&these, &args, x, g, these.pivot, row);
+            n = lesser(BNORM_GROUP_SPAN / row, planes - i);
+            load_rows(&these, n, len, x, g, v);
+            add_form_planes(&t, n, len, a + i, b + i);
+            continue;
         }
+        const struct sum_rows plane = plane_rows(&these, 0),
+                              t = staged_rows(&plane, &args, x, g, plane.pivot, BNORM_SPAN_LANES);
+        const struct sum_parameters p = sum_parameters_at(f, &t, 1, 0);
+        double ab[8] = {0};
+        n = 1;
+        for (size_t e = 0; e < len; e += BNORM_GROUP_SPAN) {
+            const size_t count = lesser(BNORM_GROUP_SPAN, len - e);
+            const struct sum_rows at = sum_rows_from(&plane, 0, e, 1, 0);
+            load_rows(&at, 1, count, x, g, v);
+            add_plane_group(f, &t, &p, cursor_of(&t), count / BNORM_SPAN_LANES,
+                            count % BNORM_SPAN_LANES, ab);
+        }
+        fold_four_sums(ab, a + i, b + i);
     }
+}
+
+static void add_planes(const struct sum_rows *s, size_t planes, size_t len, double *a, double *b) {
+    if (form_of(s) != BNORM_GENERAL)
+        add_form_planes(s, planes, len, a, b);
+    else
+        add_staged_planes(s, planes, len, a, b);
 }
 
 /* ---------------------------------------------------------------------------------------------- */
