@@ -90,8 +90,7 @@ BNORM_INLINE void store_leaf(struct leaf_lanes *lanes, size_t i, struct leaf lea
 
 /* Rows as floats: where they are, or all but the plainest by way of L1. */
 struct leaf_floats {
-    float x[BNORM_TWIG * BNORM_LEAF_TILE], g[BNORM_TWIG * BNORM_LEAF_TILE],
-        v[BNORM_TWIG * BNORM_LEAF_TILE];
+    float x[BNORM_TWIG * BNORM_LEAF_TILE + VEC_F], g[BNORM_TWIG * BNORM_LEAF_TILE];
 };
 BNORM_INLINE struct leaf_rows leaf_rows_at(const struct sum_rows *s, size_t row, size_t rows,
                                            size_t c, struct leaf_floats *to) {
@@ -100,7 +99,11 @@ BNORM_INLINE struct leaf_rows leaf_rows_at(const struct sum_rows *s, size_t row,
     if (s->type == BNORM_F32 && (!s->a || s->a->pre == BNORM_PRE_NONE))
         return (struct leaf_rows){(const void *)from.x, (const void *)from.dy, s->center,
                                   s->x_step / sizeof *to->x, s->dy_step / sizeof *to->g};
-    load_rows(&from, rows, c, to->x, to->g, to->v);
+    if (!s->a) {
+        widen_rows(to->x, from.x, s->type, s->x_step / size_of(s->type), rows, c);
+        return (struct leaf_rows){to->x, NULL, NULL, c, 0};
+    }
+    load_rows(&from, rows, c, to->x, to->g);
     return (struct leaf_rows){to->x, to->g, s->center, n, n};
 }
 

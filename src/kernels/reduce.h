@@ -234,39 +234,49 @@ BNORM_INLINE void load_tensor(float *to, const char *from, size_t step, bnorm_dt
             vec_store(to, widened_lanes(element_at(from, type, i), type, lesser(VEC_F, n - i)));
 }
 
-/* Rows [0, rows) of n lanes as floats without gaps, whole vectors each: x, and g, which is not
- * written for statistics. v has the same room. */
-static void load_rows(const struct sum_rows *s, size_t rows, size_t n, float *x, float *g,
-                      float *v) {
-    const enum bnorm_pre pre = s->a ? s->a->pre : BNORM_PRE_NONE;
-    const size_t row = whole_vectors(n);
-    load_tensor(x, s->x, s->x_step, s->type, rows, n);
-    if (s->a)
-        load_tensor(g, s->dy, s->dy_step, s->type, rows, n);
+/* The argument of the activation, `lanes` lanes from lane i of row r on. Where parameters are
+ * spread, rows are planes. */
+BNORM_INLINE vec_f argument_at(const struct sum_rows *s, vec_f x, size_t r, size_t i,
+                               size_t lanes) {
+    const enum bnorm_pre pre = s->a->pre;
+    const size_t p = s->spread ? r : i;
+    vec_f argument = vec_set1(0);
+    if (pre == BNORM_PRE_MASK) {
+        const size_t at = s->bit + r * s->bit_step + i;
+        return vec_from_bits(bit_window(s->a->mask.bits, at, lanes) & ((1u << lanes) - 1));
+    }
     if (reads_extra(pre))
-        load_tensor(v, s->argument, s->argument_step, s->type, rows, n);
-    for (size_t r = 0, to = 0; pre != BNORM_PRE_NONE && pre != BNORM_PRE_Y && r < rows; r++)
-        for (size_t i = 0; i < n; i += VEC_F, to += VEC_F) {
-            const size_t lanes = lesser(VEC_F, n - i);
-            vec_f argument;
-            if (pre == BNORM_PRE_MASK) {
-                const size_t at = s->bit + r * s->bit_step + i;
-                argument =
-                    vec_from_bits(bit_window(s->a->mask.bits, at, lanes) & ((1u << lanes) - 1));
-            } else {
-                /* Where parameters are spread, rows are planes. */
-                const size_t p = s->spread ? r : i;
-                const vec_f d =
-                    vec_sub(vec_load(x + to), parameter_lanes(s->center + p, s->spread, 0, lanes));
-                argument = vec_fma(d, parameter_lanes(s->scale + p, s->spread, 0, lanes),
-                                   parameter_lanes(s->shift + p, s->spread, 0, lanes));
-                if (pre == BNORM_PRE_RESIDUAL)
-                    argument = vec_add(argument, vec_load(v + to));
+        argument = widened_lanes(element_at(s->argument + r * s->argument_step, s->type, i),
+                                 s->type, lanes);
+    if (reads_x(pre)) {
+        const vec_f d = vec_sub(x, parameter_lanes(s->center + p, s->spread, 0, lanes)),
+                    v = vec_fma(d, parameter_lanes(s->scale + p, s->spread, 0, lanes),
+                                parameter_lanes(s->shift + p, s->spread, 0, lanes));
+        argument = pre == BNORM_PRE_X ? v : vec_add(v, argument);
+    }
+    return argument;
+}
+
+/* Rows [0, rows) of n lanes as floats without gaps, whole vectors each: x, and g, which is not
+ * written for statistics. */
+static void load_rows(const struct sum_rows *s, size_t rows, size_t n, float *x, float *g) {
+    enum { ROOM = 128 };
+    float v[ROOM];
+    size_t count = 0;
+    load_tensor(x, s->x, s->x_step, s->type, rows, n);
+    if (!s->a)
+        return;
+    load_tensor(g, s->dy, s->dy_step, s->type, rows, n);
+    for (size_t r = 0; s->a->pre != BNORM_PRE_NONE && r < rows; r++)
+        for (size_t i = 0; i < n; i += VEC_F, x += VEC_F) {
+            vec_store(v + count, argument_at(s, vec_load(x), r, i, lesser(VEC_F, n - i)));
+            count += VEC_F;
+            if (count == ROOM || (i + VEC_F >= n && r + 1 == rows)) {
+                gradient_values(&s->a->act, v, g, count);
+                g += count;
+                count = 0;
             }
-            vec_store(v + to, argument);
         }
-    if (pre != BNORM_PRE_NONE)
-        gradient_values(&s->a->act, v, g, rows * row);
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -415,7 +425,7 @@ static __attribute__((noinline)) void add_form(const struct sum_rows *s, size_t 
 
 /* Floats of x and g that are made at a time: a group of planes; of rows a group of so many lanes. */
 #define BNORM_GROUP_SPAN  (BNORM_GROUP * BNORM_SPAN_LANES)
-#define BNORM_STAGE_LANES ((size_t)16)
+#define BNORM_STAGE_LANES ((size_t)32)
 
 /* Rows of `row` floats at x, and at g. */
 BNORM_INLINE struct sum_rows staged_rows(const struct sum_rows *s, bnorm_map_args *args,
@@ -438,7 +448,7 @@ BNORM_INLINE struct sum_rows staged_rows(const struct sum_rows *s, bnorm_map_arg
 BNORM_RARE void add_staged(const struct sum_rows *s, size_t rows, size_t tail, size_t len,
                            double *a, double *b) {
     enum { ROOM = BNORM_GROUP * BNORM_STAGE_LANES };
-    float x[ROOM], g[ROOM], v[ROOM], pivot[BNORM_STAGE_LANES];
+    float x[ROOM], g[ROOM], pivot[BNORM_STAGE_LANES];
     double sums_a[BNORM_STAGE_LANES + VEC_F], sums_b[BNORM_STAGE_LANES + VEC_F];
     bnorm_map_args args;
     for (size_t r = 0; r < rows + (tail > 0); r += BNORM_GROUP) {
@@ -452,9 +462,9 @@ BNORM_RARE void add_staged(const struct sum_rows *s, size_t rows, size_t tail, s
                                   t = staged_rows(s, &args, x, g, pivot, row);
             memset(pivot, 0, sizeof pivot);
             memcpy(pivot, at.pivot, n * sizeof *pivot);
-            load_rows(&at, count, n, x, g, v);
+            load_rows(&at, count, n, x, g);
             if (extra)
-                load_rows(&after, 1, extra, x + behind, g + behind, v);
+                load_rows(&after, 1, extra, x + behind, g + behind);
             add_form(&t, count, extra, row, sums_a, sums_b);
             for (size_t k = 0; k < row; k++) {
                 a[i + k] = (r ? a[i + k] : 0) + sums_a[k];
@@ -597,7 +607,9 @@ BNORM_INLINE void sum_planes(const struct sum_form f, const struct sum_rows *all
             at = cursor_at(f, &s, at, BNORM_GROUP, 0);
         }
         fold_four_sums(ab, a + i, b + i);
-        s = sum_rows_from(&s, 0, 0, 1, 1);
+        s.pivot++;
+        if (f.g == BNORM_PRE_X || f.g == BNORM_PRE_RESIDUAL)
+            s.center++, s.scale++, s.shift++;
     }
 }
 
@@ -613,7 +625,7 @@ static void add_form_planes(const struct sum_rows *s, size_t planes, size_t len,
 BNORM_RARE void add_staged_planes(const struct sum_rows *all, size_t planes, size_t len, double *a,
                                   double *b) {
     const struct sum_form f = {BNORM_PRE_NONE, BNORM_F32};
-    float x[BNORM_GROUP_SPAN], g[BNORM_GROUP_SPAN], v[BNORM_GROUP_SPAN];
+    float x[BNORM_GROUP_SPAN], g[BNORM_GROUP_SPAN];
     bnorm_map_args args;
     const size_t row = whole_vectors(len);
     for (size_t i = 0, n; i < planes; i += n) {
@@ -621,7 +633,7 @@ BNORM_RARE void add_staged_planes(const struct sum_rows *all, size_t planes, siz
         if (row <= BNORM_GROUP_SPAN) {
             const struct sum_rows t = staged_rows(&these, &args, x, g, these.pivot, row);
             n = lesser(BNORM_GROUP_SPAN / row, planes - i);
-            load_rows(&these, n, len, x, g, v);
+            load_rows(&these, n, len, x, g);
             add_form_planes(&t, n, len, a + i, b + i);
             continue;
         }
@@ -633,7 +645,7 @@ BNORM_RARE void add_staged_planes(const struct sum_rows *all, size_t planes, siz
         for (size_t e = 0; e < len; e += BNORM_GROUP_SPAN) {
             const size_t count = lesser(BNORM_GROUP_SPAN, len - e);
             const struct sum_rows at = sum_rows_from(&plane, 0, e, 1, 0);
-            load_rows(&at, 1, count, x, g, v);
+            load_rows(&at, 1, count, x, g);
             add_plane_group(f, &t, &p, cursor_of(&t), count / BNORM_SPAN_LANES,
                             count % BNORM_SPAN_LANES, ab);
         }
@@ -651,15 +663,17 @@ static void add_planes(const struct sum_rows *s, size_t planes, size_t len, doub
 /* ---------------------------------------------------------------------------------------------- */
 /* In double */
 
-/* sum(x) in a, or sum((x - mean)^2) in b where `mean` is given; or sum(g) and sum(g*(x - center)).
+/* Sums of x, or of g, in a, and of (x - center)^2, or g*(x - center), in b; either may be absent.
  * Chains are added up in order. */
-BNORM_RARE void double_channels(const struct sum_block *k, const double *mean, double *a,
+BNORM_RARE void double_channels(const struct sum_block *k, const double *center, double *a,
                                 double *b) {
     enum { LANES = 16 };
-    float x[LANES], g[LANES], v[LANES];
+    float x[LANES], g[LANES];
     const size_t lanes = k->c * k->chains, chains = chain_count(k);
-    zero_lanes(mean ? b : a, lanes);
-    zero_lanes(b, lanes);
+    if (a)
+        zero_lanes(a, lanes);
+    if (b)
+        zero_lanes(b, lanes);
     for (size_t j = 0; j < chains; j++) {
         const struct chain_rows r = chain_at(k, chains, j);
         for (size_t row = 0; row < r.rows + (r.tail > 0); row++) {
@@ -667,24 +681,22 @@ BNORM_RARE void double_channels(const struct sum_block *k, const double *mean, d
             for (size_t i = 0; i < len; i += LANES) {
                 const size_t n = lesser(LANES, len - i), at = j * k->c + i;
                 const struct sum_rows here = sum_rows_from(&r.s, row, i, 1, r.s.spread ? 0 : i);
-                load_rows(&here, 1, n, x, g, v);
+                load_rows(&here, 1, n, x, g);
                 for (size_t q = 0; q < n; q++) {
-                    const size_t channel = (at + q) % k->c;
-                    const double value = (double)x[q], term = k->s.a ? (double)g[q] : value;
-                    const double center = k->s.a ? (double)k->s.center[channel]
-                                          : mean ? mean[channel]
-                                                 : 0;
-                    const double d = value - center;
-                    if (!mean)
-                        a[at + q] += term;
-                    b[at + q] = bnorm_fma(k->s.a ? term : d, d, b[at + q]);
+                    const double value = (double)x[q], of_g = k->s.a ? (double)g[q] : 0;
+                    const double d = b ? value - center[(at + q) % k->c] : 0;
+                    if (a)
+                        a[at + q] += k->s.a ? of_g : value;
+                    if (b)
+                        b[at + q] = bnorm_fma(k->s.a ? of_g : d, d, b[at + q]);
                 }
             }
         }
     }
-    if (!mean)
+    if (a)
         fold_chains(a, k->c, k->chains);
-    fold_chains(b, k->c, k->chains);
+    if (b)
+        fold_chains(b, k->c, k->chains);
 }
 
 /* Sums in float are accurate within these limits of the second one. */
@@ -725,10 +737,6 @@ BNORM_INLINE vec_f pivots_of(vec_f *v, size_t samples) {
 BNORM_INLINE four_floats load_four(const void *p, bnorm_dtype type, size_t n) {
     four_floats four;
     float lanes[VEC_F];
-    if (n == 4)
-        return type == BNORM_F32    ? vec_four(p)
-               : type == BNORM_BF16 ? vec_four_bf16(p)
-                                    : vec_four_f16(p);
     vec_store(lanes, widened_lanes(p, type, n));
     memcpy(&four, lanes, sizeof four);
     return four;
@@ -761,28 +769,41 @@ BNORM_INLINE void sample_rows(const struct sum_rows *s, size_t count, size_t c, 
     }
 }
 
+/* Upper half of n places onto lower half, down to one. */
+BNORM_INLINE four_floats fold_places(four_floats *place, size_t n) {
+    BNORM_UNROLL
+    for (size_t half = BNORM_PLACES / 2; half > 0; half /= 2)
+        if (n > half) {
+            BNORM_UNROLL
+            for (size_t q = 0; q < half; q++)
+                place[q] += place[half + q];
+        }
+    return place[0];
+}
+
 /* The sum of a plane's places, four lanes; at[q] is the offset of a place. */
 BNORM_INLINE four_floats sample_plane(const char *plane, bnorm_dtype type, size_t places,
                                       const size_t *at, size_t run) {
     four_floats place[BNORM_PLACES];
-    if (!__builtin_constant_p(places)) {
+    if (type == BNORM_BF16 && run == 4) {
+        for (size_t q = 0; q < places; q++)
+            place[q] = vec_four_bf16((const void *)(plane + at[q]));
+    } else if (type == BNORM_F16 && run == 4) {
+        for (size_t q = 0; q < places; q++)
+            place[q] = vec_four_f16((const void *)(plane + at[q]));
+    } else {
         for (size_t q = 0; q < places; q++)
             place[q] = load_four(plane + at[q], type, run);
-        for (size_t half = places / 2; half > 0; half /= 2)
-            for (size_t q = 0; q < half; q++)
-                place[q] += place[half + q];
-        return place[0];
     }
+    return fold_places(place, places);
+}
+/* Of floats, and a number of places that is a constant. */
+BNORM_INLINE four_floats sample_floats(const char *plane, size_t places, const size_t *at) {
+    four_floats place[BNORM_PLACES];
     BNORM_UNROLL
     for (size_t q = 0; q < places; q++)
-        place[q] = load_four(plane + at[q], type, run);
-    BNORM_UNROLL
-    for (size_t half = places / 2; half > 0; half /= 2) {
-        BNORM_UNROLL
-        for (size_t q = 0; q < half; q++)
-            place[q] += place[half + q];
-    }
-    return place[0];
+        place[q] = vec_four((const void *)(plane + at[q]));
+    return fold_places(place, places);
 }
 
 /* Those of planes, up to VEC_F of them: from places of four neighbours, spread over the plane. */
@@ -798,9 +819,9 @@ BNORM_INLINE void sample_planes(const struct sum_rows *s, size_t planes, size_t 
         const char *const plane = s->x + i * s->x_step;
         const four_floats sum = s->type != BNORM_F32 || places < 4
                                     ? sample_plane(plane, s->type, places, at, run)
-                                : places == 4 ? sample_plane(plane, BNORM_F32, 4, at, 4)
-                                : places == 8 ? sample_plane(plane, BNORM_F32, 8, at, 4)
-                                              : sample_plane(plane, BNORM_F32, 16, at, 4);
+                                : places == 4 ? sample_floats(plane, 4, at)
+                                : places == 8 ? sample_floats(plane, 8, at)
+                                              : sample_floats(plane, 16, at);
         memcpy(fours[i], &sum, sizeof fours[i]);
     }
     vec_load_fours(fours[0], v);
@@ -968,7 +989,7 @@ BNORM_RARE void moments_again(struct sum_block k, size_t valid, const double *a,
     }
     if (!count)
         return;
-    double_channels(&k, NULL, again_a, again_b);
+    double_channels(&k, NULL, again_a, NULL);
     for (size_t i = 0; i < k.c; i++)
         if (wanted[i])
             store_again(again_a, again_a, i, sum, sum);
@@ -984,8 +1005,10 @@ BNORM_RARE void moments_again(struct sum_block k, size_t valid, const double *a,
  * x. */
 BNORM_RARE void sums_again(const struct sum_block *k, size_t valid, const double *a,
                            const double *b, double *sum_g, double *sum_gx) {
-    double again_a[BNORM_AGAIN], again_b[BNORM_AGAIN];
-    double_channels(k, NULL, again_a, again_b);
+    double again_a[BNORM_AGAIN], again_b[BNORM_AGAIN], center[BNORM_MAX_LANES] = {0};
+    for (size_t i = 0; i < valid; i++)
+        center[i] = (double)k->s.center[i];
+    double_channels(k, center, again_a, again_b);
     for (size_t i = 0; i < valid; i++)
         if (inaccurate(1, 1, vec_set1_d(a[i]), vec_set1_d(b[i]), 1))
             store_again(again_a, again_b, i, fabs(a[i]) <= DBL_MAX ? NULL : sum_g, sum_gx);
@@ -1095,12 +1118,10 @@ static void reduce_tile(const struct sum_rows *s, size_t count, size_t c, size_t
         sample_rows(s, count, c, pivot);
     repeat_lanes(pivot, c, chains);
     k.s.pivot = pivot;
-    if (s->a && (chains > 1 || valid < c)) {
+    if (s->a && reads_x(s->a->pre) && (chains > 1 || valid < c)) {
         k.s.center = repeat(center, s->center, c, valid, chains);
-        if (reads_x(s->a->pre)) {
-            k.s.scale = repeat(scale, s->scale, c, valid, chains);
-            k.s.shift = repeat(shift, s->shift, c, valid, chains);
-        }
+        k.s.scale = repeat(scale, s->scale, c, valid, chains);
+        k.s.shift = repeat(shift, s->shift, c, valid, chains);
     }
     sum_channels(&k, a, b);
     finish_block(&k, valid, a, b, first, second);
