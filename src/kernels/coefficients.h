@@ -43,8 +43,10 @@ BNORM_INLINE vec_d or_one(vec_d v, size_t n) {
         size_t i = (first);                                                                        \
         for (; i + (side)*VEC_D <= end; i += (side)*VEC_D)                                         \
             body(i, side, VEC_D);                                                                  \
-        for (; i < end; i += VEC_D)                                                                \
-            body(i, 1, (side) > 1 ? lesser(VEC_D, end - i) : end - i);                             \
+        for (; (side) > 1 && i < end; i += VEC_D)                                                  \
+            body(i, 1, lesser(VEC_D, end - i));                                                    \
+        if ((side) == 1 && i < end)                                                                \
+            body(i, 1, end - i);                                                                   \
     } while (0)
 
 /* Channels [i, i + vectors*VEC_D), or the first n lanes of one vector, of a part of the batch:

@@ -234,27 +234,44 @@ BNORM_INLINE void load_tensor(float *to, const char *from, size_t step, bnorm_dt
             vec_store(to, widened_lanes(element_at(from, type, i), type, lesser(VEC_F, n - i)));
 }
 
-/* The argument of the activation, `lanes` lanes from lane i of row r on. Where parameters are
- * spread, rows are planes. */
-BNORM_INLINE vec_f argument_at(const struct sum_rows *s, vec_f x, size_t r, size_t i,
-                               size_t lanes) {
-    const enum bnorm_pre pre = s->a->pre;
-    const size_t p = s->spread ? r : i;
-    vec_f argument = vec_set1(0);
+/* Arguments of the activation, n <= VEC_F from lane i of row r on; `one` are the parameters of a
+ * plane. */
+BNORM_INLINE vec_f argument_lanes(enum bnorm_pre pre, const struct sum_rows *s,
+                                  const struct sum_parameters *one, vec_f x, size_t r, size_t i,
+                                  size_t n) {
+    struct sum_parameters p = *one;
+    const char *const argument =
+        reads_extra(pre) ? s->argument + r * s->argument_step + i * size_of(s->type) : NULL;
     if (pre == BNORM_PRE_MASK) {
-        const size_t at = s->bit + r * s->bit_step + i;
-        return vec_from_bits(bit_window(s->a->mask.bits, at, lanes) & ((1u << lanes) - 1));
+        const size_t bit = s->bit + r * s->bit_step + i;
+        return vec_from_bits(bit_window(s->a->mask.bits, bit, n) & ((1u << n) - 1));
     }
-    if (reads_extra(pre))
-        argument = widened_lanes(element_at(s->argument + r * s->argument_step, s->type, i),
-                                 s->type, lanes);
-    if (reads_x(pre)) {
-        const vec_f d = vec_sub(x, parameter_lanes(s->center + p, s->spread, 0, lanes)),
-                    v = vec_fma(d, parameter_lanes(s->scale + p, s->spread, 0, lanes),
-                                parameter_lanes(s->shift + p, s->spread, 0, lanes));
-        argument = pre == BNORM_PRE_X ? v : vec_add(v, argument);
+    if (pre == BNORM_PRE_Y)
+        return widened_lanes(argument, s->type, n);
+    if (!s->spread) {
+        p.center = load_lanes(s->center + i, n);
+        p.scale = load_lanes(s->scale + i, n);
+        p.shift = load_lanes(s->shift + i, n);
     }
-    return argument;
+    /* Lanes behind them hold 0, as do their parameters where they are not those of a plane. */
+    const vec_f v = vec_fma(first_lanes(vec_sub(x, p.center), n), p.scale, p.shift);
+    if (pre == BNORM_PRE_X)
+        return v;
+    return vec_add(v, widened_lanes(argument, s->type, n));
+}
+
+BNORM_INLINE void load_arguments(enum bnorm_pre pre, const struct sum_rows *s, const float *x,
+                                 size_t r, size_t i, size_t end, float *v) {
+    struct sum_parameters one = {.center = vec_set1(0), .scale = vec_set1(0)};
+    if (reads_x(pre) && s->spread) {
+        one.center = vec_set1(s->center[r]);
+        one.scale = vec_set1(s->scale[r]);
+        one.shift = vec_set1(s->shift[r]);
+    }
+    for (; i + VEC_F <= end; i += VEC_F, v += VEC_F)
+        vec_store(v, argument_lanes(pre, s, &one, vec_load(x + i), r, i, VEC_F));
+    if (i < end)
+        vec_store(v, argument_lanes(pre, s, &one, vec_load(x + i), r, i, end - i));
 }
 
 /* Rows [0, rows) of n lanes as floats without gaps, whole vectors each: x, and g, which is not
@@ -267,16 +284,33 @@ static void load_rows(const struct sum_rows *s, size_t rows, size_t n, float *x,
     if (!s->a)
         return;
     load_tensor(g, s->dy, s->dy_step, s->type, rows, n);
-    for (size_t r = 0; s->a->pre != BNORM_PRE_NONE && r < rows; r++)
-        for (size_t i = 0; i < n; i += VEC_F, x += VEC_F) {
-            vec_store(v + count, argument_at(s, vec_load(x), r, i, lesser(VEC_F, n - i)));
-            count += VEC_F;
-            if (count == ROOM || (i + VEC_F >= n && r + 1 == rows)) {
+    if (s->a->pre == BNORM_PRE_NONE)
+        return;
+    const struct sum_rows own = *s; /* that no store can change */
+    for (size_t r = 0; r < rows; r++, x += whole_vectors(n))
+        for (size_t i = 0, end; i < n; i = end) {
+            end = lesser(n, i + ROOM);
+            if (count + whole_vectors(end - i) > ROOM) {
                 gradient_values(&s->a->act, v, g, count);
                 g += count;
                 count = 0;
             }
+#define BNORM_CASE(pre)                                                                            \
+    case pre:                                                                                      \
+        load_arguments(pre, &own, x, r, i, end, v + count);                                           \
+        break;
+            switch (s->a->pre) {
+                BNORM_CASE(BNORM_PRE_X)
+                BNORM_CASE(BNORM_PRE_RESIDUAL)
+                BNORM_CASE(BNORM_PRE_Y)
+                BNORM_CASE(BNORM_PRE_MASK)
+            default:
+                break;
+            }
+#undef BNORM_CASE
+            count += whole_vectors(end - i);
         }
+    gradient_values(&s->a->act, v, g, count);
 }
 
 /* ---------------------------------------------------------------------------------------------- */
