@@ -28,7 +28,7 @@ struct sum_rows {
     int spread; /* parameters: one for all lanes, or one per lane */
     const char *x, *dy, *argument;
     size_t x_step, dy_step, argument_step, bit, bit_step;
-    const float *pivot;                  /* d = x - pivot */
+    const float *pivot;                           /* d = x - pivot */
     const float *center, *scale, *shift, *invstd; /* NULL for statistics */
 };
 
@@ -297,7 +297,7 @@ static void load_rows(const struct sum_rows *s, size_t rows, size_t n, float *x,
             }
 #define BNORM_CASE(pre)                                                                            \
     case pre:                                                                                      \
-        load_arguments(pre, &own, x, r, i, end, v + count);                                           \
+        load_arguments(pre, &own, x, r, i, end, v + count);                                        \
         break;
             switch (s->a->pre) {
                 BNORM_CASE(BNORM_PRE_X)
@@ -649,7 +649,7 @@ BNORM_INLINE void sum_planes(const struct sum_form f, const struct sum_rows *all
 
 /* What has a form. */
 static void add_form_planes(const struct sum_rows *s, size_t planes, size_t len, double *a,
-                            double *b) {
+                            double *b){
 #define BNORM_CALL(form) sum_planes(form, s, planes, len, a, b)
     BNORM_SUM_FORMS(s, BNORM_CALL)
 #undef BNORM_CALL
@@ -1194,10 +1194,8 @@ static void reduce_span(const struct sum_rows *all, size_t planes, size_t len, d
 /* The kernels */
 
 BNORM_INLINE struct sum_rows block_rows(const bnorm_block_args *a, int planes) {
-    return (struct sum_rows){.type = a->type,
-                             .spread = planes,
-                             .x = a->x,
-                             .x_step = a->stride * size_of(a->type)};
+    return (struct sum_rows){
+        .type = a->type, .spread = planes, .x = a->x, .x_step = a->stride * size_of(a->type)};
 }
 
 static void moments_rows(const bnorm_block_args *a, size_t chains, double *sum, double *m2) {
