@@ -449,8 +449,8 @@ BNORM_INLINE void add_lanes(const struct sum_form f, const struct sum_rows *from
 }
 
 /* What has a form, of len >= VEC_F; not inlined, as few know how much of stack is left. */
-static __attribute__((noinline)) void add_form(const struct sum_rows *s, size_t rows, size_t tail,
-                                               size_t len, double *a, double *b) {
+BNORM_RARE void add_form(const struct sum_rows *s, size_t rows, size_t tail, size_t len, double *a,
+                         double *b) {
 #define BNORM_CALL(form) add_lanes(form, s, rows, tail, len, group.a, a, b)
     struct group group;
     BNORM_SUM_FORMS(s, BNORM_CALL)
