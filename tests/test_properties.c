@@ -528,7 +528,8 @@ static void goals(struct test *t) {
             check_near(t, "dbeta", c, k->out.dbeta[c], sum_g,
                        3 * fmax(ulp_of(sum_g), unit * sqrt(squares_g)));
             check_near(t, "dgamma", c, k->out.dgamma[c], sum_gx,
-                       (spread == ONE_OUTLIER ? 3 : 2.5) * fmax(ulp_of(sum_gx), unit * sqrt(squares_gx)));
+                       (spread == ONE_OUTLIER ? 3 : 2.5) *
+                           fmax(ulp_of(sum_gx), unit * sqrt(squares_gx)));
         }
         test_release(t);
     }

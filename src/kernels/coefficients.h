@@ -35,16 +35,17 @@ BNORM_INLINE vec_d or_one(vec_d v, size_t n) {
     return vec_if_lt_d(vec_load_d(lane), vec_set1_d((double)n), v, vec_set1_d(1));
 }
 
-/* body(i, vectors, n) for all channels: n lanes of `vectors` vectors from channel i on. */
+/* body(i, vectors, n) for all channels: n lanes of `vectors` vectors from channel i on. What is
+ * large, with vectors side by side, has no body of its own for a single whole one. */
 #define BNORM_FOR_CHANNELS(first, c, side, body)                                                   \
     do {                                                                                           \
         const size_t end = (first) + (c);                                                          \
         size_t i = (first);                                                                        \
-        for (; (side) > 1 && i + (side)*VEC_D <= end; i += (side)*VEC_D)                           \
+        for (; i + (side)*VEC_D <= end; i += (side)*VEC_D)                                         \
             body(i, side, VEC_D);                                                                  \
-        for (; i + VEC_D <= end; i += VEC_D)                                                       \
-            body(i, 1, VEC_D);                                                                     \
-        if (i < end)                                                                               \
+        for (; (side) > 1 && i < end; i += VEC_D)                                                  \
+            body(i, 1, lesser(VEC_D, end - i));                                                    \
+        if ((side) == 1 && i < end)                                                                \
             body(i, 1, end - i);                                                                   \
     } while (0)
 

@@ -68,7 +68,7 @@
 
 /* Channels that a reduction kernel takes at a time, and room for the lanes of one vector behind
  * them. */
-#define BNORM_TILE 512
+#define BNORM_TILE 256
 #define BNORM_PAD  16
 
 BNORM_INLINE size_t lesser(size_t a, size_t b) {

@@ -72,11 +72,11 @@ BNORM_INLINE struct leaf leaf_of(enum tree tree, struct leaf_rows r, size_t rows
 }
 
 /* Lanes that go through their rows side by side: long pieces of each row are read. */
-#define BNORM_LEAF_TILE 128
+#define BNORM_LEAF_TILE 64
 
 /* Two numbers per lane. */
 struct leaf_lanes {
-    double a[BNORM_LEAF_TILE + BNORM_PAD], b[BNORM_LEAF_TILE + BNORM_PAD];
+    double a[BNORM_LEAF_TILE + VEC_D], b[BNORM_LEAF_TILE + VEC_D];
 };
 
 BNORM_INLINE struct leaf load_leaf(const struct leaf_lanes *lanes, size_t i) {
@@ -88,16 +88,37 @@ BNORM_INLINE void store_leaf(struct leaf_lanes *lanes, size_t i, struct leaf lea
     vec_store_d(lanes->b + i, leaf.b);
 }
 
+/* Rows as floats: where they are, or all but the plainest by way of L1. */
+struct leaf_floats {
+    float x[BNORM_TWIG * BNORM_LEAF_TILE + VEC_F], g[BNORM_TWIG * BNORM_LEAF_TILE];
+};
+BNORM_INLINE struct leaf_rows leaf_rows_at(const struct sum_rows *s, size_t row, size_t rows,
+                                           size_t c, struct leaf_floats *to) {
+    const struct sum_rows from = sum_rows_from(s, row, 0, 1, 0);
+    const size_t n = whole_vectors(c);
+    if (s->type == BNORM_F32 && (!s->a || s->a->pre == BNORM_PRE_NONE))
+        return (struct leaf_rows){(const void *)from.x, (const void *)from.dy, s->center,
+                                  s->x_step / sizeof *to->x, s->dy_step / sizeof *to->g};
+    if (!s->a) {
+        widen_rows(to->x, from.x, s->type, s->x_step / size_of(s->type), rows, c);
+        return (struct leaf_rows){to->x, NULL, NULL, c, 0};
+    }
+    load_rows(&from, rows, c, to->x, to->g);
+    return (struct leaf_rows){to->x, to->g, s->center, n, n};
+}
+
 /* c <= BNORM_LEAF_TILE lanes of `rows` rows. Subtrees wait for their neighbours. */
-BNORM_INLINE void leaf_tile(enum tree tree, struct leaf_rows r, size_t rows, size_t c,
+BNORM_INLINE void leaf_tile(enum tree tree, const struct sum_rows *s, size_t rows, size_t c,
                             struct leaf_lanes *all) {
+    struct leaf_floats floats;
     struct leaf_lanes waiting[3];
     const size_t step = lesser(rows, BNORM_TWIG), twigs = rows / step;
     size_t depth = 0;
     for (size_t q = 0; q < twigs; q++) {
+        const struct leaf_rows r = leaf_rows_at(s, q * step, step, c, &floats);
         size_t left = depth;
         for (size_t i = 0; i < c; i += VEC_D) {
-            const struct leaf_rows here = leaf_rows_from(tree, r, q * step, i);
+            const struct leaf_rows here = leaf_rows_from(tree, r, 0, i);
             struct leaf leaf = leaf_of(tree, here, step, lesser(VEC_D, c - i));
             left = depth;
             for (size_t joined = 1; q & joined; joined *= 2)
@@ -108,13 +129,13 @@ BNORM_INLINE void leaf_tile(enum tree tree, struct leaf_rows r, size_t rows, siz
     }
 }
 
-BNORM_INLINE void leaf_floats(enum tree tree, struct leaf_rows r, size_t rows, size_t c, double *a,
-                              double *b) {
+BNORM_INLINE void reduce_leaves(enum tree tree, const struct sum_rows *s, size_t rows, size_t c,
+                                double *a, double *b) {
     struct leaf_lanes all;
     for (size_t i = 0; i < c; i += BNORM_LEAF_TILE) {
         const size_t n = lesser(BNORM_LEAF_TILE, c - i);
-        const struct leaf_rows tile = leaf_rows_from(tree, r, 0, i);
-        leaf_tile(tree, tile, rows, n, &all);
+        const struct sum_rows tile = sum_rows_from(s, 0, i, 1, i);
+        leaf_tile(tree, &tile, rows, n, &all);
         for (size_t k = 0; k < n; k += VEC_D) {
             struct leaf leaf = load_leaf(&all, k);
             if (tree == BNORM_MERGED) /* an infinity leaves no squares either */
@@ -123,52 +144,15 @@ BNORM_INLINE void leaf_floats(enum tree tree, struct leaf_rows r, size_t rows, s
             store_d_lanes(b + i + k, vec_canonical_d(leaf.b), lesser(VEC_D, n - k));
         }
     }
+    vec_leave();
 }
-
-static void merge_leaves(struct leaf_rows r, size_t rows, size_t c, double *sum, double *m2) {
-    leaf_floats(BNORM_MERGED, r, rows, c, sum, m2);
-}
-
-static void add_leaves(struct leaf_rows r, size_t rows, size_t c, double *sum_g, double *sum_gx) {
-    leaf_floats(BNORM_ADDED, r, rows, c, sum_g, sum_gx);
-}
-
-/* Lanes whose rows are widened side by side. */
-#define BNORM_LEAF_LANES (2 * BNORM_STAGE / BNORM_LEAF)
-#define BNORM_LEAF_ROOM  (BNORM_LEAF * BNORM_LEAF_LANES + VEC_F)
 
 static void moments_tree(const bnorm_block_args *a, double *sum, double *m2) {
-    if (a->type == BNORM_F32) {
-        const struct leaf_rows r = {a->x, NULL, NULL, a->stride, 0};
-        merge_leaves(r, a->runs, a->valid, sum, m2);
-    } else {
-        float wide[BNORM_LEAF_ROOM];
-        for (size_t i = 0; i < a->valid; i += BNORM_LEAF_LANES) {
-            const size_t n = lesser(BNORM_LEAF_LANES, a->valid - i);
-            const struct leaf_rows r = {wide, NULL, NULL, n, 0};
-            widen_rows(wide, element_at(a->x, a->type, i), a->type, a->stride, a->runs, n);
-            merge_leaves(r, a->runs, n, sum + i, m2 + i);
-        }
-    }
-    vec_leave();
+    const struct sum_rows s = block_rows(a, 0);
+    reduce_leaves(BNORM_MERGED, &s, a->runs, a->valid, sum, m2);
 }
 
-/* g of all but the plainest case goes through L1. */
 static void sums_tree(const bnorm_map_args *a, double *sum_g, double *sum_gx) {
-    if (a->pre == BNORM_PRE_NONE && a->x.type == BNORM_F32) {
-        const struct leaf_rows r = {a->x.data, a->dy.data, a->center, a->x.row_stride,
-                                    a->dy.row_stride};
-        add_leaves(r, a->rows, a->valid, sum_g, sum_gx);
-    } else {
-        float x[BNORM_LEAF_ROOM], g[BNORM_LEAF_ROOM], v[BNORM_LEAF_ROOM];
-        const struct sum_rows all = sum_rows_at(a, 0);
-        for (size_t i = 0; i < a->valid; i += BNORM_LEAF_LANES) {
-            const size_t n = lesser(BNORM_LEAF_LANES, a->valid - i), row = whole_vectors(n);
-            const struct sum_rows rows = sum_rows_from(&all, 0, i, 1, i);
-            const struct leaf_rows r = {x, g, rows.center, row, row};
-            load_rows(&rows, a->rows, n, x, g, v);
-            add_leaves(r, a->rows, n, sum_g + i, sum_gx + i);
-        }
-    }
-    vec_leave();
+    const struct sum_rows s = sum_rows_at(a, 0);
+    reduce_leaves(BNORM_ADDED, &s, a->rows, a->valid, sum_g, sum_gx);
 }

@@ -246,39 +246,83 @@ BNORM_INLINE void load_tensor(float *to, const char *from, size_t step, bnorm_dt
             vec_store(to, widened_lanes(element_at(from, type, i), type, lesser(VEC_F, n - i)));
 }
 
+/* Arguments of the activation, n <= VEC_F from lane i of row r on; `one` are the parameters of a
+ * plane. */
+BNORM_INLINE vec_f argument_lanes(enum bnorm_pre pre, const struct sum_rows *s,
+                                  const struct sum_parameters *one, vec_f x, size_t r, size_t i,
+                                  size_t n) {
+    struct sum_parameters p = *one;
+    const char *const argument =
+        reads_extra(pre) ? s->argument + r * s->argument_step + i * size_of(s->type) : NULL;
+    if (pre == BNORM_PRE_MASK) {
+        const size_t bit = s->bit + r * s->bit_step + i;
+        return vec_from_bits(bit_window(s->a->mask.bits, bit, n) & ((1u << n) - 1));
+    }
+    if (pre == BNORM_PRE_Y)
+        return widened_lanes(argument, s->type, n);
+    if (!s->spread) {
+        p.center = load_lanes(s->center + i, n);
+        p.scale = load_lanes(s->scale + i, n);
+        p.shift = load_lanes(s->shift + i, n);
+    }
+    /* Lanes behind them hold 0, as do their parameters where they are not those of a plane. */
+    const vec_f v = vec_fma(first_lanes(vec_sub(x, p.center), n), p.scale, p.shift);
+    if (pre == BNORM_PRE_X)
+        return v;
+    return vec_add(v, widened_lanes(argument, s->type, n));
+}
+
+BNORM_INLINE void load_arguments(enum bnorm_pre pre, const struct sum_rows *s, const float *x,
+                                 size_t r, size_t i, size_t end, float *v) {
+    struct sum_parameters one = {.center = vec_set1(0), .scale = vec_set1(0)};
+    if (reads_x(pre) && s->spread) {
+        one.center = vec_set1(s->center[r]);
+        one.scale = vec_set1(s->scale[r]);
+        one.shift = vec_set1(s->shift[r]);
+    }
+    for (; i + VEC_F <= end; i += VEC_F, v += VEC_F)
+        vec_store(v, argument_lanes(pre, s, &one, vec_load(x + i), r, i, VEC_F));
+    if (i < end)
+        vec_store(v, argument_lanes(pre, s, &one, vec_load(x + i), r, i, end - i));
+}
+
 /* Rows [0, rows) of n lanes as floats without gaps, whole vectors each: x, and g, which is not
- * written for statistics. v has the same room. */
-static void load_rows(const struct sum_rows *s, size_t rows, size_t n, float *x, float *g,
-                      float *v) {
-    const enum bnorm_pre pre = s->a ? s->a->pre : BNORM_PRE_NONE;
-    const size_t row = whole_vectors(n);
+ * written for statistics. */
+static void load_rows(const struct sum_rows *s, size_t rows, size_t n, float *x, float *g) {
+    enum { ROOM = 128 };
+    float v[ROOM];
+    size_t count = 0;
     load_tensor(x, s->x, s->x_step, s->type, rows, n);
-    if (s->a)
-        load_tensor(g, s->dy, s->dy_step, s->type, rows, n);
-    if (reads_extra(pre))
-        load_tensor(v, s->argument, s->argument_step, s->type, rows, n);
-    for (size_t r = 0, to = 0; pre != BNORM_PRE_NONE && pre != BNORM_PRE_Y && r < rows; r++)
-        for (size_t i = 0; i < n; i += VEC_F, to += VEC_F) {
-            const size_t lanes = lesser(VEC_F, n - i);
-            vec_f argument;
-            if (pre == BNORM_PRE_MASK) {
-                const size_t at = s->bit + r * s->bit_step + i;
-                argument =
-                    vec_from_bits(bit_window(s->a->mask.bits, at, lanes) & ((1u << lanes) - 1));
-            } else {
-                /* Where parameters are spread, rows are planes. */
-                const size_t p = s->spread ? r : i;
-                const vec_f d =
-                    vec_sub(vec_load(x + to), parameter_lanes(s->center + p, s->spread, 0, lanes));
-                argument = vec_fma(d, parameter_lanes(s->scale + p, s->spread, 0, lanes),
-                                   parameter_lanes(s->shift + p, s->spread, 0, lanes));
-                if (pre == BNORM_PRE_RESIDUAL)
-                    argument = vec_add(argument, vec_load(v + to));
+    if (!s->a)
+        return;
+    load_tensor(g, s->dy, s->dy_step, s->type, rows, n);
+    if (s->a->pre == BNORM_PRE_NONE)
+        return;
+    const struct sum_rows own = *s; /* that no store can change */
+    for (size_t r = 0; r < rows; r++, x += whole_vectors(n))
+        for (size_t i = 0, end; i < n; i = end) {
+            end = lesser(n, i + ROOM);
+            if (count + whole_vectors(end - i) > ROOM) {
+                gradient_values(&s->a->act, v, g, count);
+                g += count;
+                count = 0;
             }
-            vec_store(v + to, argument);
+#define BNORM_CASE(pre)                                                                            \
+    case pre:                                                                                      \
+        load_arguments(pre, &own, x, r, i, end, v + count);                                        \
+        break;
+            switch (s->a->pre) {
+                BNORM_CASE(BNORM_PRE_X)
+                BNORM_CASE(BNORM_PRE_RESIDUAL)
+                BNORM_CASE(BNORM_PRE_Y)
+                BNORM_CASE(BNORM_PRE_MASK)
+            default:
+                break;
+            }
+#undef BNORM_CASE
+            count += whole_vectors(end - i);
         }
-    if (pre != BNORM_PRE_NONE)
-        gradient_values(&s->a->act, v, g, rows * row);
+    gradient_values(&s->a->act, v, g, count);
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -334,11 +378,12 @@ BNORM_INLINE void add_fours_of_rows(const struct sum_form f, const struct sum_ro
     const size_t rest = len % VEC_F;
     size_t i = 0, end = len - rest;
     for (;;) {
-        for (; i < end; i += VEC_F) {
+        do {
             const struct sum_parameters p = sum_parameters_at(f, s, 0, i);
             add_to_group(sum_4(f, s, &p, at, 0, 0), first, to + i);
             at = cursor_at(f, s, at, 0, VEC_F);
-        }
+            i += VEC_F;
+        } while (i < end);
         if (end == len)
             return;
         i = len - VEC_F;
@@ -369,8 +414,8 @@ BNORM_INLINE void move_rest(double *p, size_t rest) {
  * are written. */
 BNORM_INLINE void add_lanes(const struct sum_form f, const struct sum_rows *from, size_t rows,
                             size_t tail, size_t len, double *a, double *b) {
-    const struct sum_rows own = *from, *const s = &own; /* that no store can change */
     float group[2 * BNORM_GROUP_LANES];
+    const struct sum_rows own = *from, *const s = &own; /* that no store can change */
     const size_t rest = len % VEC_F, whole = len - rest;
     for (size_t r = 0; r < rows + (tail > 0); r += BNORM_GROUP) {
         const size_t count = lesser(BNORM_GROUP, rows - r), last = count < BNORM_GROUP ? tail : 0;
@@ -394,9 +439,6 @@ BNORM_INLINE void add_lanes(const struct sum_form f, const struct sum_rows *from
     }
 }
 
-static void add_general(const struct sum_rows *s, size_t rows, size_t tail, size_t len, double *a,
-                        double *b);
-
 #define BNORM_ROWS_FORM(name, g, type)                                                             \
     static void add_rows_##name(const struct sum_rows *s, size_t rows, size_t tail, size_t len,    \
                                 double *a, double *b) {                                            \
@@ -404,73 +446,74 @@ static void add_general(const struct sum_rows *s, size_t rows, size_t tail, size
     }
 BNORM_SUM_FORMS(BNORM_ROWS_FORM)
 
-static void add_rows(const struct sum_rows *s, size_t rows, size_t tail, size_t len, double *a,
-                     double *b) {
+/* What has a form, of len >= VEC_F. */
+BNORM_INLINE void add_form(const struct sum_rows *s, size_t rows, size_t tail, size_t len,
+                           double *a, double *b) {
 #define BNORM_ROWS_ENTRY(name, g, type) add_rows_##name,
     static void (*const forms[])(const struct sum_rows *, size_t, size_t, size_t, double *,
                                  double *) = {BNORM_SUM_FORMS(BNORM_ROWS_ENTRY)};
-    const int form = form_of(s);
-    if (form == BNORM_GENERAL || len < VEC_F)
-        add_general(s, rows, tail, len, a, b);
-    else
-        forms[form](s, rows, tail, len, a, b);
+    forms[form_of(s)](s, rows, tail, len, a, b);
 }
 
-/* Lanes that become floats together, and the floats of a group of them. */
-#define BNORM_STAGE_LANES ((size_t)64)
-#define BNORM_STAGE_ROOM  (BNORM_GROUP * BNORM_STAGE_LANES)
+/* Elements of four rows of a plane, and of a group. */
+#define BNORM_FOUR_SPAN  ((size_t)4 * BNORM_SPAN_LANES)
+#define BNORM_GROUP_SPAN (BNORM_GROUP * BNORM_SPAN_LANES)
+/* Floats of x and g that are made at a time: a group of a plane; of rows a group of so many lanes. */
+#define BNORM_STAGE_LANES ((size_t)32)
 
-struct staged_rows {
-    float x[BNORM_STAGE_ROOM], g[BNORM_STAGE_ROOM], v[BNORM_STAGE_ROOM];
-    bnorm_map_args args;
-};
-
-/* `rows` rows of n lanes with x and g in floats, whole vectors each. */
-BNORM_INLINE struct sum_rows stage(struct staged_rows *to, const struct sum_rows *s, size_t rows,
-                                   size_t n) {
-    const size_t step = whole_vectors(n) * sizeof(float);
-    load_rows(s, rows, n, to->x, to->g, to->v);
-    to->args.pre = BNORM_PRE_NONE;
-    return (struct sum_rows){.a = s->a ? &to->args : NULL,
+/* Rows of `row` floats at x, and at g. */
+BNORM_INLINE struct sum_rows staged_rows(const struct sum_rows *s, bnorm_map_args *args,
+                                         const float *x, const float *g, const float *pivot,
+                                         size_t row) {
+    args->pre = BNORM_PRE_NONE;
+    return (struct sum_rows){.a = s->a ? args : NULL,
                              .type = BNORM_F32,
                              .spread = s->spread,
-                             .x = (const char *)to->x,
-                             .dy = (const char *)to->g,
-                             .x_step = step,
-                             .dy_step = step,
-                             .pivot = s->pivot,
-                             .center = s->pivot,
-                             .invstd = s->pivot};
+                             .x = (const char *)x,
+                             .dy = (const char *)g,
+                             .x_step = row * sizeof *x,
+                             .dy_step = row * sizeof *g,
+                             .pivot = pivot,
+                             .center = pivot,
+                             .invstd = pivot};
 }
 
-/* The same of any form and any len, a group of few lanes at a time. */
-static void add_general(const struct sum_rows *s, size_t rows, size_t tail, size_t len, double *a,
-                        double *b) {
-    struct staged_rows staged;
+/* What has none, and any len: a group of few lanes at a time. */
+BNORM_RARE void add_staged(const struct sum_rows *s, size_t rows, size_t tail, size_t len,
+                           double *a, double *b) {
+    enum { ROOM = BNORM_GROUP * BNORM_STAGE_LANES };
+    float x[ROOM], g[ROOM], pivot[BNORM_STAGE_LANES];
     double sums_a[BNORM_STAGE_LANES + VEC_F], sums_b[BNORM_STAGE_LANES + VEC_F];
-    float pivot[BNORM_STAGE_LANES];
+    bnorm_map_args args;
     for (size_t r = 0; r < rows + (tail > 0); r += BNORM_GROUP) {
         const size_t count = lesser(BNORM_GROUP, rows - r), last = count < BNORM_GROUP ? tail : 0,
                      end = count ? len : last;
         for (size_t i = 0; i < end; i += BNORM_STAGE_LANES) {
             const size_t n = lesser(BNORM_STAGE_LANES, end - i), row = whole_vectors(n),
-                         extra = last > i ? lesser(n, last - i) : 0;
+                         extra = last > i ? lesser(n, last - i) : 0, behind = count * row;
             const struct sum_rows at = sum_rows_from(s, r, i, 1, i),
-                                  after = sum_rows_from(&at, count, 0, 1, 0);
-            struct sum_rows t = stage(&staged, &at, count, n);
+                                  after = sum_rows_from(&at, count, 0, 1, 0),
+                                  t = staged_rows(s, &args, x, g, pivot, row);
             memset(pivot, 0, sizeof pivot);
             memcpy(pivot, at.pivot, n * sizeof *pivot);
-            t.pivot = pivot;
+            load_rows(&at, count, n, x, g);
             if (extra)
-                load_rows(&after, 1, extra, staged.x + count * row, staged.g + count * row,
-                          staged.v + count * row);
-            add_rows(&t, count, extra, row, sums_a, sums_b);
+                load_rows(&after, 1, extra, x + behind, g + behind);
+            add_form(&t, count, extra, row, sums_a, sums_b);
             for (size_t k = 0; k < row; k++) {
                 a[i + k] = (r ? a[i + k] : 0) + sums_a[k];
                 b[i + k] = (r ? b[i + k] : 0) + sums_b[k];
             }
         }
     }
+}
+
+BNORM_INLINE void add_rows(const struct sum_rows *s, size_t rows, size_t tail, size_t len,
+                           double *a, double *b) {
+    if (len >= VEC_F && form_of(s) != BNORM_GENERAL)
+        add_form(s, rows, tail, len, a, b);
+    else
+        add_staged(s, rows, tail, len, a, b);
 }
 
 /* c channels of a block of `count` positions: of rows, or, where parameters are spread, with c = 1
@@ -528,9 +571,6 @@ static void sum_channels(const struct sum_block *k, double *a, double *b) {
  * onto lower half, to four, which are added up in double. */
 
 enum { SPAN_VECTORS = BNORM_SPAN_LANES / VEC_F };
-/* Elements of four rows, and of a group. */
-#define BNORM_FOUR_SPAN  ((size_t)4 * BNORM_SPAN_LANES)
-#define BNORM_GROUP_SPAN (BNORM_GROUP * BNORM_SPAN_LANES)
 
 /* Of up to VEC_F planes: the sums of a group, four each, and those of planes of more groups. */
 struct plane_sums {
@@ -619,17 +659,19 @@ BNORM_SUM_FORMS(BNORM_PLANES_FORM)
 #define BNORM_PLANES_ENTRY(name, g, type) sum_planes_##name,
 static planes_form *const planes_forms[] = {BNORM_SUM_FORMS(BNORM_PLANES_ENTRY)};
 
-/* In any form, a part after the other. */
-BNORM_RARE void sum_general_planes(const struct sum_rows *s, size_t planes, size_t len,
-                                   struct plane_sums *to) {
-    struct staged_rows staged;
+/* What has no form, a group after the other. */
+BNORM_RARE void sum_staged_planes(const struct sum_rows *s, size_t planes, size_t len,
+                                  struct plane_sums *to) {
+    float x[BNORM_GROUP_SPAN], g[BNORM_GROUP_SPAN];
+    bnorm_map_args args;
     for (size_t i = 0; i < planes; i++) {
         struct plane_sums one;
         memset(&one, 0, sizeof one);
         for (size_t e = 0, n; e < len; e += n) {
-            const struct sum_rows part = sum_rows_from(s, i, e, 1, i);
-            n = lesser(len - e, BNORM_STAGE_ROOM);
-            const struct sum_rows t = stage(&staged, &part, 1, n);
+            const struct sum_rows part = sum_rows_from(s, i, e, 1, i),
+                                  t = staged_rows(&part, &args, x, g, part.pivot, 0);
+            n = lesser(len - e, BNORM_GROUP_SPAN);
+            load_rows(&part, 1, n, x, g);
             planes_forms[form_of(&t)](&t, 1, n, 1, &one);
         }
         memcpy(to->all_a[i], one.all_a[0], sizeof one.all_a[0]);
@@ -658,7 +700,7 @@ static void add_planes(const struct sum_rows *s, size_t planes, size_t len, doub
     if (adds || planes < VEC_F)
         memset(&sums, 0, sizeof sums);
     if (form == BNORM_GENERAL)
-        sum_general_planes(s, planes, len, &sums);
+        sum_staged_planes(s, planes, len, &sums);
     else
         planes_forms[form](s, planes, len, adds, &sums);
     if (!adds) {
@@ -676,15 +718,17 @@ static void add_planes(const struct sum_rows *s, size_t planes, size_t len, doub
 /* ---------------------------------------------------------------------------------------------- */
 /* In double */
 
-/* sum(x) in a, or sum((x - mean)^2) in b where `mean` is given; or sum(g) and sum(g*(x - center)).
+/* Sums of x, or of g, in a, and of (x - center)^2, or g*(x - center), in b; either may be absent.
  * Chains are added up in order. */
-BNORM_RARE void double_channels(const struct sum_block *k, const double *mean, double *a,
+BNORM_RARE void double_channels(const struct sum_block *k, const double *center, double *a,
                                 double *b) {
     enum { LANES = 16 };
-    float x[LANES], g[LANES], v[LANES];
+    float x[LANES], g[LANES];
     const size_t lanes = k->c * k->chains, chains = chain_count(k);
-    zero_lanes(mean ? b : a, lanes);
-    zero_lanes(b, lanes);
+    if (a)
+        zero_lanes(a, lanes);
+    if (b)
+        zero_lanes(b, lanes);
     for (size_t j = 0; j < chains; j++) {
         const struct chain_rows r = chain_at(k, chains, j);
         for (size_t row = 0; row < r.rows + (r.tail > 0); row++) {
@@ -692,24 +736,22 @@ BNORM_RARE void double_channels(const struct sum_block *k, const double *mean, d
             for (size_t i = 0; i < len; i += LANES) {
                 const size_t n = lesser(LANES, len - i), at = j * k->c + i;
                 const struct sum_rows here = sum_rows_from(&r.s, row, i, 1, r.s.spread ? 0 : i);
-                load_rows(&here, 1, n, x, g, v);
+                load_rows(&here, 1, n, x, g);
                 for (size_t q = 0; q < n; q++) {
-                    const size_t channel = (at + q) % k->c;
-                    const double value = (double)x[q], term = k->s.a ? (double)g[q] : value;
-                    const double center = k->s.a ? (double)k->s.center[channel]
-                                          : mean ? mean[channel]
-                                                 : 0;
-                    const double d = value - center;
-                    if (!mean)
-                        a[at + q] += term;
-                    b[at + q] = bnorm_fma(k->s.a ? term : d, d, b[at + q]);
+                    const double value = (double)x[q], of_g = k->s.a ? (double)g[q] : 0;
+                    const double d = b ? value - center[(at + q) % k->c] : 0;
+                    if (a)
+                        a[at + q] += k->s.a ? of_g : value;
+                    if (b)
+                        b[at + q] = bnorm_fma(k->s.a ? of_g : d, d, b[at + q]);
                 }
             }
         }
     }
-    if (!mean)
+    if (a)
         fold_chains(a, k->c, k->chains);
-    fold_chains(b, k->c, k->chains);
+    if (b)
+        fold_chains(b, k->c, k->chains);
 }
 
 /* Sums in float are accurate within these limits of the second one. */
@@ -750,10 +792,6 @@ BNORM_INLINE vec_f pivots_of(vec_f *v, size_t samples) {
 BNORM_INLINE four_floats load_four(const void *p, bnorm_dtype type, size_t n) {
     four_floats four;
     float lanes[VEC_F];
-    if (n == 4)
-        return type == BNORM_F32    ? vec_four(p)
-               : type == BNORM_BF16 ? vec_four_bf16(p)
-                                    : vec_four_f16(p);
     vec_store(lanes, widened_lanes(p, type, n));
     memcpy(&four, lanes, sizeof four);
     return four;
@@ -786,28 +824,41 @@ BNORM_INLINE void sample_rows(const struct sum_rows *s, size_t count, size_t c, 
     }
 }
 
+/* Upper half of n places onto lower half, down to one. */
+BNORM_INLINE four_floats fold_places(four_floats *place, size_t n) {
+    BNORM_UNROLL
+    for (size_t half = BNORM_PLACES / 2; half > 0; half /= 2)
+        if (n > half) {
+            BNORM_UNROLL
+            for (size_t q = 0; q < half; q++)
+                place[q] += place[half + q];
+        }
+    return place[0];
+}
+
 /* The sum of a plane's places, four lanes; at[q] is the offset of a place. */
 BNORM_INLINE four_floats sample_plane(const char *plane, bnorm_dtype type, size_t places,
                                       const size_t *at, size_t run) {
     four_floats place[BNORM_PLACES];
-    if (!__builtin_constant_p(places)) {
+    if (type == BNORM_BF16 && run == 4) {
+        for (size_t q = 0; q < places; q++)
+            place[q] = vec_four_bf16((const void *)(plane + at[q]));
+    } else if (type == BNORM_F16 && run == 4) {
+        for (size_t q = 0; q < places; q++)
+            place[q] = vec_four_f16((const void *)(plane + at[q]));
+    } else {
         for (size_t q = 0; q < places; q++)
             place[q] = load_four(plane + at[q], type, run);
-        for (size_t half = places / 2; half > 0; half /= 2)
-            for (size_t q = 0; q < half; q++)
-                place[q] += place[half + q];
-        return place[0];
     }
+    return fold_places(place, places);
+}
+/* Of floats, and a number of places that is a constant. */
+BNORM_INLINE four_floats sample_floats(const char *plane, size_t places, const size_t *at) {
+    four_floats place[BNORM_PLACES];
     BNORM_UNROLL
     for (size_t q = 0; q < places; q++)
-        place[q] = load_four(plane + at[q], type, run);
-    BNORM_UNROLL
-    for (size_t half = places / 2; half > 0; half /= 2) {
-        BNORM_UNROLL
-        for (size_t q = 0; q < half; q++)
-            place[q] += place[half + q];
-    }
-    return place[0];
+        place[q] = vec_four((const void *)(plane + at[q]));
+    return fold_places(place, places);
 }
 
 /* Those of planes, up to VEC_F of them: from places of four neighbours, spread over the plane. */
@@ -823,9 +874,9 @@ BNORM_INLINE void sample_planes(const struct sum_rows *s, size_t planes, size_t 
         const char *const plane = s->x + i * s->x_step;
         const four_floats sum = s->type != BNORM_F32 || places < 4
                                     ? sample_plane(plane, s->type, places, at, run)
-                                : places == 4 ? sample_plane(plane, BNORM_F32, 4, at, 4)
-                                : places == 8 ? sample_plane(plane, BNORM_F32, 8, at, 4)
-                                              : sample_plane(plane, BNORM_F32, 16, at, 4);
+                                : places == 4 ? sample_floats(plane, 4, at)
+                                : places == 8 ? sample_floats(plane, 8, at)
+                                              : sample_floats(plane, 16, at);
         memcpy(fours[i], &sum, sizeof fours[i]);
     }
     vec_load_fours(fours[0], v);
@@ -942,10 +993,9 @@ BNORM_INLINE unsigned inaccurate_sums(vec_d a, vec_d b) {
     return bits | vec_outside_d(a, -DBL_MAX, DBL_MAX);
 }
 
-/* Lanes of the first n whose sums are no good. */
-BNORM_INLINE unsigned inaccurate(const struct sum_block *k, vec_d a, vec_d b, size_t n) {
-    return (k->s.a ? inaccurate_sums(a, b) : inaccurate_moments((double)k->count, a, b)) &
-           ((1u << lesser(VEC_D, n)) - 1);
+/* Lanes of the first `lanes` whose sums, of n values, are no good. */
+BNORM_INLINE unsigned inaccurate(int backward, double n, vec_d a, vec_d b, size_t lanes) {
+    return (backward ? inaccurate_sums(a, b) : inaccurate_moments(n, a, b)) & ((1u << lanes) - 1);
 }
 
 /* What is wanted of channel i, made of its sums in double. */
@@ -973,7 +1023,7 @@ BNORM_RARE void moments_again(struct sum_block k, size_t valid, const double *a,
         sum_distances(&k, again_b);
     for (size_t i = 0; i < k.c; i++) {
         const float pivot = k.s.pivot[i];
-        wanted[i] = i < valid && inaccurate(&k, vec_set1_d(a[i]), vec_set1_d(b[i]), 1) &&
+        wanted[i] = i < valid && inaccurate(0, n, vec_set1_d(a[i]), vec_set1_d(b[i]), 1) &&
                     !(b[i] == 0 && again_b[i] == 0);
         other[i] = wanted[i] ? better_pivot(n, pivot, a[i], b[i]) : pivot;
         count += wanted[i];
@@ -994,7 +1044,7 @@ BNORM_RARE void moments_again(struct sum_block k, size_t valid, const double *a,
     }
     if (!count)
         return;
-    double_channels(&k, NULL, again_a, again_b);
+    double_channels(&k, NULL, again_a, NULL);
     for (size_t i = 0; i < k.c; i++)
         if (wanted[i])
             store_again(again_a, again_a, i, sum, sum);
@@ -1010,10 +1060,12 @@ BNORM_RARE void moments_again(struct sum_block k, size_t valid, const double *a,
  * x. */
 BNORM_RARE void sums_again(const struct sum_block *k, size_t valid, const double *a,
                            const double *b, double *sum_g, double *sum_gx) {
-    double again_a[BNORM_AGAIN], again_b[BNORM_AGAIN];
-    double_channels(k, NULL, again_a, again_b);
+    double again_a[BNORM_AGAIN], again_b[BNORM_AGAIN], center[BNORM_MAX_LANES] = {0};
     for (size_t i = 0; i < valid; i++)
-        if (inaccurate(k, vec_set1_d(a[i]), vec_set1_d(b[i]), 1))
+        center[i] = (double)k->s.center[i];
+    double_channels(k, center, again_a, again_b);
+    for (size_t i = 0; i < valid; i++)
+        if (inaccurate(1, 1, vec_set1_d(a[i]), vec_set1_d(b[i]), 1))
             store_again(again_a, again_b, i, fabs(a[i]) <= DBL_MAX ? NULL : sum_g, sum_gx);
 }
 
@@ -1021,29 +1073,41 @@ BNORM_RARE void sums_again(const struct sum_block *k, size_t valid, const double
 /* From the sums about pivots to what is wanted of the first `valid` channels: sum(x) and M2, or both
  * sums about the center */
 
-/* Whether any is inaccurate; b becomes about the center. */
-BNORM_INLINE unsigned store_block(const struct sum_block *k, size_t valid, const double *a,
-                                  double *b, double *first, double *second) {
-    const double n = (double)k->count;
-    const vec_d zero = vec_set1_d(0);
-    unsigned any = 0;
-    for (size_t i = 0; i < valid; i += VEC_D) {
-        const size_t in_use = lesser(VEC_D, valid - i);
-        const vec_d of_a = vec_load_d(a + i), pivot = vec_widen(k->s.pivot + i);
-        vec_d of_b = vec_load_d(b + i), total = of_a, result;
-        if (k->s.a) {
-            const vec_d off = vec_sub_d(pivot, widen_lanes(k->s.center + i, in_use));
-            result = of_b = vec_fma_d(off, of_a, of_b);
-            vec_store_d(b + i, of_b);
-        } else {
-            const vec_d m2 = vec_fma_d(vec_mul_d(of_a, vec_set1_d(-1 / n)), of_a, of_b);
-            total = vec_fma_d(vec_set1_d(n), pivot, of_a);
-            result = vec_if_lt_d(m2, zero, zero, m2);
-        }
-        any |= inaccurate(k, of_a, of_b, in_use);
-        store_d_lanes(first + i, vec_canonical_d(total), in_use);
-        store_d_lanes(second + i, vec_canonical_d(result), in_use);
+/* Those of `lanes` channels; which are inaccurate. b becomes about the center. */
+BNORM_INLINE unsigned store_channels(int backward, double n, const float *pivot,
+                                     const float *center, size_t lanes, const double *a, double *b,
+                                     double *first, double *second) {
+    const vec_d of_a = vec_load_d(a), of_pivot = vec_widen(pivot), zero = vec_set1_d(0);
+    vec_d of_b = vec_load_d(b), total = of_a, result;
+    if (backward) {
+        const vec_d off = vec_sub_d(of_pivot, widen_lanes(center, lanes));
+        result = of_b = vec_fma_d(off, of_a, of_b);
+        vec_store_d(b, of_b);
+    } else {
+        const vec_d m2 = vec_fma_d(vec_mul_d(of_a, vec_set1_d(-1 / n)), of_a, of_b);
+        total = vec_fma_d(vec_set1_d(n), of_pivot, of_a);
+        result = vec_if_lt_d(m2, zero, zero, m2);
     }
+    store_d_lanes(first, vec_canonical_d(total), lanes);
+    store_d_lanes(second, vec_canonical_d(result), lanes);
+    return inaccurate(backward, n, of_a, of_b, lanes);
+}
+
+/* Whether any is inaccurate. */
+BNORM_INLINE unsigned store_block(int backward, const struct sum_block *k, size_t valid,
+                                  const double *a, double *b, double *first, double *second) {
+    const float *const pivot = k->s.pivot, *const center = k->s.center;
+    const double n = (double)k->count;
+    unsigned any = 0;
+    size_t i = 0;
+#define BNORM_CALL(lanes)                                                                          \
+    any |= store_channels(backward, n, pivot + i, backward ? center + i : NULL, lanes, a + i,      \
+                          b + i, first + i, second + i)
+    for (; i + VEC_D <= valid; i += VEC_D)
+        BNORM_CALL(VEC_D);
+    if (i < valid)
+        BNORM_CALL(valid - i);
+#undef BNORM_CALL
     return any;
 }
 
@@ -1067,15 +1131,18 @@ BNORM_INLINE struct sum_block slice_of(const struct sum_block *k, size_t i) {
 /* There is room for a vector behind a and b. */
 static void finish_block(const struct sum_block *k, size_t valid, const double *a, double *b,
                          double *first, double *second) {
-    if (!store_block(k, valid, a, b, first, second))
+    const int backward = k->s.a != NULL;
+    if (!(backward ? store_block(1, k, valid, a, b, first, second)
+                   : store_block(0, k, valid, a, b, first, second)))
         return;
     for (size_t i = 0, n; i < valid; i += n) {
         const struct sum_block slice = slice_of(k, i);
         unsigned any = 0;
         n = lesser(slice.c, valid - i);
         for (size_t j = i; j < i + n; j += VEC_D)
-            any |= inaccurate(k, vec_load_d(a + j), vec_load_d(b + j), i + n - j);
-        if (any && k->s.a)
+            any |= inaccurate(backward, (double)k->count, vec_load_d(a + j), vec_load_d(b + j),
+                              lesser(VEC_D, i + n - j));
+        if (any && backward)
             sums_again(&slice, n, a + i, b + i, first + i, second + i);
         else if (any)
             moments_again(slice, n, a + i, b + i, first + i, second + i);
@@ -1106,12 +1173,10 @@ static void reduce_tile(const struct sum_rows *s, size_t count, size_t c, size_t
         sample_rows(s, count, c, pivot);
     repeat_lanes(pivot, c, chains);
     k.s.pivot = pivot;
-    if (s->a && (chains > 1 || valid < c)) {
+    if (s->a && reads_x(s->a->pre) && (chains > 1 || valid < c)) {
         k.s.center = repeat(center, s->center, c, valid, chains);
-        if (reads_x(s->a->pre)) {
-            k.s.scale = repeat(scale, s->scale, c, valid, chains);
-            k.s.shift = repeat(shift, s->shift, c, valid, chains);
-        }
+        k.s.scale = repeat(scale, s->scale, c, valid, chains);
+        k.s.shift = repeat(shift, s->shift, c, valid, chains);
     }
     sum_channels(&k, a, b);
     finish_block(&k, valid, a, b, first, second);
