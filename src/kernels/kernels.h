@@ -55,6 +55,8 @@
 
 #define BNORM_INLINE static inline __attribute__((always_inline))
 #define BNORM_RARE   static __attribute__((noinline)) /* costs nothing where it is not called */
+/* How far ahead of their use lines are asked for, in bytes. */
+#define BNORM_AHEAD       ((size_t)2048)
 #define BNORM_UNLIKELY(c) __builtin_expect(!!(c), 0)
 #if defined(__clang__)
 #define BNORM_UNROLL /* clang unrolls short constant loops by itself */

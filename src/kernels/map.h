@@ -20,8 +20,7 @@
  * changes what a later load reads. */
 #define BNORM_VECTORS ((size_t)4)
 #define BNORM_GROUP_F (BNORM_VECTORS * VEC_F)
-/* How far ahead of their use lines are asked for, in bytes. */
-#define BNORM_AHEAD_IN  2048
+/* The same of lines of outputs. */
 #define BNORM_AHEAD_OUT 1024
 /* Bytes of output that pass the caches at a time. Lines of runs of more bytes are asked for. */
 #define BNORM_PART ((size_t)4096)
@@ -440,8 +439,7 @@ BNORM_INLINE void fetch_group(const struct form f, const struct mapping *m, cons
                  out_size = f.type == BNORM_ANY ? m->out_size : size, in = BNORM_GROUP_F * size,
                  out = BNORM_GROUP_F * out_size;
     const int argument = reads_extra(m->pre);
-#define BNORM_FETCH(t)                                                                             \
-    vec_fetch((const float *)(const void *)(r->t + e * size + BNORM_AHEAD_IN + k))
+#define BNORM_FETCH(t) vec_fetch((const float *)(const void *)(r->t + e * size + BNORM_AHEAD + k))
 #define BNORM_FETCH_TO(t)                                                                          \
     vec_fetch_out((const float *)(const void *)(r->t + e * out_size + BNORM_AHEAD_OUT + k))
     for (size_t k = 0; (hints & BNORM_FETCH_IN) && k < in; k += 64) {
@@ -461,9 +459,28 @@ BNORM_INLINE void fetch_group(const struct form f, const struct mapping *m, cons
 #undef BNORM_FETCH_TO
 }
 
+/* Inputs of a vector. */
+struct inputs {
+    _Alignas(64) char x[VEC_F * sizeof(float)], dy[VEC_F * sizeof(float)],
+        argument[VEC_F * sizeof(float)];
+};
+
+/* Copies those of a run from element e on; the result is a run of them. */
+BNORM_INLINE struct run keep_inputs(const struct form f, const struct mapping *m, struct run r,
+                                    size_t e, struct inputs *to) {
+    const size_t bytes = VEC_F * m->size;
+    skip_elements(&r, f, m, e);
+    memcpy(to->x, r.x, bytes);
+    memcpy(to->argument, r.argument, bytes);
+    if (f.direction == BACKWARD)
+        memcpy(to->dy, r.dy, bytes);
+    return (struct run){to->x, to->dy, to->argument, NULL, NULL, r.bit};
+}
+
 /* Runs of at least a vector. Where a run ends within a vector, the last vector is computed first, as
- * its elements may be overwritten before their turn, and stored last. What is copied first has no
- * other name afterwards, so that it stays in registers while outputs are stored. */
+ * its elements may be overwritten before their turn, and stored last; in the form for everything
+ * else its inputs are copied, which takes less code. What is copied first has no other name
+ * afterwards, so that it stays in registers while outputs are stored. */
 BNORM_INLINE void map_runs(const struct form f, const struct mapping *given,
                            const struct block *block) {
     const struct mapping mine = *given, *const m = &mine;
@@ -471,7 +488,7 @@ BNORM_INLINE void map_runs(const struct form f, const struct mapping *given,
     const size_t len = block->lanes, first = block->first, period = block->period,
                  step = block->step, each = block->each, tail = len % VEC_F, whole = len - tail,
                  grouped = len - len % BNORM_GROUP_F;
-    const int writes_bits = f.type == BNORM_ANY && f.direction == FORWARD && m->bits;
+    const int any = f.type == BNORM_ANY, writes_bits = any && f.direction == FORWARD && m->bits;
     struct run r = block->run;
     const unsigned fetch = block->fetch;
     struct bit_writer w = {0};
@@ -483,12 +500,16 @@ BNORM_INLINE void map_runs(const struct form f, const struct mapping *given,
         begin_bits(&w, m->bits, r.bit);
     for (size_t row = 0; row < block->rows; row++, skip_row(f, &r, &strides)) {
         struct results last = {.bits = 0};
+        struct inputs inputs;
+        struct run kept = {0};
         size_t e = 0, i = BNORM_INDEX(0);
         if (f.source == SPREAD)
             hold(f, &m->p, (first + row) * each, each, &h);
         if (writes_bits)
             seek_bits(&w, r.bit);
-        if (tail)
+        if (tail && any)
+            kept = keep_inputs(f, m, r, len - VEC_F, &inputs);
+        else if (tail)
             compute(f, m, &r, &h, BNORM_INDEX(len - VEC_F), len - VEC_F, 1, &last);
         for (; e < grouped; e += BNORM_GROUP_F) {
             struct results results = {.bits = 0};
@@ -503,18 +524,17 @@ BNORM_INLINE void map_runs(const struct form f, const struct mapping *given,
                 i = i >= period ? i - period : i;
             }
         }
-        for (; e < whole; e += VEC_F) {
+        for (; e < (any ? len : whole); e += VEC_F) {
             struct results results = {.bits = 0};
-            compute(f, m, &r, &h, BNORM_INDEX(e), e, 1, &results);
+            const size_t again = any && e >= whole ? VEC_F - tail : 0;
+            e -= again;
+            compute(f, m, again ? &kept : &r, &h, BNORM_INDEX(e), again ? 0 : e, 1, &results);
             store_results(f, m, &r, e, 1, &results);
             if (writes_bits)
-                put_bits(&w, results.bits, VEC_F);
+                put_bits(&w, results.bits >> again, VEC_F - again);
         }
-        if (tail) {
+        if (tail && !any)
             store_results(f, m, &r, len - VEC_F, 1, &last);
-            if (writes_bits)
-                put_bits(&w, last.bits >> (VEC_F - tail), tail);
-        }
     }
     if (writes_bits)
         end_bits(&w);

@@ -27,6 +27,7 @@ struct sum_rows {
     const bnorm_map_args *a; /* pre and act of backward; NULL = statistics */
     bnorm_dtype type;
     int spread; /* parameters: one for all lanes, or one per lane */
+    int fetch;  /* lines are asked for ahead of their use */
     const char *x, *dy, *argument;
     size_t x_step, dy_step, argument_step, bit, bit_step;
     const float *pivot;                           /* d = x - pivot */
@@ -199,6 +200,21 @@ BNORM_INLINE struct sums sum_4(BNORM_SUM_ARGS) {
     return add_sums(sum_2(f, s, p, from, row, i, VEC_F), sum_2(f, s, p, from, row + 2, i, VEC_F));
 }
 
+/* Asks for the lines of `bytes` bytes of each tensor, `ahead` behind a cursor. The CPU's own
+ * prefetching begins anew with each row of a few lines, and with each page. */
+BNORM_INLINE void fetch_ahead(const struct sum_form f, struct cursor at, size_t ahead,
+                              size_t bytes) {
+#define BNORM_FETCH(t) vec_fetch((const float *)(const void *)(at.t + ahead + k))
+    for (size_t k = 0; k < bytes; k += 64) {
+        BNORM_FETCH(x);
+        if (f.g >= BNORM_PRE_NONE)
+            BNORM_FETCH(dy);
+        if (f.g == BNORM_PRE_RESIDUAL || f.g == BNORM_PRE_Y)
+            BNORM_FETCH(argument);
+    }
+#undef BNORM_FETCH
+}
+
 /* Adds the sums of four rows of `count` vectors side by side to theirs, `fours` times. */
 BNORM_INLINE void add_fours(const struct sum_form f, const struct sum_rows *s,
                             const struct sum_parameters *p, struct cursor at, size_t fours,
@@ -208,6 +224,8 @@ BNORM_INLINE void add_fours(const struct sum_form f, const struct sum_rows *s,
         BNORM_UNROLL
         for (size_t k = 0; k < count; k++)
             sums[k] = add_sums(sums[k], sum_4(f, s, p, at, 0, k * VEC_F));
+        if (BNORM_UNLIKELY(s->fetch))
+            fetch_ahead(f, at, BNORM_AHEAD, 4 * BNORM_SPAN_LANES * size_of(f.type));
         at = cursor_at(f, s, at, 4, 0);
     }
 }
@@ -372,14 +390,26 @@ BNORM_INLINE void add_to_group(struct sums s, int first, float *to) {
     vec_store(b, s.b);
 }
 
-/* Four rows of len lanes. Where these are not whole vectors, the last one begins so much earlier. */
+/* Four rows of len lanes. Where these are not whole vectors, the last one begins so much earlier.
+ * With each vector the next lines of the row `ahead` rows behind are asked for. */
 BNORM_INLINE void add_fours_of_rows(const struct sum_form f, const struct sum_rows *s,
-                                    struct cursor at, size_t len, int first, float *to) {
+                                    struct cursor at, size_t len, size_t ahead, int first,
+                                    float *to) {
     const size_t rest = len % VEC_F;
-    size_t i = 0, end = len - rest;
+    size_t i = 0, end = len - rest, lane = 0;
+    struct cursor next = cursor_at(f, s, at, ahead, 0);
     for (;;) {
         do {
             const struct sum_parameters p = sum_parameters_at(f, s, 0, i);
+            if (BNORM_UNLIKELY(s->fetch)) {
+                fetch_ahead(f, next, 0, 4 * VEC_F * size_of(f.type));
+                next = cursor_at(f, s, next, 0, 4 * VEC_F);
+                lane += 4 * VEC_F;
+                if (lane >= len) {
+                    next = cursor_at(f, s, next, 1, -lane);
+                    lane = 0;
+                }
+            }
             add_to_group(sum_4(f, s, &p, at, 0, 0), first, to + i);
             at = cursor_at(f, s, at, 0, VEC_F);
             i += VEC_F;
@@ -416,16 +446,17 @@ BNORM_INLINE void add_lanes(const struct sum_form f, const struct sum_rows *from
                             size_t tail, size_t len, double *a, double *b) {
     float group[2 * BNORM_GROUP_LANES];
     const struct sum_rows own = *from, *const s = &own; /* that no store can change */
-    const size_t rest = len % VEC_F, whole = len - rest;
+    const size_t rest = len % VEC_F, whole = len - rest, four = 4 * len * size_of(f.type),
+                 ahead = s->fetch ? 4 * ((BNORM_AHEAD + four - 1) / four) : 0;
     for (size_t r = 0; r < rows + (tail > 0); r += BNORM_GROUP) {
         const size_t count = lesser(BNORM_GROUP, rows - r), last = count < BNORM_GROUP ? tail : 0;
         struct cursor at = cursor_at(f, s, cursor_of(s), r, 0);
         size_t q = 0;
         for (; q + 4 <= count; q += 4, at = cursor_at(f, s, at, 4, 0)) {
             if (q == 0)
-                add_fours_of_rows(f, s, at, len, 1, group);
+                add_fours_of_rows(f, s, at, len, ahead, 1, group);
             else
-                add_fours_of_rows(f, s, at, len, 0, group);
+                add_fours_of_rows(f, s, at, len, ahead, 0, group);
         }
         if (q < count || last)
             add_other_rows(f, s, at, len, count - q, last, q == 0, group);
@@ -1215,8 +1246,11 @@ static void reduce_span(const struct sum_rows *all, size_t planes, size_t len, d
 /* The kernels */
 
 BNORM_INLINE struct sum_rows block_rows(const bnorm_block_args *a, int planes) {
-    return (struct sum_rows){
-        .type = a->type, .spread = planes, .x = a->x, .x_step = a->stride * size_of(a->type)};
+    return (struct sum_rows){.type = a->type,
+                             .spread = planes,
+                             .fetch = (a->hints & BNORM_FETCH_IN) != 0,
+                             .x = a->x,
+                             .x_step = a->stride * size_of(a->type)};
 }
 
 static void moments_rows(const bnorm_block_args *a, size_t chains, double *sum, double *m2) {
@@ -1236,6 +1270,7 @@ BNORM_INLINE struct sum_rows sum_rows_at(const bnorm_map_args *a, int planes) {
         .a = a,
         .type = a->x.type,
         .spread = planes,
+        .fetch = (a->hints & BNORM_FETCH_IN) != 0,
         .x = a->x.data,
         .dy = a->dy.data,
         .argument = a->argument.data,
