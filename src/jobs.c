@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Many small batch norms in one call. */
+ * Many small batch norms in one call: all are checked by their own functions, then shared out by
+ * their work, each run by its own function on the thread that takes it. */
 #include "base.h"
 
 #include "call.h"
@@ -73,7 +74,7 @@ static void run_part(void *arg, size_t i) {
 
 bnorm_status bnorm_run_jobs(const bnorm_job *jobs, size_t count, size_t *failed,
                             const bnorm_exec *exec) {
-    struct batch batch = {jobs, count, 0, 1, {0}};
+    struct batch batch = {.jobs = jobs, .count = count, .parts = 1};
     bnorm_status status = bnorm_check_exec(exec);
     if (!status && count && !jobs)
         status = BNORM_NULL_POINTER;

@@ -1,4 +1,6 @@
-/* SPDX-License-Identifier: MIT */
+/* SPDX-License-Identifier: MIT
+ *
+ * One kernel call for a part of a view: what a call has planned, moved to where the part begins. */
 #include "base.h"
 
 #include "map.h"
@@ -133,7 +135,7 @@ static void map_rectangle(const bnorm_map *map, const bnorm_part *part, int near
 
 void bnorm_map_whole(const bnorm_map *map) {
     const bnorm_view *view = &map->view;
-    const bnorm_part part = {0, view->images, 0, view->groups, 0, view->rows, 0, view->lanes};
+    const bnorm_part part = bnorm_whole(view);
     if (view->planes || view->groups * view->lanes == view->c)
         map->kernel(&map->args);
     else

@@ -1,6 +1,10 @@
 /* SPDX-License-Identifier: MIT
  *
- * Batches in pieces: whole subtrees of the tree that images are merged along. */
+ * Batches in pieces: whole subtrees of the tree that images are merged along. Collecting is a call
+ * of forward or backward that ends with these; each is appended and merged with its neighbour as
+ * soon as both are there. Merging two pieces appends those of the second. Finishing merges what is
+ * left, from the last to the first, and derives the coefficients, with which y or dx is a call of
+ * its own. */
 #include "base.h"
 
 #include "backward.h"

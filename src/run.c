@@ -1,4 +1,10 @@
-/* SPDX-License-Identifier: MIT */
+/* SPDX-License-Identifier: MIT
+ *
+ * The course of a call: its work is estimated. Too little to share goes through the phases at once,
+ * on this thread. Else groups of channels that stay in a thread's cache ("waves") go through all
+ * phases in one task each, while every thread gets as many of them. The other channels are reduced
+ * in units, a block or some channels of one; finished; and mapped in parts of equal size: a round of
+ * tasks each, but for a finish that is too short for that. */
 #include "base.h"
 
 #include "run.h"
@@ -94,7 +100,8 @@ static size_t cut_at(const struct cut *cut, size_t i) {
 static bnorm_part rectangle(const struct cut *cut, size_t image, size_t run, size_t runs,
                             size_t from, size_t len) {
     const bnorm_view *view = cut->view;
-    bnorm_part part = {image, 1, 0, 1, 0, 1, from, len};
+    bnorm_part part = {
+        .image = image, .images = 1, .groups = 1, .rows = 1, .lane = from, .lanes = len};
     if (view->groups == 1) {
         part.row = run;
         part.rows = runs;
@@ -146,7 +153,7 @@ static void map_cut(const bnorm_pass *pass, const struct cut *cut, size_t i) {
 /* What is shared out. Whole waves of channels come first, with all three phases or, where they are
  * slices of rows, with the first two; the channels from `first` on, else all, go through the phases
  * one after the other. */
-struct job {
+struct shares {
     const bnorm_pass *pass;
     size_t threads;     /* to cut for; 0 = not shared */
     size_t wave, waves; /* channels per wave */
@@ -170,15 +177,15 @@ static size_t round_channels(const bnorm_view *view, size_t channels) {
 }
 
 /* The last image, reduced last, is mapped first. */
-static void run_wave(const struct job *job, size_t channel, size_t channels) {
-    const bnorm_pass *pass = job->pass;
+static void run_wave(const struct shares *shares, size_t channel, size_t channels) {
+    const bnorm_pass *pass = shares->pass;
     const bnorm_view *view = pass->map_view;
     const size_t positions = view->planes ? view->lanes : view->rows,
                  step = 1 + MAP_ELEMENTS / (channels * positions);
     for (size_t b = 0; b < pass->blocks->count; b++)
         pass->reduce(pass->self, b, channel, channels);
     pass->finish(pass->self, channel, channels);
-    for (size_t end = job->maps_waves ? view->images : 0, n; end > 0; end -= n) {
+    for (size_t end = shares->maps_waves ? view->images : 0, n; end > 0; end -= n) {
         n = bnorm_min(step, end);
         bnorm_part part = bnorm_part_of(view, channel, channels, end - n, 0, positions);
         part.images = n;
@@ -187,41 +194,42 @@ static void run_wave(const struct job *job, size_t channel, size_t channels) {
 }
 
 static void reduce_task(void *arg, size_t i) {
-    const struct job *job = arg;
-    const bnorm_pass *pass = job->pass;
+    const struct shares *shares = arg;
+    const bnorm_pass *pass = shares->pass;
     const size_t c = pass->view->c;
-    if (i < job->waves) {
-        const size_t channel = i * job->wave;
-        run_wave(job, channel, bnorm_min(job->wave, c - channel));
+    if (i < shares->waves) {
+        const size_t channel = i * shares->wave;
+        run_wave(shares, channel, bnorm_min(shares->wave, c - channel));
         return;
     }
-    i -= job->waves;
-    const size_t last = (i + 1) * job->units / job->unit_parts;
-    for (size_t u = i * job->units / job->unit_parts; u < last; u++) {
-        const size_t channel = job->first + u % job->slices * job->slice;
-        pass->reduce(pass->self, u / job->slices, channel, bnorm_min(job->slice, c - channel));
+    i -= shares->waves;
+    const size_t last = (i + 1) * shares->units / shares->unit_parts;
+    for (size_t u = i * shares->units / shares->unit_parts; u < last; u++) {
+        const size_t channel = shares->first + u % shares->slices * shares->slice;
+        pass->reduce(pass->self, u / shares->slices, channel,
+                     bnorm_min(shares->slice, c - channel));
     }
 }
 
 static void finish_task(void *arg, size_t i) {
-    const struct job *job = arg;
-    const bnorm_pass *pass = job->pass;
-    const size_t channel = job->first + i * job->finish_step;
-    pass->finish(pass->self, channel, bnorm_min(job->finish_step, pass->view->c - channel));
+    const struct shares *shares = arg;
+    const bnorm_pass *pass = shares->pass;
+    const size_t channel = shares->first + i * shares->finish_step;
+    pass->finish(pass->self, channel, bnorm_min(shares->finish_step, pass->view->c - channel));
 }
 
 /* What was reduced last comes first: it is still in cache. Pools that give each thread a range of
  * tasks give it the same range of the tensor in every pass, so the order turns within a range. */
 static void map_task(void *arg, size_t i) {
-    const struct job *job = arg;
-    const size_t within = i % job->turn, begin = i - within,
-                 turn = bnorm_min(job->turn, job->cut.parts - begin);
-    map_cut(job->pass, &job->cut, begin + turn - 1 - within);
+    const struct shares *shares = arg;
+    const size_t within = i % shares->turn, begin = i - within,
+                 turn = bnorm_min(shares->turn, shares->cut.parts - begin);
+    map_cut(shares->pass, &shares->cut, begin + turn - 1 - within);
 }
 
 static void map_whole(const bnorm_pass *pass) {
     const bnorm_view *view = pass->map_view;
-    const bnorm_part part = {0, view->images, 0, view->groups, 0, view->rows, 0, view->lanes};
+    const bnorm_part part = bnorm_whole(view);
     if (pass->map && pass->map_whole)
         pass->map_whole(pass->self);
     else if (pass->map)
@@ -229,9 +237,9 @@ static void map_whole(const bnorm_pass *pass) {
 }
 
 static void map_whole_task(void *arg, size_t i) {
-    const struct job *job = arg;
+    const struct shares *shares = arg;
     (void)i;
-    map_whole(job->pass);
+    map_whole(shares->pass);
 }
 
 /* All phases on one thread, while everything is in cache. */
@@ -250,95 +258,96 @@ static void small_task(void *arg, size_t i) {
 /* One wave for each thread, which stays in its cache, so that the call is one round of tasks, or two
  * with slices of rows, which are mapped as whole rows. Not where the largest is an eighth larger than
  * a fair share, nor for narrow slices. */
-static int cut_one_wave_each(struct job *job, size_t per_channel) {
-    const bnorm_view *view = job->pass->view;
+static int cut_one_wave_each(struct shares *shares, size_t per_channel) {
+    const bnorm_view *view = shares->pass->view;
     const size_t c = view->c;
     if (!bnorm_counts_groups(view) &&
-        (job->pass->blocks->chains > 1 || c < job->threads * SLICE_LANES))
+        (shares->pass->blocks->chains > 1 || c < shares->threads * SLICE_LANES))
         return 0;
-    job->wave = round_channels(view, bnorm_ceil_div(c, job->threads));
-    job->waves = bnorm_ceil_div(c, job->wave);
-    job->first = c;
-    return job->wave * per_channel <= WAVE_ELEMENTS && job->wave * job->threads <= c + c / 8;
+    shares->wave = round_channels(view, bnorm_ceil_div(c, shares->threads));
+    shares->waves = bnorm_ceil_div(c, shares->wave);
+    shares->first = c;
+    return shares->wave * per_channel <= WAVE_ELEMENTS &&
+           shares->wave * shares->threads <= c + c / 8;
 }
 
 /* With threads, as many waves as give each thread the same number. */
-static void cut_waves(struct job *job, int known) {
-    const bnorm_view *view = job->pass->view;
-    const size_t c = view->c, threads = job->threads;
-    const size_t per_channel = view->images * view->positions * job->pass->tensors;
+static void cut_waves(struct shares *shares, int known) {
+    const bnorm_view *view = shares->pass->view;
+    const size_t c = view->c, threads = shares->threads;
+    const size_t per_channel = view->images * view->positions * shares->pass->tensors;
     const int by_lanes = !bnorm_counts_groups(view);
     size_t wave = per_channel < WAVE_ELEMENTS ? WAVE_ELEMENTS / per_channel : 1;
-    job->maps_waves = job->pass->map && !by_lanes;
-    if (known && cut_one_wave_each(job, per_channel))
+    shares->maps_waves = shares->pass->map && !by_lanes;
+    if (known && cut_one_wave_each(shares, per_channel))
         return;
-    job->waves = job->first = 0;
+    shares->waves = shares->first = 0;
     if (by_lanes)
         return;
     if (threads) {
         const size_t fair = c / (4 * threads), least = bnorm_ceil_div(TASK_WORK / 2, per_channel);
         wave = bnorm_min(wave, fair > least ? fair : least);
     }
-    job->wave = round_channels(view, wave);
-    job->waves = bnorm_ceil_div(c, job->wave);
-    if (threads && job->waves < threads)
-        job->waves = 0;
-    else if (threads && known && job->waves < 8 * threads)
-        job->waves -= job->waves % threads;
-    job->first = bnorm_min(job->waves * job->wave, c);
+    shares->wave = round_channels(view, wave);
+    shares->waves = bnorm_ceil_div(c, shares->wave);
+    if (threads && shares->waves < threads)
+        shares->waves = 0;
+    else if (threads && known && shares->waves < 8 * threads)
+        shares->waves -= shares->waves % threads;
+    shares->first = bnorm_min(shares->waves * shares->wave, c);
 }
 
 /* Blocks, or slices of them where there are few. */
-static void cut_units(struct job *job) {
-    const bnorm_view *view = job->pass->view;
-    const bnorm_blocks *blocks = job->pass->blocks;
-    const size_t c = view->c - job->first, block = bnorm_min(blocks->size, view->positions);
+static void cut_units(struct shares *shares) {
+    const bnorm_view *view = shares->pass->view;
+    const bnorm_blocks *blocks = shares->pass->blocks;
+    const size_t c = view->c - shares->first, block = bnorm_min(blocks->size, view->positions);
     const int by_lanes = !bnorm_counts_groups(view);
     size_t least = 1; /* channels per slice */
-    if (!job->threads || (by_lanes && blocks->chains > 1))
+    if (!shares->threads || (by_lanes && blocks->chains > 1))
         least = c;
     else if (by_lanes)
         least = LINE_LANES;
     if (least < SLICE_ELEMENTS / block)
         least = SLICE_ELEMENTS / block;
-    const size_t wanted = bnorm_ceil_div(8 * job->threads, blocks->count);
-    job->slice = wanted > 1 ? bnorm_ceil_div(c, wanted) : c;
-    if (job->slice < least)
-        job->slice = least;
-    job->slice = bnorm_min(round_channels(view, job->slice), c);
-    job->slices = bnorm_ceil_div(c, job->slice);
-    job->units = blocks->count * job->slices;
-    job->unit_parts = job->threads ? bnorm_min(job->units, 16 * job->threads) : 1;
+    const size_t wanted = bnorm_ceil_div(8 * shares->threads, blocks->count);
+    shares->slice = wanted > 1 ? bnorm_ceil_div(c, wanted) : c;
+    if (shares->slice < least)
+        shares->slice = least;
+    shares->slice = bnorm_min(round_channels(view, shares->slice), c);
+    shares->slices = bnorm_ceil_div(c, shares->slice);
+    shares->units = blocks->count * shares->slices;
+    shares->unit_parts = shares->threads ? bnorm_min(shares->units, 16 * shares->threads) : 1;
 }
 
-/* Channels from job->first on. Alone, but where it takes longer than another round of tasks. */
-static void run_finish(struct job *job, const bnorm_exec *exec) {
-    const size_t rest = job->pass->view->c - job->first;
-    const size_t work = rest * (CHANNEL_WORK + job->pass->blocks->count * ENTRY_WORK);
-    job->finish_step = rest;
-    if (job->threads && work >= TASK_WORK)
-        job->finish_step = (bnorm_ceil_div(rest, job->threads) + 7) / 8 * 8;
-    bnorm_run(exec, finish_task, job, bnorm_ceil_div(rest, job->finish_step));
+/* Channels from shares->first on. Alone, but where it takes longer than another round of tasks. */
+static void run_finish(struct shares *shares, const bnorm_exec *exec) {
+    const size_t rest = shares->pass->view->c - shares->first;
+    const size_t work = rest * (CHANNEL_WORK + shares->pass->blocks->count * ENTRY_WORK);
+    shares->finish_step = rest;
+    if (shares->threads && work >= TASK_WORK)
+        shares->finish_step = (bnorm_ceil_div(rest, shares->threads) + 7) / 8 * 8;
+    bnorm_run(exec, finish_task, shares, bnorm_ceil_div(rest, shares->finish_step));
 }
 
-static void run_map(struct job *job, const bnorm_exec *exec) {
-    const bnorm_view *view = job->pass->view, *map_view = job->pass->map_view;
-    const size_t group = job->first / bnorm_unit(view), threads = job->threads;
+static void run_map(struct shares *shares, const bnorm_exec *exec) {
+    const bnorm_view *view = shares->pass->view, *map_view = shares->pass->map_view;
+    const size_t group = shares->first / bnorm_unit(view), threads = shares->threads;
     const size_t elements = elements_of(map_view) / map_view->groups * (map_view->groups - group);
-    const size_t work = elements * job->pass->map_work;
+    const size_t work = elements * shares->pass->map_work;
     size_t parts = threads ? bnorm_parts(exec, work) : elements / WAVE_ELEMENTS;
     if (parts < threads) /* what is left of a large tensor, or of all phases */
         parts = bnorm_min(threads, work / LEAST_WORK);
-    if (parts <= 1 && job->first == 0) {
-        bnorm_run(exec, map_whole_task, job, 1);
+    if (parts <= 1 && shares->first == 0) {
+        bnorm_run(exec, map_whole_task, shares, 1);
         return;
     }
     parts = parts ? parts : 1;
-    job->cut = cut_view(map_view, group, parts);
-    job->turn = parts;
+    shares->cut = cut_view(map_view, group, parts);
+    shares->turn = parts;
     if (threads) /* not known: each part on its own */
-        job->turn = exec->threads && job->pass->reduce ? bnorm_ceil_div(parts, threads) : 1;
-    bnorm_run(exec, map_task, job, parts);
+        shares->turn = exec->threads && shares->pass->reduce ? bnorm_ceil_div(parts, threads) : 1;
+    bnorm_run(exec, map_task, shares, parts);
 }
 
 void bnorm_run_pass(const bnorm_pass *pass, const bnorm_exec *exec) {
@@ -349,31 +358,31 @@ void bnorm_run_pass(const bnorm_pass *pass, const bnorm_exec *exec) {
     }
     const size_t work = (pass->reduce ? pass->reduce_work : 0) + (pass->map ? pass->map_work : 0);
     const int shared = bnorm_parts(exec, elements * work) > 1;
-    struct job job;
+    struct shares shares;
     if (!shared && (!pass->reduce || elements * pass->tensors <= WAVE_ELEMENTS)) {
         bnorm_run(exec, small_task, (void *)(uintptr_t)pass, 1);
         return;
     }
-    job.pass = pass;
-    job.threads = 0;
+    shares.pass = pass;
+    shares.threads = 0;
     if (shared) {
         const size_t most = elements * work / LEAST_WORK;
-        job.threads = bnorm_min(exec->threads ? exec->threads : SOME_THREADS, most);
-        job.threads = bnorm_min(job.threads, MOST_THREADS);
+        shares.threads = bnorm_min(exec->threads ? exec->threads : SOME_THREADS, most);
+        shares.threads = bnorm_min(shares.threads, MOST_THREADS);
     }
-    job.first = job.waves = job.unit_parts = 0;
+    shares.first = shares.waves = shares.unit_parts = 0;
     if (pass->reduce) {
-        cut_waves(&job, shared && exec->threads);
-        if (job.first < pass->view->c)
-            cut_units(&job);
-        bnorm_run(exec, reduce_task, &job, job.waves + job.unit_parts);
-        if (job.first < pass->view->c)
-            run_finish(&job, exec);
-        else if (job.maps_waves)
+        cut_waves(&shares, shared && exec->threads);
+        if (shares.first < pass->view->c)
+            cut_units(&shares);
+        bnorm_run(exec, reduce_task, &shares, shares.waves + shares.unit_parts);
+        if (shares.first < pass->view->c)
+            run_finish(&shares, exec);
+        else if (shares.maps_waves)
             return;
         else
-            job.first = 0;
+            shares.first = 0;
     }
     if (pass->map)
-        run_map(&job, exec);
+        run_map(&shares, exec);
 }

@@ -51,11 +51,11 @@ bnorm_view bnorm_view_of(const bnorm_shape *shape) {
 }
 
 void bnorm_take_samples(const bnorm_view *view, bnorm_tensor *tensor, size_t first, size_t step) {
-    size_t *const stride = view->leaves ? &tensor->row_stride : &tensor->image_stride;
+    size_t *const sample_stride = view->leaves ? &tensor->row_stride : &tensor->image_stride;
     if (!tensor->data)
         return;
-    tensor->data = (char *)tensor->data + first * *stride * bnorm_size_of(tensor->type);
-    *stride *= step;
+    tensor->data = (char *)tensor->data + first * *sample_stride * bnorm_size_of(tensor->type);
+    *sample_stride *= step;
 }
 
 bnorm_status bnorm_check_shape(const bnorm_shape *shape) {
@@ -97,11 +97,10 @@ static size_t runs_of(const bnorm_shape *shape) {
     return is_nhwc(shape) ? shape->hw : blocks_of(shape);
 }
 
-/* Elements from the first to one past the last of `count` pieces of `extent` elements each,
- * `stride` apart. */
-static int span(size_t count, size_t stride, size_t extent, size_t *total) {
+/* Elements from the first to one past the last of `count` times `extent` elements, `step` apart. */
+static int span(size_t count, size_t step, size_t extent, size_t *total) {
     size_t before;
-    if (!multiply(count - 1, stride, &before) || before > MAX_ELEMENTS - extent)
+    if (!multiply(count - 1, step, &before) || before > MAX_ELEMENTS - extent)
         return 0;
     *total = before + extent;
     return 1;
@@ -135,8 +134,8 @@ static bnorm_status resolve(const bnorm_shape *shape, bnorm_in *in, size_t *exte
 
 /* Strides of runs and images as those of the view's axes. That of a single run is 1, as that of the
  * channels of dense (N, C) data. */
-static void place_strides(const bnorm_shape *shape, size_t run_stride, size_t image_stride,
-                          bnorm_tensor *tensor) {
+static void set_strides(const bnorm_shape *shape, size_t run_stride, size_t image_stride,
+                        bnorm_tensor *tensor) {
     const size_t b = block_of(shape);
     tensor->image_stride = image_stride;
     tensor->group_stride = is_nhwc(shape) || runs_of(shape) == 1 ? 1 : run_stride;
@@ -154,7 +153,7 @@ size_t bnorm_dense_tensor(const bnorm_shape *shape, bnorm_tensor *tensor) {
     tensor->same_lanes = 0;
     tensor->quant.scale = 1;
     tensor->quant.zero_point = 0;
-    place_strides(shape, run, shape->n > 1 ? image : 0, tensor);
+    set_strides(shape, run, shape->n > 1 ? image : 0, tensor);
     return shape->n * image;
 }
 
@@ -162,15 +161,15 @@ bnorm_status bnorm_check_strides(const bnorm_shape *shape, bnorm_in in, unsigned
                                  bnorm_tensor *tensor, size_t *extent) {
     tensor->same_lanes = run_length(shape) > 1 &&
                          (broadcast & (is_nhwc(shape) ? BNORM_BROADCAST_C : BNORM_BROADCAST_HW));
-    bnorm_shape narrow = *shape;
+    bnorm_shape stored = *shape; /* one value along the axes that it is expanded along */
     if (broadcast & BNORM_BROADCAST_N)
-        narrow.n = 1;
+        stored.n = 1;
     if (broadcast & BNORM_BROADCAST_C)
-        narrow.c = 1;
+        stored.c = 1;
     if (broadcast & BNORM_BROADCAST_HW)
-        narrow.hw = 1;
-    const bnorm_status status = resolve(&narrow, &in, extent);
-    place_strides(shape, in.run_stride, in.image_stride, tensor);
+        stored.hw = 1;
+    const bnorm_status status = resolve(&stored, &in, extent);
+    set_strides(shape, in.run_stride, in.image_stride, tensor);
     return status;
 }
 
@@ -181,7 +180,7 @@ void bnorm_set_bits(const bnorm_shape *shape, unsigned char *mask, bnorm_bits *b
     if (!mask)
         return;
     const size_t run = run_length(shape);
-    place_strides(shape, run, runs_of(shape) * run, &dense);
+    set_strides(shape, run, runs_of(shape) * run, &dense);
     bits->image_stride = dense.image_stride;
     bits->group_stride = dense.group_stride;
     bits->row_stride = dense.row_stride;

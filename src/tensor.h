@@ -51,6 +51,11 @@ typedef struct bnorm_part {
     size_t image, images, group, groups, row, rows, lane, lanes;
 } bnorm_part;
 
+static inline bnorm_part bnorm_whole(const bnorm_view *view) {
+    return (bnorm_part){
+        .images = view->images, .groups = view->groups, .rows = view->rows, .lanes = view->lanes};
+}
+
 /* Whether channels are counted by groups, not by the lanes of the only one. */
 static inline int bnorm_counts_groups(const bnorm_view *view) {
     return view->planes || view->groups > 1;
@@ -100,7 +105,7 @@ static inline bnorm_part bnorm_some_slices(const bnorm_view *view, const bnorm_p
  * where there are several. */
 static inline bnorm_part bnorm_part_of(const bnorm_view *view, size_t channel, size_t channels,
                                        size_t image, size_t from, size_t len) {
-    bnorm_part part = {image, 1, 0, 1, 0, 1, 0, 0};
+    bnorm_part part = {.image = image, .images = 1, .groups = 1, .rows = 1};
     if (view->planes) {
         part.group = channel;
         part.groups = channels;

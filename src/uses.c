@@ -80,11 +80,11 @@ static int elements_meet(const bnorm_view *view, const bnorm_tensor *a, size_t d
                          : view->images > 1 ? rows
                                             : 1;
     if (inner_count > 1 && inner_stride > outer_stride) {
-        const size_t stride = outer_stride, count = outer_count;
+        const size_t other_stride = outer_stride, other_count = outer_count;
         outer_stride = inner_stride;
         outer_count = inner_count;
-        inner_stride = stride;
-        inner_count = count;
+        inner_stride = other_stride;
+        inner_count = other_count;
     }
     for (size_t up = 0; up < 2; up++) {
         const size_t outer = (outer_count > 1 ? distance / outer_stride : 0) + up;

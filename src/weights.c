@@ -1,4 +1,9 @@
-/* SPDX-License-Identifier: MIT */
+/* SPDX-License-Identifier: MIT
+ *
+ * The course of a call with weights: they are added up, per block. Blocks of one weight are reduced
+ * as without weights, and their sums scaled; of others, tiles of positions become floats without
+ * those of weight 0, which are reduced on their own and joined (Chan), as blocks are. Then y is that
+ * of any call, and dx too where a weight is 1 or 0, with coefficients times the weight elsewhere. */
 #include "base.h"
 
 #include "weights.h"
@@ -99,7 +104,7 @@ struct source {
 };
 
 /* Elements of the tile's channels in positions [from, from + count) of an image. */
-static void widen(const struct source *s, size_t from, size_t count, struct tile *tile) {
+static void load_tile(const struct source *s, size_t from, size_t count, struct tile *tile) {
     static const float ones[LANES] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
                                       1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
     static const float zeros[LANES] = {0};
@@ -161,10 +166,12 @@ static void tile_moments(const struct source *s, const struct tile *tile, double
         return;
     }
     if (s->r->view.planes) {
-        const bnorm_block_args args = {tile->x, BNORM_F32, 1, tile->n, tile->n, 1, 0};
+        const bnorm_block_args args = {
+            .x = tile->x, .runs = 1, .len = tile->n, .stride = tile->n, .valid = 1};
         s->r->isa->moments_span(&args, mean, m2);
     } else {
-        const bnorm_block_args args = {tile->x, BNORM_F32, tile->n, lanes, lanes, valid, 0};
+        const bnorm_block_args args = {
+            .x = tile->x, .runs = tile->n, .len = lanes, .stride = lanes, .valid = valid};
         s->r->isa->moments_rows(&args, 1, mean, m2); /* whatever channels come together */
     }
     weight_moments(mean, m2, valid, tile->n, weight_of(tile, 0));
@@ -202,9 +209,10 @@ void bnorm_weighted_moments_of(const bnorm_reduction *r, const bnorm_weighing *w
         pick_positions(&tile, weights + at, count);
         for (size_t i = 0; tile.n && i < channels; i += at_once) {
             const size_t valid = bnorm_min(at_once, channels - i);
-            const struct source s = {r, x, block.image, channel + i, valid};
+            const struct source s = {
+                .r = r, .x = x, .image = block.image, .channel = channel + i, .valid = valid};
             double next_mean[LANES], next_m2[LANES];
-            widen(&s, block.from + at, count, &tile);
+            load_tile(&s, block.from + at, count, &tile);
             tile_moments(&s, &tile, next_mean, next_m2);
             for (size_t k = 0; k < valid; k++)
                 join(before, tile.total, &mean[i + k], &m2[i + k], next_mean[k], next_m2[k]);
