@@ -58,7 +58,7 @@ static bnorm_status check_options(const bnorm_shape *shape, const bnorm_exec *ex
 }
 
 /* Where the checks pass, *map says what there is to do; x absent = nothing. */
-static bnorm_status plan(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
+static bnorm_status plan(const bnorm_shape *shape, const bnorm_in *x, const bnorm_out *y,
                          const bnorm_affine *affine, const bnorm_exec *exec, bnorm_map *map) {
     static const bnorm_affine copy = {0};
     bnorm_map_args *const args = &map->args;
@@ -73,11 +73,11 @@ static bnorm_status plan(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
     const size_t c = shape->c;
     map->view = bnorm_view_of(shape);
     bnorm_begin_uses(&uses, shape, &map->view);
-    bnorm_requires(&uses, x.data);
-    bnorm_requires(&uses, y.data);
+    bnorm_requires(&uses, x->data);
+    bnorm_requires(&uses, y->data);
     bnorm_reads_tensor(&uses, x, &args->x);
     bnorm_writes_tensor(&uses, y, y_type_of(shape, affine), &args->out);
-    bnorm_reads_tensor(&uses, affine->residual, &args->argument);
+    bnorm_reads_tensor(&uses, &affine->residual, &args->argument);
     bnorm_writes_mask(&uses, mask);
     bnorm_reads_floats(&uses, affine->center, c);
     bnorm_reads_floats(&uses, affine->scale, c);
@@ -124,13 +124,13 @@ static void map_with_defaults(const void *self, const bnorm_part *whole, int nea
 
 bnorm_status bnorm_check_apply(const bnorm_job *job, const bnorm_exec *exec) {
     bnorm_map map;
-    return plan(job->shape, job->x, job->out, job->affine, exec, &map);
+    return plan(job->shape, &job->x, &job->out, job->affine, exec, &map);
 }
 
 bnorm_status bnorm_apply(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
                          const bnorm_affine *affine, const bnorm_exec *exec) {
     bnorm_map map;
-    const bnorm_status status = plan(shape, x, y, affine, exec, &map);
+    const bnorm_status status = plan(shape, &x, &y, affine, exec, &map);
     if (status || !map.args.x.data)
         return status;
     const int complete = map.args.scale && map.args.shift;

@@ -121,8 +121,8 @@ static bnorm_status check_uses(const bnorm_job *job, const bnorm_batch *batch, b
     const bnorm_shape *shape = job->shape;
     const bnorm_grad *grad = job->grad;
     const int sums_only = b->stage == BNORM_STAGE_SUMS, has_sums = b->stage != BNORM_STAGE_MAP;
-    const bnorm_in none = {NULL, 0, 0};
-    const bnorm_out nowhere = {NULL, 0, 0};
+    static const bnorm_in none = {NULL, 0, 0};
+    static const bnorm_out nowhere = {NULL, 0, 0};
     bnorm_map_args *const args = &b->map.args;
     bnorm_uses uses;
     bnorm_begin_uses(&uses, shape, view);
@@ -133,15 +133,15 @@ static bnorm_status check_uses(const bnorm_job *job, const bnorm_batch *batch, b
     const size_t saved = bnorm_saved_floats(&uses, batch);
     if (!uses.status && !grad->save_invstd)
         uses.status = bnorm_check_variance(saved, grad->save_var, grad->eps);
-    bnorm_reads_tensor(&uses, job->x, &args->x);
-    bnorm_reads_broadcast(&uses, job->dy, grad->dy_broadcast, &args->dy);
+    bnorm_reads_tensor(&uses, &job->x, &args->x);
+    bnorm_reads_broadcast(&uses, &job->dy, grad->dy_broadcast, &args->dy);
     bnorm_reads_tensor(&uses,
-                       args->pre == BNORM_PRE_RESIDUAL ? grad->residual
-                       : args->pre == BNORM_PRE_Y      ? grad->y
-                                                       : none,
+                       args->pre == BNORM_PRE_RESIDUAL ? &grad->residual
+                       : args->pre == BNORM_PRE_Y      ? &grad->y
+                                                       : &none,
                        &args->argument);
-    bnorm_writes_tensor(&uses, job->out, shape->dtype, &args->out);
-    bnorm_writes_tensor(&uses, sums_only ? nowhere : grad->dresidual, shape->dtype,
+    bnorm_writes_tensor(&uses, &job->out, shape->dtype, &args->out);
+    bnorm_writes_tensor(&uses, sums_only ? &nowhere : &grad->dresidual, shape->dtype,
                         &args->dresidual);
     if (has_sums)
         bnorm_uses_memory(&uses, job, batch);

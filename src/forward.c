@@ -71,7 +71,7 @@ static bnorm_status check_uses(const bnorm_job *job, const bnorm_batch *batch, b
                                bnorm_forward *f) {
     const bnorm_shape *shape = job->shape;
     const bnorm_train *train = job->train;
-    const bnorm_in none = {NULL, 0, 0};
+    static const bnorm_in none = {NULL, 0, 0};
     const int all = f->stage == BNORM_STAGE_ALL;
     const size_t n = shape->n * shape->hw;
     bnorm_map_args *const args = &f->map.args;
@@ -80,10 +80,10 @@ static bnorm_status check_uses(const bnorm_job *job, const bnorm_batch *batch, b
     bnorm_requires(&uses, job->x.data);
     bnorm_requires(&uses, all ? job->out.data : job->x.data);
     bnorm_requires(&uses, job->ws);
-    bnorm_reads_tensor(&uses, job->x, &args->x);
+    bnorm_reads_tensor(&uses, &job->x, &args->x);
     if (all)
-        bnorm_writes_tensor(&uses, job->out, shape->dtype, &args->out);
-    bnorm_reads_tensor(&uses, all ? train->residual : none, &args->argument);
+        bnorm_writes_tensor(&uses, &job->out, shape->dtype, &args->out);
+    bnorm_reads_tensor(&uses, all ? &train->residual : &none, &args->argument);
     const size_t saved = bnorm_saved_floats(&uses, batch);
     bnorm_uses_memory(&uses, job, batch);
     bnorm_writes_mask(&uses, args->mask.bits);

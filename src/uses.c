@@ -14,8 +14,9 @@ void bnorm_uses_workspace(bnorm_uses *uses, const void *ws, size_t ws_size, size
 }
 
 /* Other strides than those of a dense tensor. */
-static __attribute__((noinline)) void set_strides(bnorm_uses *uses, bnorm_in in, unsigned broadcast,
-                                                  bnorm_use *use, bnorm_tensor *tensor) {
+static __attribute__((noinline)) void take_strides(bnorm_uses *uses, bnorm_in in,
+                                                   unsigned broadcast, bnorm_use *use,
+                                                   bnorm_tensor *tensor) {
     size_t extent;
     const bnorm_status status = bnorm_check_strides(uses->shape, in, broadcast, tensor, &extent);
     if (status && !uses->status)
@@ -25,32 +26,40 @@ static __attribute__((noinline)) void set_strides(bnorm_uses *uses, bnorm_in in,
                   broadcast ? BNORM_KIND_NONE : BNORM_KIND_TENSOR);
 }
 
-static inline void add_tensor(bnorm_uses *uses, bnorm_in in, unsigned broadcast, bnorm_dtype type,
-                              bnorm_use *use, bnorm_tensor *tensor) {
+static inline void add_tensor(bnorm_uses *uses, const void *data, size_t other_strides,
+                              bnorm_dtype type, bnorm_use *use, bnorm_tensor *tensor) {
     *tensor = uses->dense;
-    tensor->data = (void *)(uintptr_t)in.data;
+    tensor->data = (void *)(uintptr_t)data;
     tensor->type = type;
     use->tensor = tensor;
-    if (broadcast || in.run_stride || in.image_stride)
-        set_strides(uses, in, broadcast, use, tensor);
-    else
-        bnorm_set_use(use, in.data, uses->elements * bnorm_size_of(type), BNORM_KIND_TENSOR);
+    if (!other_strides)
+        bnorm_set_use(use, data, uses->elements * bnorm_size_of(type), BNORM_KIND_TENSOR);
 }
 
-void bnorm_reads_broadcast(bnorm_uses *uses, bnorm_in in, unsigned broadcast,
+void bnorm_reads_broadcast(bnorm_uses *uses, const bnorm_in *in, unsigned broadcast,
                            bnorm_tensor *tensor) {
-    if (in.data)
-        add_tensor(uses, in, broadcast, uses->shape->dtype, uses->end++, tensor);
-    else
-        tensor->data = NULL;
+    const size_t other_strides = in->run_stride | in->image_stride | broadcast;
+    bnorm_use *const use = uses->end;
+    tensor->data = NULL;
+    if (!in->data)
+        return;
+    uses->end++;
+    add_tensor(uses, in->data, other_strides, uses->shape->dtype, use, tensor);
+    if (other_strides)
+        take_strides(uses, *in, broadcast, use, tensor);
 }
 
-void bnorm_writes_tensor(bnorm_uses *uses, bnorm_out out, bnorm_dtype type, bnorm_tensor *tensor) {
-    const bnorm_in in = {out.data, out.run_stride, out.image_stride};
-    if (out.data)
-        add_tensor(uses, in, 0, type, --uses->begin, tensor);
-    else
-        tensor->data = NULL;
+void bnorm_writes_tensor(bnorm_uses *uses, const bnorm_out *out, bnorm_dtype type,
+                         bnorm_tensor *tensor) {
+    const size_t other_strides = out->run_stride | out->image_stride;
+    tensor->data = NULL;
+    if (!out->data)
+        return;
+    uses->begin--;
+    add_tensor(uses, out->data, other_strides, type, uses->begin, tensor);
+    if (other_strides)
+        take_strides(uses, (bnorm_in){out->data, out->run_stride, out->image_stride}, 0,
+                     uses->begin, tensor);
 }
 
 void bnorm_writes_mask(bnorm_uses *uses, const unsigned char *mask) {

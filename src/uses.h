@@ -57,11 +57,14 @@ static inline void bnorm_reads(bnorm_uses *uses, const void *array, size_t bytes
     if (array && bytes)
         bnorm_set_use(uses->end++, array, bytes, kind);
 }
+/* At least one float. */
 static inline void bnorm_writes_floats(bnorm_uses *uses, const float *array, size_t count) {
-    bnorm_writes(uses, array, count * sizeof *array, BNORM_KIND_NONE);
+    if (array)
+        bnorm_set_use(--uses->begin, array, count * sizeof *array, BNORM_KIND_NONE);
 }
 static inline void bnorm_reads_floats(bnorm_uses *uses, const float *array, size_t count) {
-    bnorm_reads(uses, array, count * sizeof *array, BNORM_KIND_NONE);
+    if (array)
+        bnorm_set_use(uses->end++, array, count * sizeof *array, BNORM_KIND_NONE);
 }
 
 void bnorm_writes_mask(bnorm_uses *uses, const unsigned char *mask);
@@ -75,11 +78,13 @@ static inline void bnorm_requires(bnorm_uses *uses, const void *pointer) {
 void bnorm_uses_workspace(bnorm_uses *uses, const void *ws, size_t ws_size, size_t need);
 
 /* These fill *tensor, which has to stay where it is until the check. */
-void bnorm_writes_tensor(bnorm_uses *uses, bnorm_out out, bnorm_dtype type, bnorm_tensor *tensor);
+void bnorm_writes_tensor(bnorm_uses *uses, const bnorm_out *out, bnorm_dtype type,
+                         bnorm_tensor *tensor);
 /* One that has one value along some axes is the same tensor as no output. */
-void bnorm_reads_broadcast(bnorm_uses *uses, bnorm_in in, unsigned broadcast, bnorm_tensor *tensor);
-static inline void bnorm_reads_tensor(bnorm_uses *uses, bnorm_in in, bnorm_tensor *tensor) {
-    if (in.data)
+void bnorm_reads_broadcast(bnorm_uses *uses, const bnorm_in *in, unsigned broadcast,
+                           bnorm_tensor *tensor);
+static inline void bnorm_reads_tensor(bnorm_uses *uses, const bnorm_in *in, bnorm_tensor *tensor) {
+    if (in->data)
         bnorm_reads_broadcast(uses, in, 0, tensor);
     else
         tensor->data = NULL;
