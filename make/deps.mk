@@ -5,7 +5,8 @@
 ##@ Packages
 
 deps_lint_packages = clang clang-format clang-tidy shellcheck
-deps_peers_packages = libdnnl-dev libtorch-dev libpthreadpool-dev python3-torch
+# For bench-peers, which takes today's peers from PyPI; for accuracy, oneDNN and PyTorch.
+deps_peers_packages = libpthreadpool-dev python3-venv ca-certificates libdnnl-dev python3-torch
 # For the frameworks of PyPI, and PyTorch.
 deps_conformance_packages = python3-venv python3-torch python3-numpy ca-certificates
 deps_ci_packages = ccache
@@ -21,8 +22,9 @@ deps-lint: ## installs what lint and format need
 deps-ci: ## installs what .ci/run needs, besides what deps, deps-lint, deps-cross and deps-mpi do
 	@scripts/apt-install 'to compile nothing twice' $(deps_ci_packages)
 
-deps-peers: ## installs what bench-peers and accuracy compare with, oneDNN and PyTorch (about 1 GB)
+deps-peers: ## brings what bench-peers compares with: PyTorch, oneDNN, ONNX Runtime (620 MB, into build/peers), and Debian's for accuracy (300 MB)
 	@scripts/apt-install 'to compare with' $(deps_peers_packages)
+	@python3 bench/peers/fetch.py $(peers_folder) $(if $(ONEDNN_ROOT),,onednn) $(if $(TORCH_ROOT),,torch) onnxruntime
 
 deps-conformance: ## installs what conformance needs: PyTorch, and Python's venv for the other frameworks
 	@scripts/apt-install 'to compare with frameworks' $(deps_conformance_packages)

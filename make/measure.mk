@@ -69,23 +69,37 @@ MCA_CC = aarch64-linux-gnu-gcc
 $(BUILD)/neon.so: $(call objects,$(wildcard src/neon/*.c))
 	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -shared -nostdlib -o $@ $^
 
-bench-peers: $(BUILD)/bnorm-peers $(BUILD)/bnorm-peers-onednn.so ## speed beside oneDNN (ONEDNN_ROOT= another one) and PyTorch, 10 to 15 minutes (QUICK=1: 2; PEERS= options)
+bench-peers: $(BUILD)/bnorm-peers $(BUILD)/bnorm-peers-onednn.so ## speed beside oneDNN, PyTorch and ONNX Runtime, in half an hour (QUICK=1: 5 minutes; PEERS=--help: options)
 	$< $(if $(QUICK),--quick) $(PEERS)
 
-# What there is of them, found out once, when first needed.
+# The peers: what ONEDNN_ROOT= and TORCH_ROOT= name (a prefix; PyTorch's folder "torch"), else what `make deps-peers`
+# brought, else what the system has. Found out once, when first needed.
+peers_folder = $(BUILD)/peers
 comma = ,
-onednn_flags = $(eval onednn_flags := $(call if_works,$(if $(ONEDNN_ROOT),-I$(ONEDNN_ROOT)/include \
-	-L$(ONEDNN_ROOT)/lib -Wl$(comma)-rpath$(comma)$(ONEDNN_ROOT)/lib) -ldnnl))$(onednn_flags)
-torch_libs = $(eval torch_libs := $(call if_works,-ltorch -ltorch_cpu -lc10))$(torch_libs)
-torch_flags = $(if $(torch_libs),-DHAVE_TORCH)
+onednn_root = $(or $(ONEDNN_ROOT),$(if $(wildcard $(peers_folder)/done/onednn-*),$(peers_folder)))
+torch_root = $(or $(TORCH_ROOT),$(if $(wildcard $(peers_folder)/done/torch-*),$(peers_folder)/torch))
+# The library is found at run time by the absolute name of its folder.
+lib_dir = -L$(1)/lib -Wl$(comma)-rpath$(comma)$(abspath $(1))/lib
+onednn_flags = $(eval onednn_flags := $(call if_works,$(if $(onednn_root),-I$(onednn_root)/include \
+	$(call lib_dir,$(onednn_root))) -ldnnl))$(onednn_flags)
+# The linker does not look for PyTorch's own needs: they stand in its own search path.
+torch_libs = $(eval torch_libs := $(call if_works,$(if $(torch_root),$(call lib_dir,$(torch_root)) \
+	-Wl$(comma)--allow-shlib-undefined) -ltorch_cpu -lc10))$(torch_libs)
+# Loaded when the program runs, by its absolute name.
+onnxruntime_library = $(firstword $(wildcard $(peers_folder)/onnxruntime/capi/libonnxruntime.so*))
+torch_flags = $(if $(torch_libs),-DHAVE_TORCH $(if $(torch_root),-isystem $(torch_root)/include) -std=c++20)
 
+peers_flags = $(onednn_flags) $(torch_libs) $(onnxruntime_library)
 $(BUILD)/peers-flags: FORCE
 	@mkdir -p $(@D)
-	@echo '$(onednn_flags) $(torch_libs)' | cmp -s - $@ || echo '$(onednn_flags) $(torch_libs)' >$@
+	@echo '$(peers_flags)' | cmp -s - $@ || echo '$(peers_flags)' >$@
 
 $(peers_objects): $(BUILD)/peers-flags
-$(peers_objects): private c_flags += $(torch_flags)
-$(peers_objects): private CXXFLAGS += $(torch_flags)
+$(peers_objects): private c_flags += $(if $(torch_libs),-DHAVE_TORCH)
+$(BUILD)/bench/peers/onnxruntime.c.o: private c_flags += \
+	$(if $(onnxruntime_library),-DONNXRUNTIME_LIBRARY='"$(abspath $(onnxruntime_library))"')
+# Last on the command line, as these headers want a later standard than the rest.
+$(BUILD)/bench/peers/torch.cc.o: private warnings += $(torch_flags)
 
 $(BUILD)/bnorm-peers: $(peers_objects) $(peers_shared) $(static_lib)
 	$(call say,LINK) $(CXX) $(CXXFLAGS) $(LDFLAGS) -o $@ $^ $(torch_libs) -lpthreadpool -lpthread -ldl $(libs)

@@ -42,7 +42,9 @@ typedef struct contender {
     void (*destroy)(void *state);
 } contender;
 
-extern const contender peers_bnorm, peers_bnorm_avx2, peers_plain, peers_roof;
+extern const contender peers_bnorm, peers_bnorm_avx2, peers_onnxruntime, peers_plain, peers_roof;
+/* NULL where its library was not named at build time or cannot be loaded. */
+const char *peers_onnxruntime_version(void);
 #ifdef HAVE_TORCH
 extern const contender peers_torch;
 const char *peers_torch_version(void);

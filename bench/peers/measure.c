@@ -16,8 +16,9 @@
 #endif
 
 const char *const peers_names[PEERS_CONTENDERS] = {
-    [PEERS_BNORM] = "bnorm",   [PEERS_BNORM_AVX2] = "bnorm avx2", [PEERS_ONEDNN] = "oneDNN",
-    [PEERS_TORCH] = "PyTorch", [PEERS_PLAIN] = "plain C",         [PEERS_ROOF] = "roof",
+    [PEERS_BNORM] = "bnorm",   [PEERS_BNORM_AVX2] = "bnorm avx2",    [PEERS_ONEDNN] = "oneDNN",
+    [PEERS_TORCH] = "PyTorch", [PEERS_ONNXRUNTIME] = "ONNX Runtime", [PEERS_PLAIN] = "plain C",
+    [PEERS_ROOF] = "roof",
 };
 
 /* NULL = this program was built without it. */
@@ -33,6 +34,8 @@ static const contender *contender_at(size_t who) {
     case PEERS_TORCH:
         return &peers_torch;
 #endif
+    case PEERS_ONNXRUNTIME:
+        return peers_onnxruntime_version() ? &peers_onnxruntime : NULL;
     case PEERS_PLAIN:
         return &peers_plain;
     case PEERS_ROOF:
@@ -302,7 +305,7 @@ static void race(const session *s, entry *entries) {
     double round_seconds = 0;
     for (size_t i = 0; i < PEERS_CONTENDERS; i++) {
         entry *e = &entries[i];
-        const int peer = i == PEERS_ONEDNN || i == PEERS_TORCH;
+        const int peer = i == PEERS_ONEDNN || i == PEERS_TORCH || i == PEERS_ONNXRUNTIME;
         e->minor = i == PEERS_PLAIN || (peer && e->estimate > 3 * entries[PEERS_BNORM].estimate);
         round_seconds += e->estimate;
     }
@@ -338,7 +341,7 @@ int peers_measure(const peers_line *line, const bench_memory *memory, const peer
     else
         race(&s, entries);
     for (size_t i = 0; i < PEERS_CONTENDERS; i++) {
-        times->seconds[i] = median(&entries[i]);
+        times->seconds[i] = plan->least ? least(&entries[i]) : median(&entries[i]);
         drop(&entries[i]);
     }
     return verdict != PEERS_BNORM_WRONG;

@@ -11,6 +11,7 @@ enum peers_who {
     PEERS_BNORM_AVX2,
     PEERS_ONEDNN,
     PEERS_TORCH,
+    PEERS_ONNXRUNTIME,
     PEERS_PLAIN,
     PEERS_ROOF,
     PEERS_CONTENDERS
@@ -24,9 +25,10 @@ typedef struct peers_plan {
     enum peers_cache cache;
     double budget;      /* seconds per line, if the least number of rounds fits */
     size_t repetitions; /* rounds; 0 = as many as fit, at least 3 */
+    int least;          /* the shortest sample stands for a line instead of the median */
 } peers_plan;
 
-/* Median seconds per call; 0 = not measured. */
+/* Seconds per call; 0 = not measured. */
 typedef struct peers_times {
     double seconds[PEERS_CONTENDERS];
     size_t samples, disturbed; /* by other programs, which took a core meanwhile */

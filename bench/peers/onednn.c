@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * oneDNN through its C API, versions 2 and 3, as its users are told to: primitives and memory
- * objects are created once, plain nchw and nhwc formats, scale and shift as two arrays. Running
+ * objects are created once, in the layout that is asked for, scale and shift as two arrays. Running
  * statistics are left to oneDNN's caller and not timed. ReLU is tried fused (fuse_norm_relu, and a
  * binary post-op after a residual) and as a primitive of its own. */
 #include "onednn.h"
@@ -287,6 +287,13 @@ static size_t variants(const peers_line *line) {
     return line->relu ? 2 : 1;
 }
 
+static dnnl_format_tag_t tag_of(const bench_problem *p) {
+    return p->form.c_block == 16     ? dnnl_nChw16c
+           : p->form.c_block == 8    ? dnnl_nChw8c
+           : p->layout == BNORM_NHWC ? dnnl_nhwc
+                                     : dnnl_nchw;
+}
+
 static void destroy(void *state) {
     onednn_state *s = state;
     for (int i = 0; i < s->step_count; i++)
@@ -309,7 +316,7 @@ static void *create(const peers_line *line, size_t variant) {
                               (dnnl_dim_t)line->width};
     const dnnl_dims_t channels = {(dnnl_dim_t)p->c};
     const int fused = variant == 0;
-    recipe r = {.tag = p->layout == BNORM_NHWC ? dnnl_nhwc : dnnl_nchw,
+    recipe r = {.tag = tag_of(p),
                 .prop = p->op == BENCH_BACKWARD ? dnnl_backward
                         : line->training        ? dnnl_forward_training
                                                 : dnnl_forward_inference,

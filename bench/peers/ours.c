@@ -67,10 +67,12 @@ const contender peers_bnorm_avx2 = {.name = "bnorm avx2",
 
 /* ---------------------------------------------------------------------------------------------- */
 
-/* Plain C has one thread, and its "restrict" does not allow it to work in place. */
+/* Plain C has one thread and no blocks of channels, and its "restrict" does not allow it to work in
+ * place. */
 static void *create_plain(const peers_line *line, size_t variant) {
+    const int blocked = line->problem.form.c_block != 0;
     (void)variant;
-    return line->threads == 1 && !line->in_place ? new_state(line) : NULL;
+    return line->threads == 1 && !line->in_place && !blocked ? new_state(line) : NULL;
 }
 
 static int run_plain(void *state) {
@@ -126,12 +128,14 @@ static size_t l2_bytes(void) {
 }
 
 /* Must the inputs be read twice? Always in NHWC reductions, where the statistics need the whole
- * tensor first; in NCHW training only if not even one channel stays in the L2 cache. */
+ * tensor first; in NCHW training only if not even one channel, or block of them, stays in the L2
+ * cache. */
 static int two_passes(const peers_line *line) {
     const bench_problem *p = &line->problem;
     if (p->layout == BNORM_NHWC)
         return line->training || p->op == BENCH_BACKWARD;
-    return line->training && p->n * p->hw * sizeof(float) > l2_bytes();
+    const size_t together = p->form.c_block ? p->form.c_block : 1;
+    return line->training && p->n * p->hw * together * sizeof(float) > l2_bytes();
 }
 
 /* What decides which method is the fastest. */

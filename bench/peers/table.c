@@ -7,52 +7,45 @@
 
 #include "onednn.h"
 
-const char *const peers_modes[PEERS_MODES] = {
+static const char *const modes[PEERS_MODES] = {
     [PEERS_INFERENCE] = "inference", [PEERS_IN_PLACE] = "in place",
     [PEERS_RELU] = "+ReLU",          [PEERS_RESIDUAL_RELU] = "+residual+ReLU",
     [PEERS_TRAINING] = "training",   [PEERS_TRAINING_RELU] = "training+ReLU",
     [PEERS_BACKWARD] = "backward",
 };
 
-static const char *const layouts[2] = {[BNORM_NHWC] = "NHWC", [BNORM_NCHW] = "NCHW"};
+static const char *const layouts[PEERS_LAYOUTS] = {"NCHW", "NHWC", "nChw8c", "nChw16c"};
+static const char *const classes[PEERS_CLASSES] = {"<= 0.5 MB", "0.5-8 MB", "> 8 MB"};
 
-/* By bytes of x. */
-enum size_class { SMALL, MIDDLE, LARGE, CLASSES };
-static const char *const classes[CLASSES] = {"<= 0.5 MB", "0.5-8 MB", "> 8 MB"};
-
-static enum size_class class_of(const peers_record *r) {
-    const double bytes = (double)(r->n * r->c * r->hw) * sizeof(float);
-    return bytes <= 0.5e6 ? SMALL : bytes <= 8e6 ? MIDDLE : LARGE;
+enum peers_class peers_class_of(size_t elements) {
+    const double bytes = (double)elements * sizeof(float);
+    return bytes <= 0.5e6 ? PEERS_SMALL : bytes <= 8e6 ? PEERS_MIDDLE : PEERS_LARGE;
 }
 
-/* What bnorm is to reach; "peer" is the faster peer's time over bnorm's, "roof" bnorm's over the
- * roof's. In cache: N = 1. */
-static const struct {
-    const char *large, *cached;
-} targets[PEERS_MODES][2] = {
-    [PEERS_INFERENCE] = {{"peer 1.25 roof 1.05", "roof 1.15 small: peer 3"},
-                         {"peer 1.25 roof 1.05", "roof 1.15 small: peer 2.5"}},
-    [PEERS_IN_PLACE] = {{"1.7x out of place", ""}, {"1.7x out of place", ""}},
-    [PEERS_RELU] = {{"roof 1.03", "peer 2"}, {"roof 1.03", "peer 2"}},
-    [PEERS_RESIDUAL_RELU] = {{"roof 1.03", "peer 2"}, {"roof 1.03", "peer 2"}},
-    [PEERS_TRAINING] = {{"peer 1.6 roof 1.05", "peer 2"},
-                        {"peer 3.8 roof 1.2 (7x7: 1.5)", "peer 5 roof 1.5"}},
-    [PEERS_TRAINING_RELU] = {{"peer 1.6 roof 1.05", "peer 2"},
-                             {"peer 3.8 roof 1.2 (7x7: 1.5)", "peer 5 roof 1.5"}},
-    [PEERS_BACKWARD] = {{"peer >= 1 roof 1.05", "peer 1.5"}, {"peer 1.45 roof 1.25", "peer 2"}},
-};
+static int is_blocked(const peers_record *r) {
+    return r->layout >= PEERS_NCHW8C;
+}
 
 /* ---------------------------------------------------------------------------------------------- */
 /* Ratios */
 
 /* The faster of oneDNN and PyTorch; 0 = none. */
-static double peer_seconds(const peers_record *r) {
-    const double a = r->times.seconds[PEERS_ONEDNN], b = r->times.seconds[PEERS_TORCH];
+static double peer_seconds(const peers_times *times) {
+    const double a = times->seconds[PEERS_ONEDNN], b = times->seconds[PEERS_TORCH];
     return a > 0 && (b <= 0 || a < b) ? a : b;
 }
 
 static double bnorm_seconds(const peers_record *r) {
     return r->times.seconds[PEERS_BNORM];
+}
+
+int peers_is_behind(const peers_times *times) {
+    return peer_seconds(times) > 0 && peer_seconds(times) < times->seconds[PEERS_BNORM];
+}
+
+/* Not by chance: also whenever it was measured again. */
+static int is_behind(const peers_record *r) {
+    return peers_is_behind(&r->times) && r->behind_again == r->again;
 }
 
 static double ratio(double a, double b) {
@@ -118,11 +111,16 @@ static const peers_record *sibling(const peers_records *all, const peers_record 
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* The class table */
+/* Sums of lines */
+
+typedef struct setting {
+    size_t threads;
+    enum peers_cache cache;
+} setting;
 
 typedef struct row {
     size_t lines, behind;
-    summary peer, onednn, torch, plain, roof, avx2, in_place, threads;
+    summary peer, onednn, torch, onnxruntime, plain, roof, avx2, in_place, threads;
 } row;
 
 static void add_record(row *to, const peers_records *all, const peers_record *r) {
@@ -131,10 +129,11 @@ static void add_record(row *to, const peers_records *all, const peers_record *r)
         return;
     const double *times = r->times.seconds;
     to->lines++;
-    to->behind += peer_seconds(r) > 0 && peer_seconds(r) < seconds;
-    add(&to->peer, ratio(peer_seconds(r), seconds));
+    to->behind += (size_t)is_behind(r);
+    add(&to->peer, ratio(peer_seconds(&r->times), seconds));
     add(&to->onednn, ratio(times[PEERS_ONEDNN], seconds));
     add(&to->torch, ratio(times[PEERS_TORCH], seconds));
+    add(&to->onnxruntime, ratio(times[PEERS_ONNXRUNTIME], seconds));
     add(&to->plain, ratio(times[PEERS_PLAIN], seconds));
     add(&to->roof, ratio(seconds, times[PEERS_ROOF]));
     add(&to->avx2, ratio(times[PEERS_BNORM_AVX2], seconds));
@@ -148,77 +147,118 @@ static void add_record(row *to, const peers_records *all, const peers_record *r)
     }
 }
 
-static void print_row(const char *name, const row *r, const char *target) {
-    printf("%-24s %5zu %6zu", name, r->lines, r->behind);
-    print_pair(&r->peer, r->peer.least);
+static int in_setting(const peers_record *r, const setting *s) {
+    return !r->tiny && r->threads == s->threads && r->cache == s->cache;
+}
+
+static row sum_of(const peers_records *all, const setting *s, int layout, int mode, int class) {
+    row sum = {0};
+    for (size_t i = 0; i < all->count; i++) {
+        const peers_record *r = &all->list[i];
+        if (in_setting(r, s) && (int)r->layout == layout && (int)r->mode == mode &&
+            (int)peers_class_of(r->n * r->c * r->hw) == class)
+            add_record(&sum, all, r);
+    }
+    return sum;
+}
+
+/* Without blocks of channels. */
+static row total_of(const peers_records *all, const setting *s) {
+    row sum = {0};
+    for (size_t i = 0; i < all->count; i++)
+        if (in_setting(&all->list[i], s) && !is_blocked(&all->list[i]))
+            add_record(&sum, all, &all->list[i]);
+    return sum;
+}
+
+/* For every layout and mode. */
+static void for_each_kind(const peers_records *all, const setting *s,
+                          void (*print)(const peers_records *, const setting *, int, int)) {
+    for (int layout = 0; layout < PEERS_LAYOUTS; layout++)
+        for (int mode = 0; mode < PEERS_MODES; mode++)
+            print(all, s, layout, mode);
+}
+
+static void print_setting_title(const setting *s) {
+    printf("\n%zu thread%s, %s cache\n", s->threads, s->threads > 1 ? "s" : "",
+           s->cache == PEERS_COLD ? "cold" : "warm");
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* The table of classes */
+
+static void print_kind(const peers_records *all, const setting *s, int layout, int mode) {
+    row sums[PEERS_CLASSES];
+    size_t lines = 0;
+    for (int class = 0; class < PEERS_CLASSES; class ++) {
+        sums[class] = sum_of(all, s, layout, mode, class);
+        lines += sums[class].lines;
+    }
+    if (!lines)
+        return;
+    printf("%-7s %-14s", layouts[layout], modes[mode]);
+    for (int class = 0; class < PEERS_CLASSES; class ++) {
+        const row *r = &sums[class];
+        printf(" |");
+        print_mean(&r->roof);
+        print_pair(&r->peer, r->peer.least);
+        printf(" %3zu", r->behind);
+    }
+    printf("\n");
+}
+
+static void print_classes(const peers_records *all, const setting *s) {
+    print_setting_title(s);
+    printf("%-22s", "");
+    for (int class = 0; class < PEERS_CLASSES; class ++)
+        printf(" | %-22s ", classes[class]);
+    printf("\n%-22s", "");
+    for (int class = 0; class < PEERS_CLASSES; class ++)
+        printf(" | %5s %6s %5s %3s", "roof", "peer", "worst", "<1");
+    printf("\n");
+    for_each_kind(all, s, print_kind);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* The details */
+
+static void print_details_row(const char *layout, const char *mode, const char *class,
+                              const row *r) {
+    printf("%-7s %-14s %-9s %5zu", layout, mode, class, r->lines);
     print_pair(&r->onednn, r->onednn.least);
     print_pair(&r->torch, r->torch.least);
+    print_pair(&r->onnxruntime, r->onnxruntime.least);
     print_mean(&r->plain);
     print_pair(&r->roof, r->roof.most);
     print_pair(&r->avx2, r->avx2.most);
     print_mean(&r->in_place);
     print_pair(&r->threads, r->threads.least);
-    printf("%s%s\n", *target ? "  " : "", target);
+    printf("\n");
 }
 
-static void print_header(void) {
-    printf("%-24s %5s %6s %12s %12s %12s %6s %12s %12s %6s %12s  %s\n", "", "", "", "faster peer",
-           "oneDNN", "PyTorch", "plain", "roof", "avx2/best", "in", "threads", "");
-    printf("%-24s %5s %6s %6s %5s %6s %5s %6s %5s %6s %6s %5s %6s %5s %6s %6s %5s  %s\n", "",
-           "lines", "behind", "mean", "worst", "mean", "worst", "mean", "worst", "mean", "mean",
-           "worst", "mean", "worst", "place", "mean", "worst", "targets");
-}
-
-static int in_setting(const peers_record *r, size_t threads, enum peers_cache cache) {
-    return !r->tiny && r->threads == threads && r->cache == cache;
-}
-
-static void print_setting(const peers_records *all, size_t threads, enum peers_cache cache) {
-    row total = {0};
-    for (size_t i = 0; i < all->count; i++)
-        if (in_setting(&all->list[i], threads, cache))
-            add_record(&total, all, &all->list[i]);
-    if (total.lines == 0)
-        return;
-    printf("\n%zu thread%s, %s cache\n", threads, threads > 1 ? "s" : "",
-           cache == PEERS_COLD ? "cold" : "warm");
-    print_header();
-    for (int class = 0; class < CLASSES; class ++) {
-        int titled = 0;
-        for (int layout = 1; layout >= 0; layout--)
-            for (int mode = 0; mode < PEERS_MODES; mode++) {
-                row sum = {0};
-                for (size_t i = 0; i < all->count; i++) {
-                    const peers_record *r = &all->list[i];
-                    if (in_setting(r, threads, cache) && (int)class_of(r) == class &&
-                        (int)r->layout == layout && (int)r->mode == mode)
-                        add_record(&sum, all, r);
-                }
-                char name[64];
-                snprintf(name, sizeof name, "%s %s", layouts[layout], peers_modes[mode]);
-                if (sum.lines == 0)
-                    continue;
-                if (!titled)
-                    printf("%s\n", classes[class]);
-                titled = 1;
-                print_row(name, &sum,
-                          cache == PEERS_COLD ? ""
-                          : class == LARGE    ? targets[mode][layout].large
-                                              : targets[mode][layout].cached);
-            }
+static void print_details_kind(const peers_records *all, const setting *s, int layout, int mode) {
+    for (int class = 0; class < PEERS_CLASSES; class ++) {
+        const row sum = sum_of(all, s, layout, mode, class);
+        if (sum.lines)
+            print_details_row(layouts[layout], modes[mode], classes[class], &sum);
     }
-    print_row("all", &total, cache == PEERS_COLD ? "" : threads > 1 ? "peer 3.5" : "peer 3.0");
+}
+
+static void print_details(const peers_records *all, const setting *s) {
+    print_setting_title(s);
+    printf("%-32s %5s %12s %12s %12s %6s %12s %12s %6s %12s\n", "", "", "oneDNN", "PyTorch",
+           "ONNX Runtime", "plain", "roof", "avx2/best", "in", "threads");
+    printf("%-32s %5s %6s %5s %6s %5s %6s %5s %6s %6s %5s %6s %5s %6s %6s %5s\n", "", "lines",
+           "mean", "worst", "mean", "worst", "mean", "worst", "mean", "mean", "worst", "mean",
+           "worst", "place", "mean", "worst");
+    for_each_kind(all, s, print_details_kind);
 }
 
 /* ---------------------------------------------------------------------------------------------- */
 /* The worst lines */
 
 static double over_peer(const peers_record *r) {
-    return ratio(peer_seconds(r), bnorm_seconds(r));
-}
-
-static double over_roof(const peers_record *r) {
-    return ratio(r->times.seconds[PEERS_ROOF], bnorm_seconds(r));
+    return ratio(peer_seconds(&r->times), bnorm_seconds(r));
 }
 
 static int by_peer(const void *a, const void *b) {
@@ -226,34 +266,31 @@ static int by_peer(const void *a, const void *b) {
     return (over_peer(*x) > over_peer(*y)) - (over_peer(*x) < over_peer(*y));
 }
 
-static int by_roof(const void *a, const void *b) {
-    const peers_record *const *x = a, *const *y = b;
-    return (over_roof(*x) > over_roof(*y)) - (over_roof(*x) < over_roof(*y));
-}
-
-/* The five lines with the least of a measure. */
-static void print_worst(const peers_records *all, enum peers_cache cache, const char *title,
-                        double (*measure)(const peers_record *),
-                        int (*order)(const void *, const void *)) {
-    enum { SHOWN = 5 };
+static void print_worst(const peers_records *all) {
+    enum { SHOWN = 10 };
     const peers_record **lines = malloc((all->count + 1) * sizeof *lines);
     size_t count = 0;
     for (size_t i = 0; lines && i < all->count; i++)
-        if (!all->list[i].tiny && all->list[i].cache == cache && measure(&all->list[i]) > 0)
+        if (!all->list[i].tiny && over_peer(&all->list[i]) > 0)
             lines[count++] = &all->list[i];
     if (count) {
-        qsort(lines, count, sizeof *lines, order);
-        printf("\n%s, %s cache (microseconds)\n%-44s %7s %10s %10s %10s %10s\n", title,
-               cache == PEERS_COLD ? "cold" : "warm", "", "ratio", "bnorm", "oneDNN", "PyTorch",
-               "roof");
+        qsort(lines, count, sizeof *lines, by_peer);
+        printf(
+            "\nWorst lines: the faster peer's time over bnorm's, and how often it was ahead when "
+            "measured again (microseconds)\n%-50s %6s %6s %10s %10s %10s %10s\n",
+            "", "ratio", "again", "bnorm", "oneDNN", "PyTorch", "roof");
     }
     for (size_t i = 0; i < count && i < SHOWN; i++) {
         const peers_record *r = lines[i];
         const double *t = r->times.seconds;
         char name[96];
-        snprintf(name, sizeof name, "%s %s %s %zuT", r->size, layouts[r->layout],
-                 peers_modes[r->mode], r->threads);
-        printf("%-44s %7.2f", name, measure == over_peer ? over_peer(r) : 1 / over_roof(r));
+        snprintf(name, sizeof name, "%s %s %s %zuT%s", r->size, layouts[r->layout], modes[r->mode],
+                 r->threads, r->cache == PEERS_COLD ? " cold" : "");
+        printf("%-50s %6.2f", name, over_peer(r));
+        if (r->again)
+            printf("  %zu of %zu", r->behind_again, r->again);
+        else
+            printf(" %7s", "-");
         print_time(t[PEERS_BNORM], 1e6);
         print_time(t[PEERS_ONEDNN], 1e6);
         print_time(t[PEERS_TORCH], 1e6);
@@ -261,14 +298,6 @@ static void print_worst(const peers_records *all, enum peers_cache cache, const 
         printf("\n");
     }
     free(lines);
-}
-
-static void print_all_worst(const peers_records *all) {
-    for (int cache = PEERS_WARM; cache <= PEERS_COLD; cache++)
-        print_worst(all, (enum peers_cache)cache,
-                    "Worst against the faster peer: its time over bnorm's", over_peer, by_peer);
-    print_worst(all, PEERS_WARM, "Furthest from the roof: bnorm's time over the roof's", over_roof,
-                by_roof);
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -280,36 +309,37 @@ static void print_overhead(const peers_records *all) {
         if (!r->tiny)
             continue;
         if (!any++) {
-            printf("\nCall overhead: ns per call, %s, 1 thread, warm cache (to reach: inference "
-                   "150, training 500)\n%-24s",
-                   r->size, "");
+            printf("\nCall overhead: ns per call, %s, 1 thread, warm cache\n%-16s", r->size, "");
             for (int who = 0; who < PEERS_CONTENDERS; who++)
-                printf(" %10s", peers_names[who]);
+                printf(" %12s", peers_names[who]);
             printf("\n");
         }
-        printf("%s %-19s", layouts[r->layout], peers_modes[r->mode]);
-        for (int who = 0; who < PEERS_CONTENDERS; who++)
+        printf("%s %-11s", layouts[r->layout], modes[r->mode]);
+        for (int who = 0; who < PEERS_CONTENDERS; who++) {
+            printf("  ");
             print_time(r->times.seconds[who], 1e9);
+        }
         printf("\n");
     }
 }
 
-static void print_headline(const peers_records *all, size_t most_threads) {
-    int any = 0;
-    for (size_t threads = 1; threads <= most_threads; threads++) {
-        row sum = {0};
-        for (size_t i = 0; i < all->count; i++)
-            if (in_setting(&all->list[i], threads, PEERS_WARM))
-                add_record(&sum, all, &all->list[i]);
-        if (sum.peer.count == 0)
-            continue;
-        if (!any++)
-            printf("\nHeadline: the faster peer's time over bnorm's, geometric mean over all "
-                   "lines, warm cache\n");
-        printf("  %zu thread%s: %.2fx of %zu lines, %zu behind a peer, worst %.2fx\n", threads,
-               threads > 1 ? "s" : "", geomean(&sum.peer), sum.peer.count, sum.behind,
-               sum.peer.least);
-    }
+static void print_one_peer(const char *name, const summary *s) {
+    if (s->count)
+        printf("%s %.2f (worst %.2f)", name, geomean(s), s->least);
+}
+
+static void print_headline(const peers_records *all, const setting *s) {
+    const row sum = total_of(all, s);
+    if (sum.peer.count == 0)
+        return;
+    printf("%zu thread%s, %s: %.2fx over %zu lines, %zu behind, worst %.2f", s->threads,
+           s->threads > 1 ? "s" : "", s->cache == PEERS_COLD ? "cold" : "warm", geomean(&sum.peer),
+           sum.peer.count, sum.behind, sum.peer.least);
+    print_one_peer("; oneDNN", &sum.onednn);
+    print_one_peer(", PyTorch", &sum.torch);
+    print_one_peer(", ONNX Runtime", &sum.onnxruntime);
+    print_one_peer(", plain C", &sum.plain);
+    printf("\n");
 }
 
 static void print_disturbance(const peers_records *all) {
@@ -319,26 +349,46 @@ static void print_disturbance(const peers_records *all) {
         disturbed += all->list[i].times.disturbed;
     }
     if (disturbed * 100 > samples)
-        printf("\nOther programs disturbed %zu of %zu samples: run again on an idle machine.\n",
+        printf("Other programs disturbed %zu of %zu samples: run again on an idle machine.\n",
                disturbed, samples);
 }
 
-void peers_print_report(const peers_record *records, size_t count) {
-    const peers_records all = {records, count};
-    size_t most_threads = 1;
-    for (size_t i = 0; i < count; i++)
-        most_threads = records[i].threads > most_threads ? records[i].threads : most_threads;
-    printf(
-        "\nPeers, plain: their time over bnorm's. Roof: bnorm's time over the roof's. avx2/best: "
-        "time of the\nAVX2 set over the best set's. In place: out of place over in place. "
-        "Threads: 1 thread's time over theirs.\nMeans are geometric; the worst of avx2/best is "
-        "the largest.\n");
+static void for_each_setting(const peers_records *all,
+                             void (*print)(const peers_records *, const setting *)) {
+    size_t most = 1;
+    for (size_t i = 0; i < all->count; i++)
+        most = all->list[i].threads > most ? all->list[i].threads : most;
     for (int cache = PEERS_WARM; cache <= PEERS_COLD; cache++)
-        for (size_t threads = 1; threads <= most_threads; threads++)
-            print_setting(&all, threads, (enum peers_cache)cache);
+        for (size_t threads = 1; threads <= most; threads++) {
+            const setting s = {threads, (enum peers_cache)cache};
+            size_t lines = 0;
+            for (size_t i = 0; i < all->count; i++)
+                lines += (size_t)in_setting(&all->list[i], &s);
+            if (lines)
+                print(all, &s);
+        }
+}
+
+void peers_print_report(const peers_record *records, size_t count, int details) {
+    const peers_records all = {records, count};
+    printf(
+        "\nroof: bnorm's time over that of the best copy of the same bytes. peer: the time of the "
+        "faster one of\noneDNN and PyTorch over bnorm's. <1: lines where a peer is ahead, also "
+        "whenever measured again. Means are\ngeometric; classes are by the bytes of x.\n");
+    for_each_setting(&all, print_classes);
+    if (details) {
+        printf(
+            "\nDetails: peers' and plain C's time over bnorm's; the time of the AVX2 set over the "
+            "best set's; out of\nplace over in place; 1 thread's time over that of more. Worst: "
+            "the largest of roof and avx2/best.\n");
+        for_each_setting(&all, print_details);
+    }
     print_overhead(&all);
-    print_all_worst(&all);
-    print_headline(&all, most_threads);
+    print_worst(&all);
+    printf(
+        "\nThe faster peer's time over bnorm's, all lines but those of channel blocks; then each "
+        "one's\n");
+    for_each_setting(&all, print_headline);
     print_disturbance(&all);
 }
 
@@ -350,15 +400,19 @@ void peers_write_json(FILE *file, const char *cpu, const peers_record *records, 
 #ifdef HAVE_TORCH
     fprintf(file, "  \"pytorch\": \"%s\",\n", peers_torch_version());
 #endif
+    if (peers_onnxruntime_version())
+        fprintf(file, "  \"onnxruntime\": \"%s\",\n", peers_onnxruntime_version());
     fprintf(file, "  \"lines\": [\n");
     for (size_t i = 0; i < count; i++) {
         const peers_record *r = &records[i];
         fprintf(file,
                 "    {\"mode\": \"%s\", \"layout\": \"%s\", \"n\": %zu, \"c\": %zu, \"hw\": %zu, "
-                "\"size\": \"%s\", \"threads\": %zu, \"cache\": \"%s\", \"overhead\": %s, "
-                "\"seconds\": {",
-                peers_modes[r->mode], layouts[r->layout], r->n, r->c, r->hw, r->size, r->threads,
-                r->cache == PEERS_COLD ? "cold" : "warm", r->tiny ? "true" : "false");
+                "\"size\": \"%s\", \"class\": \"%s\", \"threads\": %zu, \"cache\": \"%s\", "
+                "\"overhead\": %s, \"again\": %zu, \"behind_again\": %zu, \"seconds\": {",
+                modes[r->mode], layouts[r->layout], r->n, r->c, r->hw, r->size,
+                classes[peers_class_of(r->n * r->c * r->hw)], r->threads,
+                r->cache == PEERS_COLD ? "cold" : "warm", r->tiny ? "true" : "false", r->again,
+                r->behind_again);
         const char *separator = "";
         for (int who = 0; who < PEERS_CONTENDERS; who++)
             if (r->times.seconds[who] > 0) {

@@ -56,9 +56,9 @@ at::Tensor wrap_tensor(const peers_line *line, const float *data) {
     return wrap(data, {n, c, h, w}, {c * h * w, h * w, w, 1});
 }
 
-// One variant: what PyTorch's users call.
-size_t variants(const peers_line *) {
-    return 1;
+// One variant: what PyTorch's users call. It has no blocks of channels.
+size_t variants(const peers_line *line) {
+    return line->problem.form.c_block ? 0 : 1;
 }
 
 void *create(const peers_line *line, size_t) {
