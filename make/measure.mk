@@ -87,7 +87,7 @@ torch_libs = $(eval torch_libs := $(call if_works,$(if $(torch_root),$(call lib_
 	-Wl$(comma)--allow-shlib-undefined) -ltorch_cpu -lc10))$(torch_libs)
 # Loaded when the program runs, by its absolute name.
 onnxruntime_library = $(firstword $(wildcard $(peers_folder)/onnxruntime/capi/libonnxruntime.so*))
-torch_flags = $(if $(torch_libs),-DHAVE_TORCH $(if $(torch_root),-isystem $(torch_root)/include) -std=c++20)
+torch_flags = $(if $(torch_libs),-DHAVE_TORCH $(if $(torch_root),-isystem $(torch_root)/include -std=c++20))
 
 peers_flags = $(onednn_flags) $(torch_libs) $(onnxruntime_library)
 $(BUILD)/peers-flags: FORCE
