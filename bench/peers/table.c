@@ -266,21 +266,20 @@ static int by_peer(const void *a, const void *b) {
     return (over_peer(*x) > over_peer(*y)) - (over_peer(*x) < over_peer(*y));
 }
 
-static void print_worst(const peers_records *all) {
-    enum { SHOWN = 10 };
+static void print_worst(const peers_records *all, int blocked, size_t shown) {
     const peers_record **lines = malloc((all->count + 1) * sizeof *lines);
     size_t count = 0;
     for (size_t i = 0; lines && i < all->count; i++)
-        if (!all->list[i].tiny && over_peer(&all->list[i]) > 0)
+        if (!all->list[i].tiny && is_blocked(&all->list[i]) == blocked &&
+            over_peer(&all->list[i]) > 0)
             lines[count++] = &all->list[i];
     if (count) {
         qsort(lines, count, sizeof *lines, by_peer);
-        printf(
-            "\nWorst lines: the faster peer's time over bnorm's, and how often it was ahead when "
-            "measured again (microseconds)\n%-50s %6s %6s %10s %10s %10s %10s\n",
-            "", "ratio", "again", "bnorm", "oneDNN", "PyTorch", "roof");
+        printf("\n%-50s %6s %6s %10s %10s %10s %10s\n",
+               blocked ? "Worst lines of blocks" : "Worst lines (times in microseconds)", "peer",
+               "again", "bnorm", "oneDNN", "PyTorch", "roof");
     }
-    for (size_t i = 0; i < count && i < SHOWN; i++) {
+    for (size_t i = 0; i < count && i < shown; i++) {
         const peers_record *r = lines[i];
         const double *t = r->times.seconds;
         char name[96];
@@ -374,7 +373,9 @@ void peers_print_report(const peers_record *records, size_t count, int details) 
     printf(
         "\nroof: bnorm's time over that of the best copy of the same bytes. peer: the time of the "
         "faster one of\noneDNN and PyTorch over bnorm's. <1: lines where a peer is ahead, also "
-        "whenever measured again. Means are\ngeometric; classes are by the bytes of x.\n");
+        "whenever measured again. Means are\ngeometric; classes are by the bytes of x. again: how "
+        "often a peer "
+        "was ahead when the line was measured again.\n");
     for_each_setting(&all, print_classes);
     if (details) {
         printf(
@@ -384,7 +385,8 @@ void peers_print_report(const peers_record *records, size_t count, int details) 
         for_each_setting(&all, print_details);
     }
     print_overhead(&all);
-    print_worst(&all);
+    print_worst(&all, 0, 10);
+    print_worst(&all, 1, 3);
     printf(
         "\nThe faster peer's time over bnorm's, all lines but those of channel blocks; then each "
         "one's\n");
