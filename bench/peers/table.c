@@ -87,9 +87,9 @@ static void print_mean(const summary *s) {
 
 static void print_time(double seconds, double scale) {
     if (seconds > 0)
-        printf(" %10.*f", scale < 1e9 ? 2 : 0, seconds * scale);
+        printf(" %9.*f", scale < 1e9 ? 1 : 0, seconds * scale);
     else
-        printf(" %10s", "-");
+        printf(" %9s", "-");
 }
 
 typedef struct peers_records {
@@ -202,7 +202,7 @@ static void print_kind(const peers_records *all, const setting *s, int layout, i
         printf(" |");
         print_mean(&r->roof);
         print_pair(&r->peer, r->peer.least);
-        printf(" %3zu", r->behind);
+        printf(" %2zu", r->behind);
     }
     printf("\n");
 }
@@ -211,10 +211,10 @@ static void print_classes(const peers_records *all, const setting *s) {
     print_setting_title(s);
     printf("%-22s", "");
     for (int class = 0; class < PEERS_CLASSES; class ++)
-        printf(" | %-22s ", classes[class]);
+        printf(" | %-22s", classes[class]);
     printf("\n%-22s", "");
     for (int class = 0; class < PEERS_CLASSES; class ++)
-        printf(" | %5s %6s %5s %3s", "roof", "peer", "worst", "<1");
+        printf(" | %6s %6s %5s %2s", "roof", "peer", "worst", "<1");
     printf("\n");
     for_each_kind(all, s, print_kind);
 }
@@ -275,7 +275,7 @@ static void print_worst(const peers_records *all, int blocked, size_t shown) {
             lines[count++] = &all->list[i];
     if (count) {
         qsort(lines, count, sizeof *lines, by_peer);
-        printf("\n%-50s %6s %6s %10s %10s %10s %10s\n",
+        printf("\n%-44s %6s %6s %9s %9s %9s %9s\n",
                blocked ? "Worst lines of blocks" : "Worst lines (times in microseconds)", "peer",
                "again", "bnorm", "oneDNN", "PyTorch", "roof");
     }
@@ -285,11 +285,11 @@ static void print_worst(const peers_records *all, int blocked, size_t shown) {
         char name[96];
         snprintf(name, sizeof name, "%s %s %s %zuT%s", r->size, layouts[r->layout], modes[r->mode],
                  r->threads, r->cache == PEERS_COLD ? " cold" : "");
-        printf("%-50s %6.2f", name, over_peer(r));
+        printf("%-44s %6.2f", name, over_peer(r));
         if (r->again)
-            printf("  %zu of %zu", r->behind_again, r->again);
+            printf(" %zu of %zu", r->behind_again, r->again);
         else
-            printf(" %7s", "-");
+            printf(" %6s", "-");
         print_time(t[PEERS_BNORM], 1e6);
         print_time(t[PEERS_ONEDNN], 1e6);
         print_time(t[PEERS_TORCH], 1e6);
@@ -308,36 +308,31 @@ static void print_overhead(const peers_records *all) {
         if (!r->tiny)
             continue;
         if (!any++) {
-            printf("\nCall overhead: ns per call, %s, 1 thread, warm cache\n%-16s", r->size, "");
+            printf("\nCall overhead: ns per call, %s, 1 thread, warm cache\n%-15s", r->size, "");
             for (int who = 0; who < PEERS_CONTENDERS; who++)
-                printf(" %12s", peers_names[who]);
+                printf(" %*s", who == PEERS_ONNXRUNTIME ? 12 : 10, peers_names[who]);
             printf("\n");
         }
-        printf("%s %-11s", layouts[r->layout], modes[r->mode]);
+        printf("%s %-10s", layouts[r->layout], modes[r->mode]);
         for (int who = 0; who < PEERS_CONTENDERS; who++) {
-            printf("  ");
+            printf("%s", who == PEERS_ONNXRUNTIME ? "   " : " ");
             print_time(r->times.seconds[who], 1e9);
         }
         printf("\n");
     }
 }
 
-static void print_one_peer(const char *name, const summary *s) {
-    if (s->count)
-        printf("%s %.2f (worst %.2f)", name, geomean(s), s->least);
-}
-
 static void print_headline(const peers_records *all, const setting *s) {
     const row sum = total_of(all, s);
     if (sum.peer.count == 0)
         return;
-    printf("%zu thread%s, %s: %.2fx over %zu lines, %zu behind, worst %.2f", s->threads,
-           s->threads > 1 ? "s" : "", s->cache == PEERS_COLD ? "cold" : "warm", geomean(&sum.peer),
-           sum.peer.count, sum.behind, sum.peer.least);
-    print_one_peer("; oneDNN", &sum.onednn);
-    print_one_peer(", PyTorch", &sum.torch);
-    print_one_peer(", ONNX Runtime", &sum.onnxruntime);
-    print_one_peer(", plain C", &sum.plain);
+    printf("%zu thread%s %s  %5zu %6zu", s->threads, s->threads > 1 ? "s," : ", ",
+           s->cache == PEERS_COLD ? "cold" : "warm", sum.lines, sum.behind);
+    print_pair(&sum.peer, sum.peer.least);
+    print_pair(&sum.onednn, sum.onednn.least);
+    print_pair(&sum.torch, sum.torch.least);
+    print_pair(&sum.onnxruntime, sum.onnxruntime.least);
+    print_pair(&sum.plain, sum.plain.least);
     printf("\n");
 }
 
@@ -371,25 +366,25 @@ static void for_each_setting(const peers_records *all,
 void peers_print_report(const peers_record *records, size_t count, int details) {
     const peers_records all = {records, count};
     printf(
-        "\nroof: bnorm's time over that of the best copy of the same bytes. peer: the time of the "
-        "faster one of\noneDNN and PyTorch over bnorm's. <1: lines where a peer is ahead, also "
-        "whenever measured again. Means are\ngeometric; classes are by the bytes of x. again: how "
-        "often a peer "
-        "was ahead when the line was measured again.\n");
+        "\nroof: bnorm's time over that of the best copy of the same bytes. peer: the time of the\n"
+        "faster one of oneDNN and PyTorch over bnorm's. <1: lines where a peer is ahead, also\n"
+        "whenever measured again. Means are geometric; classes are by the bytes of x.\n");
     for_each_setting(&all, print_classes);
     if (details) {
         printf(
-            "\nDetails: peers' and plain C's time over bnorm's; the time of the AVX2 set over the "
-            "best set's; out of\nplace over in place; 1 thread's time over that of more. Worst: "
-            "the largest of roof and avx2/best.\n");
+            "\nDetails: peers' and plain C's time over bnorm's; the time of the AVX2 set over the\n"
+            "best set's; out of place over in place; 1 thread's time over that of more.\n");
         for_each_setting(&all, print_details);
     }
     print_overhead(&all);
     print_worst(&all, 0, 10);
     print_worst(&all, 1, 3);
-    printf(
-        "\nThe faster peer's time over bnorm's, all lines but those of channel blocks; then each "
-        "one's\n");
+    size_t plain = 0;
+    for (size_t i = 0; i < count; i++)
+        plain += (size_t)(!records[i].tiny && !is_blocked(&records[i]));
+    if (plain)
+        printf("\n%-15s %5s %6s %12s %12s %12s %12s %12s\n", "Over bnorm's time", "lines", "behind",
+               "faster peer", "oneDNN", "PyTorch", "ONNX Runtime", "plain C");
     for_each_setting(&all, print_headline);
     print_disturbance(&all);
 }
