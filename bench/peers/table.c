@@ -326,7 +326,7 @@ static void print_headline(const peers_records *all, const setting *s) {
     const row sum = total_of(all, s);
     if (sum.peer.count == 0)
         return;
-    printf("%zu thread%s %s  %5zu %6zu", s->threads, s->threads > 1 ? "s," : ", ",
+    printf("%zu thread%s %s   %5zu %6zu", s->threads, s->threads > 1 ? "s," : ", ",
            s->cache == PEERS_COLD ? "cold" : "warm", sum.lines, sum.behind);
     print_pair(&sum.peer, sum.peer.least);
     print_pair(&sum.onednn, sum.onednn.least);
@@ -383,7 +383,7 @@ void peers_print_report(const peers_record *records, size_t count, int details) 
     for (size_t i = 0; i < count; i++)
         plain += (size_t)(!records[i].tiny && !is_blocked(&records[i]));
     if (plain)
-        printf("\n%-15s %5s %6s %12s %12s %12s %12s %12s\n", "Over bnorm's time", "lines", "behind",
+        printf("\n%-17s %5s %6s %12s %12s %12s %12s %12s\n", "Over bnorm's time", "lines", "behind",
                "faster peer", "oneDNN", "PyTorch", "ONNX Runtime", "plain C");
     for_each_setting(&all, print_headline);
     print_disturbance(&all);
