@@ -22,7 +22,7 @@ deps-lint: ## installs what lint and format need
 deps-ci: ## installs what .ci/run needs, besides what deps, deps-lint, deps-cross and deps-mpi do
 	@scripts/apt-install 'to compile nothing twice' $(deps_ci_packages)
 
-deps-peers: ## brings what bench-peers compares with: PyTorch, oneDNN, ONNX Runtime (620 MB, into build/peers), and Debian's for accuracy (300 MB)
+deps-peers: ## brings what bench-peers compares with, PyTorch, oneDNN and ONNX Runtime (620 MB, into build/peers), and what accuracy does
 	@scripts/apt-install 'to compare with' $(deps_peers_packages)
 	@python3 bench/peers/fetch.py $(peers_folder) $(if $(ONEDNN_ROOT),,onednn) $(if $(TORCH_ROOT),,torch) onnxruntime
 
