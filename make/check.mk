@@ -4,7 +4,8 @@
 
 ##@ Sources
 
-scripts := .ci/run $(filter-out scripts/check-calls,$(wildcard scripts/*)) \
+python_scripts := $(addprefix scripts/,amalgamate check-calls)
+scripts := .ci/run $(filter-out $(python_scripts),$(wildcard scripts/*)) \
 	$(wildcard tests/*.sh tools/*.sh examples/*/*.sh mpi/*.sh)
 formatted := $(shell find include src dispatch tests bench examples tools mpi -name '*.[ch]' -o -name '*.cc')
 

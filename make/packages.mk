@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: MIT
+#
+# Ways into other projects: one file, a release, packages (docs/packages.md).
+
+##@ Packages of bnorm
+
+amalgamation: $(BUILD)/amalgamation/bnorm.c ## bnorm as one source and one header, for `cc -c bnorm.c`
+
+$(BUILD)/amalgamation/bnorm.c: scripts/amalgamate LICENSE $(lib_sources) \
+		$(wildcard include/*.h dispatch/*.h src/*.h src/*/*.h)
+	$(call say,WRITE) CC='$(CC)' scripts/amalgamate $(@D)
+
+# Does that file compute the same bits?
+verify-amalgamation: $(BUILD)/amalgamation/bnorm-verify
+	$(RUN) $<
+
+$(BUILD)/amalgamation/bnorm-verify: $(BUILD)/tools/verify.c.o $(BUILD)/amalgamation/bnorm.c.o
+	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(libs)
+
+# With no more than the README says.
+$(BUILD)/amalgamation/bnorm.c.o: $(BUILD)/amalgamation/bnorm.c $(BUILD)/flags
+	$(call say,CC) $(CC) $(CFLAGS) -Wall -Wextra -Werror -DBNORM_SLEEF=$(if $(sleef_libs),1,0) -c -o $@ $<
+
+.PHONY: amalgamation verify-amalgamation
