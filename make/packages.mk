@@ -21,4 +21,7 @@ $(BUILD)/amalgamation/bnorm-verify: $(BUILD)/tools/verify.c.o $(BUILD)/amalgamat
 $(BUILD)/amalgamation/bnorm.c.o: $(BUILD)/amalgamation/bnorm.c $(BUILD)/flags
 	$(call say,CC) $(CC) $(CFLAGS) -Wall -Wextra -Werror -DBNORM_SLEEF=$(if $(sleef_libs),1,0) -c -o $@ $<
 
-.PHONY: amalgamation verify-amalgamation
+dist: ## a release of what is committed: sources, one file, SHA256SUMS, SPDX list; the same bytes every time
+	scripts/dist $(BUILD)/dist
+
+.PHONY: amalgamation verify-amalgamation dist
