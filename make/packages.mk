@@ -24,4 +24,16 @@ $(BUILD)/amalgamation/bnorm.c.o: $(BUILD)/amalgamation/bnorm.c $(BUILD)/flags
 dist: ## a release of what is committed: sources, one file, SHA256SUMS, SPDX list; the same bytes every time
 	scripts/dist $(BUILD)/dist
 
-.PHONY: amalgamation verify-amalgamation dist
+deb: dist ## Debian packages in build/deb: libbnorm0, libbnorm-dev, bnorm-tools; and what lintian says of them
+	rm -rf $(BUILD)/deb
+	mkdir -p $(BUILD)/deb
+	cp $(BUILD)/dist/bnorm-$(VERSION).tar.gz $(BUILD)/deb/bnorm_$(VERSION).orig.tar.gz
+	tar -xzf $(BUILD)/dist/bnorm-$(VERSION).tar.gz -C $(BUILD)/deb
+	cp -r packaging/debian $(BUILD)/deb/bnorm-$(VERSION)/debian
+	cd $(BUILD)/deb/bnorm-$(VERSION) && $(without_make) dpkg-buildpackage -us -uc
+	lintian --allow-root --fail-on error $(BUILD)/deb/*.changes
+
+# A build of its own, with its own flags and number of compilers.
+without_make = env -u MAKEFLAGS -u MAKELEVEL -u MFLAGS
+
+.PHONY: deb amalgamation verify-amalgamation dist
