@@ -36,4 +36,14 @@ deb: dist ## Debian packages in build/deb: libbnorm0, libbnorm-dev, bnorm-tools;
 # A build of its own, with its own flags and number of compilers.
 without_make = env -u MAKEFLAGS -u MAKELEVEL -u MFLAGS
 
-.PHONY: deb amalgamation verify-amalgamation dist
+# With Conan 2 from PyPI. Folders of its own, so that nothing is left in the tree or the home.
+conan: ## the package of Conan, made and tried (packaging/conan)
+	test -x $(BUILD)/conan/bin/conan || { python3 -m venv $(BUILD)/conan && $(BUILD)/conan/bin/pip install -q conan; }
+	CONAN_HOME=$(abspath $(BUILD))/conan/home $(BUILD)/conan/bin/conan profile detect --exist-ok
+	CONAN_HOME=$(abspath $(BUILD))/conan/home $(BUILD)/conan/bin/conan create packaging/conan \
+		-c tools.cmake.cmake_layout:test_folder=$(abspath $(BUILD))/conan/test
+
+packages: ## every quick way into other projects, tried with small ones (tests/consumers)
+	JOBS=$(JOBS) tests/consumers/run.sh $(BUILD)/packages
+
+.PHONY: conan packages deb amalgamation verify-amalgamation dist
