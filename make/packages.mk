@@ -43,7 +43,37 @@ conan: ## the package of Conan, made and tried (packaging/conan)
 	CONAN_HOME=$(abspath $(BUILD))/conan/home $(BUILD)/conan/bin/conan create packaging/conan \
 		-c tools.cmake.cmake_layout:test_folder=$(abspath $(BUILD))/conan/test
 
+# ---------------------------------------------------------------------------------------------------
+# Python: a library with SLEEF beside it, under a name of its own, so that a process with another SLEEF has both.
+
+$(BUILD)/python/glue.c.o: private c_flags += $(lib_flags)
+
+$(BUILD)/python/libsleef-bnorm.so:
+	@mkdir -p $(@D)
+	@command -v patchelf >/dev/null || { echo 'patchelf is missing: run make deps-wheel'; exit 1; }
+	$(call say,COPY) cp "$$($(CC) -print-file-name=libsleef.so)" $@ && patchelf --set-soname $(@F) $@
+
+$(BUILD)/python/_bnorm.so: $(BUILD)/python/glue.c.o $(static_lib) $(BUILD)/python/libsleef-bnorm.so
+	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -shared -s -Wl,--exclude-libs,ALL -Wl,-Bsymbolic-functions \
+		'-Wl,-rpath,$$ORIGIN' -o $@ $(filter %.o,$^) $(static_lib) $(BUILD)/python/libsleef-bnorm.so -lm
+
+wheel: ## wheels of the Python package in build/wheel, for x86-64 and AArch64, each where its compiler is
+	@for cpu in x86_64 aarch64; do \
+		command -v $$cpu-linux-gnu-gcc >/dev/null || { echo "no wheel for $$cpu: no $$cpu-linux-gnu-gcc"; continue; }; \
+		$(MAKE) BUILD=$(BUILD)/wheel/$$cpu CC=$$cpu-linux-gnu-gcc CFLAGS=-O2 LDFLAGS= SLEEF=1 \
+			$(BUILD)/wheel/$$cpu/python/_bnorm.so || exit; \
+		python/make_wheel.py $$cpu $(BUILD)/wheel/$$cpu/python $(BUILD)/wheel || exit; \
+	done
+
+# In a virtual environment that has NumPy and this wheel alone.
+test-wheel: wheel ## installs the wheel for this machine in a new virtual environment and tests it there
+	rm -rf $(BUILD)/wheel/venv
+	python3 -m venv $(BUILD)/wheel/venv
+	$(BUILD)/wheel/venv/bin/pip install -q numpy ml_dtypes
+	$(BUILD)/wheel/venv/bin/pip install -q --no-index --no-deps --find-links $(BUILD)/wheel bnorm
+	cd $(BUILD)/wheel && venv/bin/python $(abspath python)/tests/test_numpy.py
+
 packages: ## every quick way into other projects, tried with small ones (tests/consumers)
 	JOBS=$(JOBS) tests/consumers/run.sh $(BUILD)/packages
 
-.PHONY: conan packages deb amalgamation verify-amalgamation dist
+.PHONY: wheel test-wheel conan packages deb amalgamation verify-amalgamation dist

@@ -1,0 +1,585 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * What Python's package calls: one function per operation, which takes arrays as Python has them,
+ * has bnorm_describe look at their strides, and shares the work out among threads. Called by ctypes
+ * as a PyDLL, that is with the interpreter's lock, which is given up while much is computed, and
+ * with exceptions of Python for what is wrong. All arguments are in one tuple, as each one that
+ * ctypes has to convert takes as long as what bnorm does with a small array.
+ *
+ * Arrays are anything with NumPy's __array_struct__. Only functions of Python's stable ABI are
+ * used, by prototypes of its manual: one library is for every version. */
+#include "bnorm.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct python_object python_object;
+extern python_object *PyObject_GetAttrString(python_object *o, const char *name);
+extern void *PyCapsule_GetPointer(python_object *capsule, const char *name);
+extern python_object *PyTuple_GetItem(python_object *tuple, intptr_t i);
+extern long PyLong_AsLong(python_object *o);
+extern double PyFloat_AsDouble(python_object *o);
+extern void Py_DecRef(python_object *o);
+extern python_object *PyErr_Occurred(void);
+extern void PyErr_Clear(void);
+extern python_object *PyErr_Format(python_object *exception, const char *format, ...);
+extern python_object *PyErr_NoMemory(void);
+extern void *PyEval_SaveThread(void);
+extern void PyEval_RestoreThread(void *state);
+extern python_object *PyExc_TypeError, *PyExc_ValueError;
+extern char _Py_NoneStruct[];
+
+#define EXPORT __attribute__((visibility("default")))
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Threads: bnorm's tasks on threads of this library, or of the OpenMP that PyTorch has loaded */
+
+#if defined(__x86_64__) && defined(__GLIBC__)
+/* The name it has had since before glibc 2.34, for systems that are older. */
+__asm__(".symver pthread_create, pthread_create@GLIBC_2.2.5");
+#elif defined(__aarch64__) && defined(__GLIBC__)
+__asm__(".symver pthread_create, pthread_create@GLIBC_2.17");
+#endif
+
+enum { MAX_THREADS = 256 };
+
+struct work {
+    void (*task)(void *arg, size_t i);
+    void *arg;
+    size_t count;
+    atomic_size_t next;
+};
+
+static void do_tasks(void *pointer) {
+    struct work *work = pointer;
+    for (size_t i; (i = atomic_fetch_add(&work->next, 1)) < work->count;)
+        work->task(work->arg, i);
+}
+
+/* The caller's threads, the one that calls included: `in_use` says that one of them is at it. */
+static struct {
+    atomic_flag in_use;
+    pthread_mutex_t lock;
+    pthread_cond_t begin, end;
+    size_t threads;    /* that have been started */
+    size_t wanted;     /* that may take part in the work that is there */
+    size_t running;    /* that do */
+    struct work *work; /* NULL = none */
+} pool = {.in_use = ATOMIC_FLAG_INIT,
+          .lock = PTHREAD_MUTEX_INITIALIZER,
+          .begin = PTHREAD_COND_INITIALIZER,
+          .end = PTHREAD_COND_INITIALIZER};
+
+static void *run_thread(void *unused) {
+    (void)unused;
+    pthread_mutex_lock(&pool.lock);
+    for (;;) {
+        while (!pool.work || !pool.wanted)
+            pthread_cond_wait(&pool.begin, &pool.lock);
+        struct work *work = pool.work;
+        pool.wanted--;
+        pool.running++;
+        pthread_mutex_unlock(&pool.lock);
+        do_tasks(work);
+        pthread_mutex_lock(&pool.lock);
+        if (--pool.running == 0)
+            pthread_cond_signal(&pool.end);
+    }
+    return NULL;
+}
+
+/* A child process has none of the threads, and locks as they happened to be. */
+static void forget_threads(void) {
+    atomic_flag_clear(&pool.in_use);
+    pthread_mutex_init(&pool.lock, NULL);
+    pthread_cond_init(&pool.begin, NULL);
+    pthread_cond_init(&pool.end, NULL);
+    pool.threads = pool.wanted = pool.running = 0;
+    pool.work = NULL;
+}
+
+static void on_own_threads(void *pointer, void (*task)(void *, size_t), void *arg, size_t count) {
+    const size_t threads = *(const size_t *)pointer;
+    struct work work = {.task = task, .arg = arg, .count = count};
+    /* Another thread's call has the threads: this one does its work by itself. */
+    if (atomic_flag_test_and_set(&pool.in_use)) {
+        do_tasks(&work);
+        return;
+    }
+    pthread_mutex_lock(&pool.lock);
+    if (pool.threads == 0)
+        pthread_atfork(NULL, NULL, forget_threads);
+    for (pthread_t thread; pool.threads + 1 < threads; pool.threads++) {
+        if (pthread_create(&thread, NULL, run_thread, NULL) != 0)
+            break;
+    }
+    pool.work = &work;
+    pool.wanted = threads - 1;
+    pthread_cond_broadcast(&pool.begin);
+    pthread_mutex_unlock(&pool.lock);
+    do_tasks(&work);
+    pthread_mutex_lock(&pool.lock);
+    pool.wanted = 0;
+    while (pool.running > 0)
+        pthread_cond_wait(&pool.end, &pool.lock);
+    pool.work = NULL;
+    pthread_mutex_unlock(&pool.lock);
+    atomic_flag_clear(&pool.in_use);
+}
+
+/* GOMP_parallel of libgomp, whose threads PyTorch keeps awake for itself. */
+static void (*gomp_parallel)(void (*function)(void *), void *data, unsigned threads,
+                             unsigned flags);
+
+EXPORT void bnormpy_use_gomp(void *function) {
+    memcpy(&gomp_parallel, &function, sizeof function);
+}
+
+static void on_gomp(void *pointer, void (*task)(void *, size_t), void *arg, size_t count) {
+    struct work work = {.task = task, .arg = arg, .count = count};
+    gomp_parallel(do_tasks, &work, (unsigned)*(const size_t *)pointer, 0);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Arrays */
+
+/* What the capsule of __array_struct__ points to. */
+typedef struct array_interface {
+    int two, nd;
+    char kind;
+    int itemsize, flags;
+    intptr_t *shape, *strides;
+    void *data;
+    python_object *descr;
+} array_interface;
+
+/* Bits of flags. */
+enum { DENSE = 1, ALIGNED = 0x100, SWAPPED_NOT = 0x200, WRITEABLE = 0x400 };
+
+enum { MAX_TENSORS = 8, MAX_HELD = 24 };
+
+/* The arrays of one call. */
+typedef struct call {
+    python_object *arguments;
+    intptr_t next;                 /* of them */
+    python_object *held[MAX_HELD]; /* capsules, which keep the arrays alive */
+    size_t held_count;
+    int failed;                   /* an exception has been set */
+    const array_interface *first; /* x */
+    int64_t sizes[BNORM_MAX_DIMS], strides[MAX_TENSORS][BNORM_MAX_DIMS];
+    bnorm_ndarray tensors[MAX_TENSORS];
+    size_t tensor_count;
+    bnorm_axes axes;
+    bnorm_shape shape;
+    size_t threads;
+    bnorm_exec exec;
+} call;
+
+/* The large arrays are left as they are. */
+static void begin(call *c, python_object *arguments) {
+    c->arguments = arguments;
+    c->next = 0;
+    c->held_count = c->tensor_count = 0;
+    c->failed = 0;
+    memset(c->tensors, 0, sizeof c->tensors);
+    c->exec = (bnorm_exec){0};
+}
+
+static python_object *next(call *c) {
+    python_object *o = c->failed ? NULL : PyTuple_GetItem(c->arguments, c->next++);
+    c->failed |= !o;
+    return o;
+}
+
+static long next_int(call *c) {
+    python_object *o = next(c);
+    const long v = o ? PyLong_AsLong(o) : 0;
+    c->failed |= v == -1 && PyErr_Occurred();
+    return v;
+}
+
+static double next_double(call *c) {
+    python_object *o = next(c);
+    const double v = o ? PyFloat_AsDouble(o) : 0;
+    c->failed |= v == -1 && PyErr_Occurred();
+    return v;
+}
+
+static bnorm_act next_act(call *c) {
+    bnorm_act act;
+    act.kind = (bnorm_act_kind)next_int(c);
+    act.a = (float)next_double(c);
+    act.b = (float)next_double(c);
+    return act;
+}
+
+static int is_none(const python_object *o) {
+    return (const void *)o == (const void *)_Py_NoneStruct;
+}
+
+static const array_interface *open_array(call *c, python_object *o, const char *name, int write) {
+    python_object *capsule = PyObject_GetAttrString(o, "__array_struct__");
+    const array_interface *a = capsule ? PyCapsule_GetPointer(capsule, NULL) : NULL;
+    if (!a) {
+        PyErr_Clear();
+        PyErr_Format(PyExc_TypeError, "%s is no NumPy array: convert it with numpy.asarray", name);
+        c->failed = 1;
+        return NULL;
+    }
+    c->held[c->held_count++] = capsule;
+    if (write && !(a->flags & WRITEABLE)) {
+        PyErr_Format(PyExc_ValueError, "%s is written, but the array is read-only", name);
+        c->failed = 1;
+    } else if (!(a->flags & ALIGNED) || !(a->flags & SWAPPED_NOT)) {
+        PyErr_Format(PyExc_ValueError,
+                     "%s is not aligned or has bytes in the other order: copy it, as by "
+                     "numpy.array(a, a.dtype.newbyteorder('='))",
+                     name);
+        c->failed = 1;
+    }
+    return c->failed ? NULL : a;
+}
+
+/* Floats, `rows` for each channel; NULL for None. */
+static float *floats(call *c, const char *name, size_t rows, int write) {
+    python_object *o = next(c);
+    if (!o || is_none(o))
+        return NULL;
+    const array_interface *a = open_array(c, o, name, write);
+    if (!a)
+        return NULL;
+    size_t count = 1;
+    for (int i = 0; i < a->nd; i++)
+        count *= (size_t)a->shape[i];
+    if (a->kind != 'f' || a->itemsize != 4 || !(a->flags & DENSE) || count != rows * c->shape.c) {
+        PyErr_Format(PyExc_ValueError,
+                     "%s has to be a dense array of float32, %zd for each of %zd channels", name,
+                     (intptr_t)rows, (intptr_t)c->shape.c);
+        c->failed = 1;
+        return NULL;
+    }
+    return a->data;
+}
+
+static float *channels(call *c, const char *name, int write) {
+    return floats(c, name, 1, write);
+}
+
+/* The type of elements, bfloat16 being that of the package ml_dtypes. */
+static int dtype_of(const array_interface *a, bnorm_dtype *type) {
+    if (a->kind == 'f' && a->itemsize == 4)
+        *type = BNORM_F32;
+    else if (a->kind == 'f' && a->itemsize == 2)
+        *type = BNORM_F16;
+    else if (a->kind == 'V' && a->itemsize == 2)
+        *type = BNORM_BF16;
+    else
+        return 0;
+    return 1;
+}
+
+/* The next tensor; the first one is x. None is an absent one. Returns its number. */
+static size_t tensor(call *c, const char *name, int write) {
+    const size_t i = c->tensor_count++;
+    python_object *o = next(c);
+    if (!o || is_none(o))
+        return i;
+    const array_interface *a = open_array(c, o, name, write);
+    if (!a)
+        return i;
+    bnorm_dtype type;
+    if (!dtype_of(a, &type)) {
+        PyErr_Format(PyExc_TypeError,
+                     "%s is not of float32, float16 or bfloat16: convert it with astype", name);
+        c->failed = 1;
+        return i;
+    }
+    if (a->nd > BNORM_MAX_DIMS) {
+        PyErr_Format(PyExc_ValueError, "%s has too many axes", name);
+        c->failed = 1;
+        return i;
+    }
+    if (i == 0) {
+        c->first = a;
+        c->axes =
+            (bnorm_axes){.ndim = (size_t)a->nd, .sizes = c->sizes, .dtype = type, .any_order = 1};
+        for (int k = 0; k < a->nd; k++)
+            c->sizes[k] = a->shape[k];
+    } else if (type != c->axes.dtype || a->nd != c->first->nd ||
+               memcmp(a->shape, c->first->shape, (size_t)a->nd * sizeof *a->shape) != 0) {
+        PyErr_Format(PyExc_ValueError, "%s has not the shape and type of x", name);
+        c->failed = 1;
+        return i;
+    }
+    bnorm_ndarray *t = &c->tensors[i];
+    t->data = a->data;
+    t->itemsize = (size_t)a->itemsize;
+    if (a->strides) {
+        for (int k = 0; k < a->nd; k++)
+            c->strides[i][k] = a->strides[k];
+        t->strides = c->strides[i];
+    }
+    return i;
+}
+
+static int end(call *c, int status);
+
+enum { COPY = 100 }; /* + the number of a tensor that has to be copied first */
+
+/* Shapes and strides of all tensors so far; then come axis and threads. 0 where bnorm can do with
+ * them. */
+static int describe(call *c) {
+    const long axis = next_int(c), threads = next_int(c);
+    if (c->failed)
+        return end(c, 0);
+    c->axes.channel_axis = (int)axis;
+    size_t array, dimension;
+    const bnorm_status status =
+        bnorm_describe(&c->axes, c->tensors, c->tensor_count, &c->shape, &array, &dimension);
+    if (status == BNORM_BAD_STRIDE)
+        return end(c, COPY + (int)array);
+    if (status == BNORM_BAD_PARAMETER)
+        PyErr_Format(PyExc_ValueError, "axis %d is none of x, which has %d", (int)axis,
+                     c->first->nd);
+    else if (status != BNORM_OK)
+        PyErr_Format(PyExc_ValueError, "x: %s", bnorm_strerror(status));
+    if (status != BNORM_OK) {
+        c->failed = 1;
+        return end(c, 0);
+    }
+    c->threads = threads < 1 ? 1 : threads > MAX_THREADS ? MAX_THREADS : (size_t)threads;
+    if (c->threads > 1)
+        c->exec = (bnorm_exec){.parallel = gomp_parallel ? on_gomp : on_own_threads,
+                               .pool = &c->threads,
+                               .threads = c->threads};
+    return 0;
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Scratch memory: that of the last call, as fresh pages take longer than what is done with them */
+
+struct scratch {
+    size_t size;
+    _Alignas(64) char bytes[];
+};
+
+static _Atomic(struct scratch *) kept_scratch;
+
+static struct scratch *take_scratch(call *c, size_t size) {
+    struct scratch *s = atomic_exchange(&kept_scratch, NULL);
+    if (s && s->size >= size)
+        return s;
+    free(s);
+    s = malloc(sizeof *s + size);
+    if (s) {
+        s->size = size;
+    } else {
+        PyErr_NoMemory();
+        c->failed = 1;
+    }
+    return s;
+}
+
+static void keep_scratch(struct scratch *s) {
+    free(atomic_exchange(&kept_scratch, s));
+}
+
+/* Below this an interpreter's lock is kept: others would wait no longer than for an addition. */
+enum { LITTLE = 1 << 14 };
+
+static void *unlock(const call *c) {
+    return c->shape.n * c->shape.hw * c->shape.c > LITTLE ? PyEval_SaveThread() : NULL;
+}
+
+static void lock(void *state) {
+    if (state)
+        PyEval_RestoreThread(state);
+}
+
+static int end(call *c, int status) {
+    for (size_t i = 0; i < c->held_count; i++)
+        Py_DecRef(c->held[i]);
+    if (!c->failed && status > 0 && status < COPY)
+        PyErr_Format(PyExc_ValueError, "bnorm: %s", bnorm_strerror((bnorm_status)status));
+    return status;
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* What is called, with a tuple of what is said at each. Returns 0, or COPY + the number of a tensor
+ * that needs other strides, counted from 0 in the order of the arguments, or something else with an
+ * exception. */
+
+/* x, out, residual, axis, threads, mean, var, gamma, beta, eps, act, a, b */
+EXPORT int bnormpy_apply(python_object *arguments) {
+    call c;
+    begin(&c, arguments);
+    tensor(&c, "x", 0);
+    tensor(&c, "out", 1);
+    tensor(&c, "residual", 0);
+    const int bad = describe(&c);
+    if (c.failed || bad)
+        return bad;
+    bnorm_affine affine = {.residual = c.tensors[2].in};
+    affine.center = channels(&c, "mean", 0);
+    const float *var = channels(&c, "var", 0), *gamma = channels(&c, "gamma", 0);
+    affine.shift = channels(&c, "beta", 0);
+    const double eps = next_double(&c);
+    affine.act = next_act(&c);
+    if (c.failed)
+        return end(&c, 0);
+    struct scratch *s = take_scratch(&c, c.shape.c * sizeof(float));
+    if (!s)
+        return end(&c, 0);
+    float *scale = (float *)(void *)s->bytes;
+    bnorm_status status = bnorm_fold(c.shape.c, gamma, NULL, NULL, var, eps, scale, NULL);
+    if (status == BNORM_OK) {
+        affine.scale = scale;
+        void *state = unlock(&c);
+        status = bnorm_apply(&c.shape, c.tensors[0].in, c.tensors[1].out, &affine, &c.exec);
+        lock(state);
+    }
+    keep_scratch(s);
+    return end(&c, (int)status);
+}
+
+/* x, out, residual, axis, threads, gamma, beta, running_mean, running_var, saved, eps, rate,
+ * sample_variance, act, a, b. saved: 4*C floats, or None: mean, its low part, invstd and variance */
+EXPORT int bnormpy_train(python_object *arguments) {
+    call c;
+    begin(&c, arguments);
+    tensor(&c, "x", 0);
+    tensor(&c, "out", 1);
+    tensor(&c, "residual", 0);
+    const int bad = describe(&c);
+    if (c.failed || bad)
+        return bad;
+    bnorm_train train = {.residual = c.tensors[2].in};
+    train.gamma = channels(&c, "gamma", 0);
+    train.beta = channels(&c, "beta", 0);
+    train.running.mean = channels(&c, "running_mean", 1);
+    train.running.var = channels(&c, "running_var", 1);
+    float *saved = floats(&c, "saved", 4, 1);
+    train.eps = next_double(&c);
+    train.running.rate = next_double(&c);
+    train.running.variance = next_int(&c) ? BNORM_VARIANCE_SAMPLE : BNORM_VARIANCE_POPULATION;
+    train.act = next_act(&c);
+    if (c.failed)
+        return end(&c, 0);
+    if (saved) {
+        train.save_mean = saved;
+        train.save_mean_lo = saved + c.shape.c;
+        train.save_invstd = saved + 2 * c.shape.c;
+        train.save_var = saved + 3 * c.shape.c;
+    }
+    const size_t size = bnorm_workspace(BNORM_OP_FORWARD_TRAIN, &c.shape);
+    struct scratch *s = take_scratch(&c, size);
+    if (!s)
+        return end(&c, 0);
+    void *state = unlock(&c);
+    const bnorm_status status = bnorm_forward_train(&c.shape, c.tensors[0].in, c.tensors[1].out,
+                                                    &train, s->bytes, size, &c.exec);
+    lock(state);
+    keep_scratch(s);
+    return end(&c, (int)status);
+}
+
+/* x, dy, dx, residual, y, dresidual, axis, threads, gamma, beta, mean, var, saved, gradients, eps,
+ * act, a, b. saved: as above, or None with mean and var, statistics that are constants. gradients:
+ * 2*C floats, dgamma and dbeta */
+EXPORT int bnormpy_backward(python_object *arguments) {
+    call c;
+    begin(&c, arguments);
+    tensor(&c, "x", 0);
+    c.tensors[tensor(&c, "dy", 0)].may_broadcast = 1;
+    tensor(&c, "dx", 1);
+    tensor(&c, "residual", 0);
+    tensor(&c, "y", 0);
+    tensor(&c, "dresidual", 1);
+    const int bad = describe(&c);
+    if (c.failed || bad)
+        return bad;
+    bnorm_grad grad = {.residual = c.tensors[3].in,
+                       .y = c.tensors[4].in,
+                       .dresidual = c.tensors[5].out,
+                       .dy_broadcast = c.tensors[1].broadcast};
+    grad.gamma = channels(&c, "gamma", 0);
+    grad.beta = channels(&c, "beta", 0);
+    const float *mean = channels(&c, "mean", 0), *var = channels(&c, "var", 0);
+    const float *saved = floats(&c, "saved", 4, 0);
+    float *gradients = floats(&c, "gradients", 2, 1);
+    grad.eps = next_double(&c);
+    grad.act = next_act(&c);
+    if (c.failed)
+        return end(&c, 0);
+    if (saved) {
+        grad.save_mean = saved;
+        grad.save_mean_lo = saved + c.shape.c;
+        grad.save_invstd = saved + 2 * c.shape.c;
+    } else {
+        grad.frozen = 1;
+        grad.save_mean = mean;
+        grad.save_var = var;
+    }
+    if (gradients) {
+        grad.dgamma = gradients;
+        grad.dbeta = gradients + c.shape.c;
+    }
+    const size_t size = bnorm_workspace(BNORM_OP_BACKWARD, &c.shape);
+    struct scratch *s = take_scratch(&c, size);
+    if (!s)
+        return end(&c, 0);
+    void *state = unlock(&c);
+    const bnorm_status status = bnorm_backward(&c.shape, c.tensors[0].in, c.tensors[1].in,
+                                               c.tensors[2].out, &grad, s->bytes, size, &c.exec);
+    lock(state);
+    keep_scratch(s);
+    return end(&c, (int)status);
+}
+
+/* x, axis, threads, result. result: 2*C floats, mean and variance */
+EXPORT int bnormpy_moments(python_object *arguments) {
+    call c;
+    begin(&c, arguments);
+    tensor(&c, "x", 0);
+    const int bad = describe(&c);
+    if (c.failed || bad)
+        return bad;
+    float *both = floats(&c, "result", 2, 1);
+    if (c.failed)
+        return end(&c, 0);
+    const size_t size = bnorm_workspace(BNORM_OP_MOMENTS, &c.shape);
+    struct scratch *s = take_scratch(&c, size);
+    if (!s)
+        return end(&c, 0);
+    void *state = unlock(&c);
+    const bnorm_status status =
+        bnorm_moments(&c.shape, c.tensors[0].in, both, both + c.shape.c, s->bytes, size, &c.exec);
+    lock(state);
+    keep_scratch(s);
+    return end(&c, (int)status);
+}
+
+/* C, gamma, beta, mean, var, eps, result. result: 2*C floats, scale and shift */
+EXPORT int bnormpy_fold(python_object *arguments) {
+    call c;
+    begin(&c, arguments);
+    const size_t count = c.shape.c = (size_t)next_int(&c);
+    const float *gamma = channels(&c, "gamma", 0), *beta = channels(&c, "beta", 0);
+    const float *mean = channels(&c, "mean", 0), *var = channels(&c, "var", 0);
+    const double eps = next_double(&c);
+    float *both = floats(&c, "result", 2, 1);
+    if (c.failed)
+        return end(&c, 0);
+    return end(&c, (int)bnorm_fold(count, gamma, beta, mean, var, eps, both, both + count));
+}
+
+EXPORT const char *bnormpy_version(void) {
+    return bnorm_version();
+}
+
+EXPORT const char *bnormpy_isa(void) {
+    return bnorm_isa_name(NULL);
+}
