@@ -11,6 +11,8 @@ deps_peers_packages = libpthreadpool-dev python3-venv ca-certificates libdnnl-de
 deps_conformance_packages = python3-venv python3-torch python3-numpy ca-certificates
 deps_ci_packages = ccache
 deps_mca_packages = llvm-19 gcc-aarch64-linux-gnu libc6-dev-arm64-cross python3
+deps_deb_packages = dpkg-dev debhelper lintian libsleef-dev
+deps_packages_packages = cmake clang
 deps_wheel_packages = libsleef-dev patchelf python3-venv ca-certificates
 deps_mpi_packages = libopenmpi-dev openmpi-bin libmpich-dev mpich libcmocka-dev
 deps_cross_packages = qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross libcmocka-dev:arm64 \
@@ -33,6 +35,12 @@ deps-conformance: ## installs what conformance needs: PyTorch, and Python's venv
 deps-mca: ## installs what mca needs
 	@scripts/apt-install 'to look at Arm loops' $(deps_mca_packages)
 
+deps-packages: ## installs what packages needs
+	@scripts/apt-install 'to try bnorm in other projects' $(deps_packages_packages)
+
+deps-deb: ## installs what deb needs
+	@scripts/apt-install 'to make Debian packages' $(deps_deb_packages)
+
 deps-wheel: ## installs what wheel and test-wheel need, besides deps-cross for AArch64
 	@scripts/apt-install 'to make the Python package' $(deps_wheel_packages)
 
@@ -46,4 +54,4 @@ deps-avx512: ## installs what emulate-SkylakeX needs, Bochs; fetches a kernel fo
 	@scripts/apt-install 'to emulate AVX-512' $(deps_avx512_packages)
 	@tools/emulate_avx512.sh --prepare
 
-.PHONY: deps-wheel deps-ci deps-lint deps-peers deps-conformance deps-mca deps-mpi deps-cross deps-avx512
+.PHONY: deps-packages deps-deb deps-wheel deps-ci deps-lint deps-peers deps-conformance deps-mca deps-mpi deps-cross deps-avx512

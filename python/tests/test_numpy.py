@@ -339,7 +339,7 @@ class Test(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    program = unittest.main(exit=False)
-    wrong = len(program.result.failures) + len(program.result.errors)
-    print(f"{program.result.testsRun - wrong} passed, {wrong} failed")
-    raise SystemExit(wrong != 0)
+    result = unittest.main(exit=False).result
+    wrong = {getattr(test, "test_case", test).id() for test, _ in result.failures + result.errors}
+    print(f"{result.testsRun - len(wrong)} passed, {len(wrong)} failed")
+    raise SystemExit(len(wrong) != 0)
