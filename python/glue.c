@@ -164,7 +164,8 @@ enum { MAX_TENSORS = 8, MAX_HELD = 24 };
 /* The arrays of one call. */
 typedef struct call {
     python_object *arguments;
-    intptr_t next;                 /* of them */
+    intptr_t next; /* of them */
+    int bfloat16;
     python_object *held[MAX_HELD]; /* capsules, which keep the arrays alive */
     size_t held_count;
     int failed;                   /* an exception has been set */
@@ -177,16 +178,6 @@ typedef struct call {
     size_t threads;
     bnorm_exec exec;
 } call;
-
-/* The large arrays are left as they are. */
-static void begin(call *c, python_object *arguments) {
-    c->arguments = arguments;
-    c->next = 0;
-    c->held_count = c->tensor_count = 0;
-    c->failed = 0;
-    memset(c->tensors, 0, sizeof c->tensors);
-    c->exec = (bnorm_exec){0};
-}
 
 static python_object *next(call *c) {
     python_object *o = c->failed ? NULL : PyTuple_GetItem(c->arguments, c->next++);
@@ -214,6 +205,21 @@ static bnorm_act next_act(call *c) {
     act.a = (float)next_double(c);
     act.b = (float)next_double(c);
     return act;
+}
+
+/* Arguments begin with axis, threads, and whether int16 is bfloat16. The large arrays are left as
+ * they are. */
+static void begin(call *c, python_object *arguments) {
+    c->arguments = arguments;
+    c->next = 0;
+    c->held_count = c->tensor_count = 0;
+    c->failed = 0;
+    memset(c->tensors, 0, sizeof c->tensors);
+    c->exec = (bnorm_exec){0};
+    c->axes.channel_axis = (int)next_int(c);
+    const long threads = next_int(c);
+    c->threads = threads < 1 ? 1 : threads > MAX_THREADS ? MAX_THREADS : (size_t)threads;
+    c->bfloat16 = next_int(c) != 0;
 }
 
 static int is_none(const python_object *o) {
@@ -268,13 +274,13 @@ static float *channels(call *c, const char *name, int write) {
     return floats(c, name, 1, write);
 }
 
-/* The type of elements, bfloat16 being that of the package ml_dtypes. */
-static int dtype_of(const array_interface *a, bnorm_dtype *type) {
+/* The type of elements. bfloat16 is that of the package ml_dtypes, or int16 where that is said. */
+static int dtype_of(const call *c, const array_interface *a, bnorm_dtype *type) {
     if (a->kind == 'f' && a->itemsize == 4)
         *type = BNORM_F32;
     else if (a->kind == 'f' && a->itemsize == 2)
         *type = BNORM_F16;
-    else if (a->kind == 'V' && a->itemsize == 2)
+    else if (a->itemsize == 2 && a->kind == (c->bfloat16 ? 'i' : 'V'))
         *type = BNORM_BF16;
     else
         return 0;
@@ -291,7 +297,7 @@ static size_t tensor(call *c, const char *name, int write) {
     if (!a)
         return i;
     bnorm_dtype type;
-    if (!dtype_of(a, &type)) {
+    if (!dtype_of(c, a, &type)) {
         PyErr_Format(PyExc_TypeError,
                      "%s is not of float32, float16 or bfloat16: convert it with astype", name);
         c->failed = 1;
@@ -304,8 +310,10 @@ static size_t tensor(call *c, const char *name, int write) {
     }
     if (i == 0) {
         c->first = a;
-        c->axes =
-            (bnorm_axes){.ndim = (size_t)a->nd, .sizes = c->sizes, .dtype = type, .any_order = 1};
+        c->axes.ndim = (size_t)a->nd;
+        c->axes.sizes = c->sizes;
+        c->axes.dtype = type;
+        c->axes.any_order = 1;
         for (int k = 0; k < a->nd; k++)
             c->sizes[k] = a->shape[k];
     } else if (type != c->axes.dtype || a->nd != c->first->nd ||
@@ -329,20 +337,17 @@ static int end(call *c, int status);
 
 enum { COPY = 100 }; /* + the number of a tensor that has to be copied first */
 
-/* Shapes and strides of all tensors so far; then come axis and threads. 0 where bnorm can do with
- * them. */
+/* Shapes and strides of all tensors so far. 0 where bnorm can do with them. */
 static int describe(call *c) {
-    const long axis = next_int(c), threads = next_int(c);
     if (c->failed)
         return end(c, 0);
-    c->axes.channel_axis = (int)axis;
     size_t array, dimension;
     const bnorm_status status =
         bnorm_describe(&c->axes, c->tensors, c->tensor_count, &c->shape, &array, &dimension);
     if (status == BNORM_BAD_STRIDE)
         return end(c, COPY + (int)array);
     if (status == BNORM_BAD_PARAMETER)
-        PyErr_Format(PyExc_ValueError, "axis %d is none of x, which has %d", (int)axis,
+        PyErr_Format(PyExc_ValueError, "axis %d is none of x, which has %d", c->axes.channel_axis,
                      c->first->nd);
     else if (status != BNORM_OK)
         PyErr_Format(PyExc_ValueError, "x: %s", bnorm_strerror(status));
@@ -350,7 +355,6 @@ static int describe(call *c) {
         c->failed = 1;
         return end(c, 0);
     }
-    c->threads = threads < 1 ? 1 : threads > MAX_THREADS ? MAX_THREADS : (size_t)threads;
     if (c->threads > 1)
         c->exec = (bnorm_exec){.parallel = gomp_parallel ? on_gomp : on_own_threads,
                                .pool = &c->threads,
@@ -408,11 +412,11 @@ static int end(call *c, int status) {
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* What is called, with a tuple of what is said at each. Returns 0, or COPY + the number of a tensor
+/* What is called, with a tuple of axis, threads, whether int16 is bfloat16, and what is said at each. Returns 0, or COPY + the number of a tensor
  * that needs other strides, counted from 0 in the order of the arguments, or something else with an
  * exception. */
 
-/* x, out, residual, axis, threads, mean, var, gamma, beta, eps, act, a, b */
+/* x, out, residual, mean, var, gamma, beta, eps, act, a, b */
 EXPORT int bnormpy_apply(python_object *arguments) {
     call c;
     begin(&c, arguments);
@@ -445,7 +449,7 @@ EXPORT int bnormpy_apply(python_object *arguments) {
     return end(&c, (int)status);
 }
 
-/* x, out, residual, axis, threads, gamma, beta, running_mean, running_var, saved, eps, rate,
+/* x, out, residual, gamma, beta, running_mean, running_var, saved, eps, rate,
  * sample_variance, act, a, b. saved: 4*C floats, or None: mean, its low part, invstd and variance */
 EXPORT int bnormpy_train(python_object *arguments) {
     call c;
@@ -486,7 +490,7 @@ EXPORT int bnormpy_train(python_object *arguments) {
     return end(&c, (int)status);
 }
 
-/* x, dy, dx, residual, y, dresidual, axis, threads, gamma, beta, mean, var, saved, gradients, eps,
+/* x, dy, dx, residual, y, dresidual, gamma, beta, mean, var, saved, gradients, eps,
  * act, a, b. saved: as above, or None with mean and var, statistics that are constants. gradients:
  * 2*C floats, dgamma and dbeta */
 EXPORT int bnormpy_backward(python_object *arguments) {
@@ -539,7 +543,7 @@ EXPORT int bnormpy_backward(python_object *arguments) {
     return end(&c, (int)status);
 }
 
-/* x, axis, threads, result. result: 2*C floats, mean and variance */
+/* x, result. result: 2*C floats, mean and variance */
 EXPORT int bnormpy_moments(python_object *arguments) {
     call c;
     begin(&c, arguments);
