@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: MIT
+"""Batch normalization by bnorm in PyTorch, on CPUs.
+
+`convert(model)` makes a model use it: every batch norm, with the ReLU, ReLU6, Hardswish or SiLU behind it, and
+with the addition between the two where there is one. Parameters, names and state_dict stay as they are.
+
+`BatchNorm1d`, `BatchNorm2d` and `BatchNorm3d` are those of torch.nn; `BatchNormReLU` and `BatchNormAddReLU` have
+the activation, and the addition, in the same pass, for 2 to 5 axes; `BatchNormAct` has any activation of bnorm.
+`SyncBatchNorm` has the statistics of the batches of all processes of torch.distributed, by gloo.
+
+Tensors are of float32, bfloat16 or float16 on the CPU, with any strides (channels_last as it is), parameters of
+float32. What is not, and what torch.compile, torch.jit.trace or torch.func see, is left to PyTorch's own batch
+norm. Threads are PyTorch's. Gradients can be taken once.
+"""
+from __future__ import annotations
+
+import ctypes
+import re
+from typing import Any, Optional
+
+import torch
+import torch.fx
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import Activation, _act, _native
+from . import _ACTS
+
+__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "BatchNormAct", "BatchNormAddReLU", "BatchNormReLU",
+           "batch_norm", "convert"]
+
+_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _share_threads() -> None:
+    """Has bnorm run on the threads of the OpenMP that PyTorch has loaded, which else would stand in the way."""
+    try:
+        with open("/proc/self/maps", encoding="utf-8") as maps:
+            found = re.search(r"/\S*/libgomp[^/\s]*", maps.read())
+        if found:
+            function = ctypes.CDLL(found[0]).GOMP_parallel
+            _native.use_gomp(ctypes.cast(function, ctypes.c_void_p))
+    except (OSError, AttributeError):
+        pass  # bnorm has threads of its own
+
+
+_share_threads()
+
+
+def _array(t: Optional[Tensor]) -> Any:
+    if t is None:
+        return None
+    t = t.detach()
+    return (t.view(torch.int16) if t.dtype is torch.bfloat16 else t).numpy()
+
+
+def _call(function: Any, how: tuple[Any, ...], tensors: list[Optional[Tensor]], written: tuple[int, ...],
+          rest: tuple[Any, ...]) -> None:
+    if not function((*how, *map(_array, tensors), *rest)):
+        return
+    # Strides that bnorm cannot do with.
+    dense = [t if t is None else torch.empty(t.shape, dtype=t.dtype) if i in written else t.contiguous()
+             for i, t in enumerate(tensors)]
+    function((*how, *map(_array, dense), *rest))
+    for i in written:
+        if tensors[i] is not None:
+            tensors[i].copy_(dense[i])  # type: ignore[union-attr, arg-type]
+
+
+class _Function(torch.autograd.Function):
+    """batch_norm of tensors that bnorm can do with."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, residual: Optional[Tensor], weight: Optional[Tensor], bias: Optional[Tensor],
+                mean: Optional[Tensor], var: Optional[Tensor], training: bool, rate: float, eps: float,
+                act: tuple[int, float, float]) -> Tensor:
+        y = torch.empty_like(x)
+        how = (1, torch.get_num_threads(), x.dtype is torch.bfloat16)
+        parameters = (_array(weight), _array(bias))
+        saved = None
+        if training:
+            saved = torch.empty(4, x.shape[1])
+            _call(_native.train, how, [x, y, residual], (1,),
+                  (*parameters, _array(mean), _array(var), saved.numpy(), eps, rate, True, *act))
+            if mean is not None and var is not None:
+                torch.autograd.graph.increment_version((mean, var))
+            mean = var = None
+        else:
+            _call(_native.apply, how, [x, y, residual], (1,), (_array(mean), _array(var), *parameters, eps, *act))
+        # ReLU, clamp and leaky ReLU can be told from y; without a residual their argument is computed again.
+        by_y = residual is not None and act[0] in (1, 2, 3)
+        keep = residual if residual is not None and act[0] and not by_y else None
+        ctx.save_for_backward(x, weight, bias, mean, var, saved, keep, y if by_y else None)
+        ctx.eps, ctx.act, ctx.has_residual = eps, act, residual is not None
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        x, weight, bias, mean, var, saved, residual, y = ctx.saved_tensors
+        wants_x, wants_residual = ctx.needs_input_grad[:2]
+        dx = torch.empty_like(x) if wants_x else None
+        dresidual = torch.empty_like(x) if wants_residual and ctx.act[0] else None
+        gradients = torch.empty(2, x.shape[1])
+        how = (1, torch.get_num_threads(), x.dtype is torch.bfloat16)
+        _call(_native.backward, how, [x, dy, dx, residual, y, dresidual], (2, 5),
+              (_array(weight), _array(bias), _array(mean), _array(var), _array(saved), gradients.numpy(), ctx.eps,
+               *ctx.act))
+        if wants_residual and not ctx.act[0]:
+            dresidual = dy
+        return (dx, dresidual, gradients[0] if weight is not None else None,
+                gradients[1] if bias is not None else None, None, None, None, None, None, None)
+
+
+def _is_for_bnorm(x: Tensor, *others: Optional[Tensor]) -> bool:
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) not in (Tensor, nn.Parameter) \
+            or torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    if x.device.type != "cpu" or x.dtype not in _TYPES or x.layout is not torch.strided or x.numel() == 0:
+        return False
+    return all(t is None or (t.device.type == "cpu" and t.dtype is torch.float32 and t.is_contiguous()) for t in others)
+
+
+_PLAIN = {0: lambda v: v, 1: F.relu, 5: torch.sigmoid, 6: F.silu, 7: torch.tanh, 8: F.gelu, 10: F.softplus, 11: F.mish,
+          4: F.hardswish}
+
+
+def _by_torch(x: Tensor, mean: Optional[Tensor], var: Optional[Tensor], weight: Optional[Tensor],
+              bias: Optional[Tensor], training: bool, momentum: float, eps: float, act: tuple[int, float, float],
+              residual: Optional[Tensor]) -> Tensor:
+    y = F.batch_norm(x, mean, var, weight, bias, training, momentum, eps)
+    if residual is not None:
+        y = y + residual
+    kind, a, b = act
+    if kind == 2:
+        return y.clamp(a, b)
+    if kind == 3:
+        return F.leaky_relu(y, a)
+    if kind == 9:
+        return F.elu(y, a)
+    result: Tensor = _PLAIN[kind](y)  # type: ignore[no-untyped-call]
+    return result
+
+
+def batch_norm(x: Tensor, running_mean: Optional[Tensor], running_var: Optional[Tensor],
+               weight: Optional[Tensor] = None, bias: Optional[Tensor] = None, training: bool = False,
+               momentum: float = 0.1, eps: float = 1e-5, *, activation: Activation = None,
+               residual: Optional[Tensor] = None) -> Tensor:
+    """torch.nn.functional.batch_norm, then activation(... + residual); activations as in the package bnorm."""
+    act = _ACTS.get(activation) or _act(activation)
+    if residual is not None and (residual.shape != x.shape or residual.dtype is not x.dtype):
+        return _by_torch(x, running_mean, running_var, weight, bias, training, momentum, eps, act, residual)
+    if not _is_for_bnorm(x, running_mean, running_var, weight, bias):
+        return _by_torch(x, running_mean, running_var, weight, bias, training, momentum, eps, act, residual)
+    if training and x.numel() == x.shape[1]:
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.size()}")
+    result: Tensor = _Function.apply(x, residual, weight, bias, running_mean, running_var, training, momentum, eps, act)
+    return result
+
+
+# --------------------------------------------------------------------------------------------------
+# Modules
+
+
+class _Base(nn.modules.batchnorm._BatchNorm):
+    activation: Activation = None
+
+    def _forward(self, x: Tensor, residual: Optional[Tensor] = None) -> Tensor:
+        self._check_input_dim(x)
+        rate = 0.0 if self.momentum is None else self.momentum
+        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:
+                rate = 1.0 / float(self.num_batches_tracked)
+        training = self.training or (self.running_mean is None and self.running_var is None)
+        tracked = not self.training or self.track_running_stats
+        return batch_norm(x, self.running_mean if tracked else None, self.running_var if tracked else None,
+                          self.weight, self.bias, training, rate, self.eps, activation=self.activation,
+                          residual=residual)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._forward(x)
+
+
+class BatchNorm1d(_Base, nn.BatchNorm1d):
+    """torch.nn.BatchNorm1d by bnorm."""
+
+
+class BatchNorm2d(_Base, nn.BatchNorm2d):
+    """torch.nn.BatchNorm2d by bnorm."""
+
+
+class BatchNorm3d(_Base, nn.BatchNorm3d):
+    """torch.nn.BatchNorm3d by bnorm."""
+
+
+class BatchNormAct(_Base):
+    """activation(batch norm of x), for 2 to 5 axes; arguments besides `activation` are those of BatchNorm2d."""
+
+    def __init__(self, num_features: int, *args: Any, activation: Activation = "relu", **kwargs: Any) -> None:
+        super().__init__(num_features, *args, **kwargs)
+        if activation not in _ACTS:
+            _act(activation)
+        self.activation = activation
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if not 2 <= input.dim() <= 5:
+            raise ValueError(f"expected 2 to 5 axes, got {input.dim()}")
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, activation={self.activation!r}"
+
+
+class BatchNormReLU(BatchNormAct):
+    """relu(batch norm of x)"""
+
+
+class BatchNormAddReLU(BatchNormAct):
+    """relu(batch norm of x + residual)"""
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:  # type: ignore[override]
+        return self._forward(x, residual)
+
+
+# --------------------------------------------------------------------------------------------------
+# Models
+
+_CLASSES: dict[type, type] = {nn.BatchNorm1d: BatchNorm1d, nn.BatchNorm2d: BatchNorm2d, nn.BatchNorm3d: BatchNorm3d}
+
+_MODULE_ACTS = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.Hardswish: "hard_swish", nn.SiLU: "silu"}
+_FUNCTION_ACTS = {F.relu: "relu", torch.relu: "relu", torch.relu_: "relu", F.relu_: "relu", F.relu6: "relu6",
+                  F.hardswish: "hard_swish", F.silu: "silu"}
+_METHOD_ACTS = {"relu": "relu", "relu_": "relu"}
+_ADDS = (torch.add, "add", "add_")
+
+
+def _activation_of(node: torch.fx.Node, modules: dict[str, nn.Module]) -> Optional[str]:
+    if node.op == "call_module":
+        return _MODULE_ACTS.get(type(modules[str(node.target)]))
+    if node.op == "call_function":
+        return _FUNCTION_ACTS.get(node.target)  # type: ignore[arg-type]
+    if node.op == "call_method":
+        return _METHOD_ACTS.get(str(node.target))
+    return None
+
+
+def _is_add(node: torch.fx.Node) -> bool:
+    import operator
+    adds = (*_ADDS, operator.add, operator.iadd)
+    return node.op in ("call_function", "call_method") and node.target in adds and len(node.args) == 2 \
+        and not node.kwargs and all(isinstance(a, torch.fx.Node) for a in node.args)
+
+
+def _traced(model: nn.Module) -> Optional[torch.fx.GraphModule]:
+    """The model as a graph, if it has one that does not depend on whether it is in training."""
+    modes = {name: module.training for name, module in model.named_modules()}
+    try:
+        codes = []
+        for mode in (True, False):
+            model.train(mode)
+            codes.append(torch.fx.symbolic_trace(model))
+        same = codes[0].code == codes[1].code and not any(
+            "training" in node.kwargs for node in codes[0].graph.nodes)
+        return codes[0] if same else None
+    except Exception:  # what is in a model's code, and so what tracing it raises, is anyone's
+        return None
+    finally:
+        for name, module in model.named_modules():
+            module.training = modes[name]
+
+
+def _fuse(traced: torch.fx.GraphModule) -> int:
+    """Puts activations and additions into the batch norms before them; how many it did."""
+    modules = dict(traced.named_modules())
+    calls: dict[str, int] = {}
+    for node in traced.graph.nodes:
+        if node.op == "call_module":
+            calls[node.target] = calls.get(node.target, 0) + 1
+    fused = 0
+    for bn in list(traced.graph.nodes):
+        if bn.op != "call_module" or type(modules[bn.target]) not in _CLASSES or calls[bn.target] != 1 \
+                or len(bn.users) != 1 or len(bn.args) != 1:
+            continue
+        user = next(iter(bn.users))
+        module = modules[bn.target]
+        activation = _activation_of(user, modules)
+        if activation and user.args and user.args[0] is bn:
+            module.__class__ = BatchNormReLU if activation == "relu" else BatchNormAct
+            module.activation = activation  # type: ignore[assignment]
+            user.replace_all_uses_with(bn)
+            traced.graph.erase_node(user)
+            fused += 1
+        elif _is_add(user) and len(user.users) == 1 and user.args[0] is not user.args[1]:
+            last = next(iter(user.users))
+            if _activation_of(last, modules) != "relu":
+                continue
+            other = user.args[1] if user.args[0] is bn else user.args[0]
+            module.__class__ = BatchNormAddReLU
+            module.activation = "relu"  # type: ignore[assignment]
+            with traced.graph.inserting_before(last):
+                both = traced.graph.call_module(bn.target, (bn.args[0], other))
+            last.replace_all_uses_with(both)
+            for node in (last, user, bn):
+                traced.graph.erase_node(node)
+            fused += 1
+    return fused
+
+
+def convert(model: nn.Module, *, fuse: bool = True) -> nn.Module:
+    """Has a model's batch norms computed by bnorm, those before a ReLU (ReLU6, Hardswish, SiLU), or before an
+    addition and a ReLU, together with these.
+
+    The modules become others in place: parameters, buffers, hooks, names and state_dict stay. For what fuse does
+    the model's forward becomes a graph (torch.fx), which is returned; where it cannot be traced, or does other
+    things in training than in evaluation, and with fuse=False, the model itself is returned, its batch norms alone
+    replaced. Batch norms of other classes stay."""
+    result = model
+    if fuse:
+        traced = _traced(model)
+        if traced is not None and _fuse(traced):
+            traced.graph.lint()
+            traced.recompile()
+            traced.train(model.training)
+            modes = dict(model.named_modules())
+            for name, module in traced.named_modules():
+                if name in modes:
+                    module.training = modes[name].training
+            result = traced
+    for module in result.modules():
+        if type(module) in _CLASSES:
+            module.__class__ = _CLASSES[type(module)]
+    return result

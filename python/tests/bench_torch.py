@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: MIT
+"""Models of torchvision with PyTorch's batch norms and with bnorm's (bnorm.torch.convert), step by step in turn.
+
+    python bench_torch.py [--models resnet50,densenet121,mobilenet_v2] [--images 8] [--size 128] [--threads 1,2]
+                          [--steps 7] [--markdown FILE]
+
+A step is forward, backward and an optimizer's step in training, forward alone in evaluation. What is printed is
+PyTorch's time, the median of the steps, and the median of the quotients of neighbouring steps. Of one thread it is
+the processor's time."""
+import argparse
+import copy
+import platform
+import statistics
+import time
+
+import torch
+import torchvision
+
+import bnorm
+import bnorm.torch
+
+
+def step(model, optimizer, x, labels, training, bf16):
+    # Of one thread the processor's time, which others on the machine disturb less.
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    began = clock()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16), torch.set_grad_enabled(training):
+        out = model(x)
+        if training:
+            loss = torch.nn.functional.cross_entropy(out.float(), labels)
+    if training:
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return clock() - began
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default="resnet50,densenet121,mobilenet_v2")
+    parser.add_argument("--images", type=int, default=8)
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--threads", default="1,2")
+    parser.add_argument("--steps", type=int, default=7)
+    parser.add_argument("--modes", default="train,eval")
+    parser.add_argument("--layouts", default="nchw,nhwc")
+    parser.add_argument("--types", default="f32,bf16")
+    parser.add_argument("--markdown")
+    options = parser.parse_args()
+
+    rows = [f"bnorm {bnorm.__version__} ({bnorm.isa()}), PyTorch {torch.__version__}, torchvision "
+            f"{torchvision.__version__}, Python {platform.python_version()}; {options.images} images of "
+            f"{options.size} x {options.size}", "",
+            "| model | step | layout | type | threads | PyTorch, ms | times as fast |", "|---|---|---|---|---|---|---|"]
+    print("\n".join(rows), flush=True)
+    for name in options.models.split(","):
+        for layout in options.layouts.split(","):
+            torch.manual_seed(1)
+            stock = torchvision.models.get_model(name, weights=None)
+            form = torch.channels_last if layout == "nhwc" else torch.contiguous_format
+            stock = stock.to(memory_format=form)
+            x = torch.randn(options.images, 3, options.size, options.size).to(memory_format=form)
+            labels = torch.randint(0, 1000, (options.images,))
+            models = [stock, bnorm.torch.convert(copy.deepcopy(stock))]
+            optimizers = [torch.optim.SGD(m.parameters(), 1e-3) for m in models]
+            for mode in options.modes.split(","):
+                for m in models:
+                    m.train(mode == "train")
+                for kind in options.types.split(","):
+                    for threads in map(int, options.threads.split(",")):
+                        torch.set_num_threads(threads)
+                        times = [[], []]
+                        for i in range(options.steps + 2):
+                            # Neither always goes first.
+                            for which in ((0, 1), (1, 0))[i % 2]:
+                                took = step(models[which], optimizers[which], x, labels, mode == "train", kind == "bf16")
+                                if i >= 2:
+                                    times[which].append(took)
+                        quotient = statistics.median(a / b for a, b in zip(*times))
+                        rows.append(f"| {name} | {mode} | {layout} | {kind} | {threads} | "
+                                    f"{statistics.median(times[0]) * 1e3:.0f} | {quotient:.2f} |")
+                        print(rows[-1], flush=True)
+    if options.markdown:
+        with open(options.markdown, "w", encoding="utf-8") as out:
+            out.write("\n".join(rows) + "\n")
+
+
+main()
