@@ -73,7 +73,24 @@ test-wheel: wheel ## installs the wheel for this machine in a new virtual enviro
 	$(BUILD)/wheel/venv/bin/pip install -q --no-index --no-deps --find-links $(BUILD)/wheel bnorm
 	cd $(BUILD)/wheel && venv/bin/python $(abspath python)/tests/test_numpy.py
 
+# A long download: PyTorch's wheel for Linux brings libraries for GPUs, 6 GB on disk. expecttest is what its own
+# samples of operations need.
+engines_ready = $(BUILD)/engines/venv/ready
+
+$(engines_ready):
+	rm -rf $(@D)
+	python3 -m venv $(@D)
+	$(@D)/bin/pip install -q torch torchvision expecttest
+	@touch $@
+
+engines: wheel $(engines_ready) ## bnorm.torch against the PyTorch of PyPI, which it downloads (3 GB, 6 GB on disk)
+	$(BUILD)/engines/venv/bin/pip install -q --no-index --no-deps --force-reinstall --find-links $(BUILD)/wheel bnorm
+	cd $(BUILD)/engines && venv/bin/python $(abspath python)/tests/test_torch.py
+
+bench-engines: engines ## networks with PyTorch's batch norms and with bnorm's, an hour (BENCH='--models resnet50 --threads 1')
+	cd $(BUILD)/engines && venv/bin/python $(abspath python)/tests/bench_torch.py $(BENCH)
+
 packages: ## every quick way into other projects, tried with small ones (tests/consumers)
 	JOBS=$(JOBS) tests/consumers/run.sh $(BUILD)/packages
 
-.PHONY: wheel test-wheel conan packages deb amalgamation verify-amalgamation dist
+.PHONY: engines bench-engines wheel test-wheel conan packages deb amalgamation verify-amalgamation dist

@@ -580,6 +580,210 @@ EXPORT int bnormpy_fold(python_object *arguments) {
     return end(&c, (int)bnorm_fold(count, gamma, beta, mean, var, eps, both, both + count));
 }
 
+/* ---------------------------------------------------------------------------------------------- */
+/* Batches in pieces, one per process. Arrays of doubles are the pieces' nodes. */
+
+static double *doubles(call *c, const char *name, int write, size_t *count) {
+    python_object *o = next(c);
+    const array_interface *a = o ? open_array(c, o, name, write) : NULL;
+    if (!a)
+        return NULL;
+    if (a->kind != 'f' || a->itemsize != 8 || !(a->flags & DENSE) || a->nd != 1) {
+        PyErr_Format(PyExc_ValueError, "%s has to be a dense array of float64", name);
+        c->failed = 1;
+        return NULL;
+    }
+    *count = (size_t)a->shape[0];
+    return a->data;
+}
+
+/* Doubles that are enough for a piece of n images. */
+EXPORT size_t bnormpy_partial_size(size_t channel_count, size_t n) {
+    return bnorm_partial_size(channel_count, n) / sizeof(double);
+}
+
+/* Of x, dy, residual and y, which begin with the images; then the number of the first image in the
+ * whole batch, nodes, gamma, beta, saved, act, a, b. Without dy, statistics; else sums of backward,
+ * for which the others are there. */
+EXPORT int bnormpy_collect(python_object *arguments) {
+    call c;
+    begin(&c, arguments);
+    tensor(&c, "x", 0);
+    tensor(&c, "dy", 0);
+    tensor(&c, "residual", 0);
+    tensor(&c, "y", 0);
+    const int bad = describe(&c);
+    if (c.failed || bad)
+        return bad;
+    /* Images that bnorm cuts into more could not be numbered through all pieces. */
+    if (c.shape.n != (size_t)c.sizes[0])
+        return end(&c, COPY);
+    bnorm_partial piece = {.c = c.shape.c, .first = (size_t)next_int(&c)};
+    size_t room = 0;
+    piece.nodes = doubles(&c, "nodes", 1, &room);
+    piece.size = room * sizeof(double);
+    bnorm_grad grad = {.residual = c.tensors[2].in, .y = c.tensors[3].in};
+    grad.gamma = channels(&c, "gamma", 0);
+    grad.beta = channels(&c, "beta", 0);
+    const float *saved = floats(&c, "saved", 4, 0);
+    grad.act = next_act(&c);
+    if (c.failed)
+        return end(&c, 0);
+    piece.op = saved ? BNORM_OP_BACKWARD : BNORM_OP_MOMENTS;
+    const size_t size = bnorm_workspace(piece.op, &c.shape);
+    struct scratch *s = take_scratch(&c, size);
+    if (!s)
+        return end(&c, 0);
+    void *state = unlock(&c);
+    bnorm_status status;
+    if (saved) {
+        grad.save_mean = saved;
+        grad.save_mean_lo = saved + c.shape.c;
+        grad.save_invstd = saved + 2 * c.shape.c;
+        status = bnorm_partial_collect_grad(&c.shape, c.tensors[0].in, c.tensors[1].in, &grad,
+                                            &piece, s->bytes, size, &c.exec);
+    } else {
+        status = bnorm_partial_collect(&c.shape, c.tensors[0].in, &piece, s->bytes, size, &c.exec);
+    }
+    lock(state);
+    keep_scratch(s);
+    return end(&c, (int)status);
+}
+
+/* All pieces into one: op, C, HW; counts, the images of each piece; slots, their nodes, all of one
+ * size; nodes, of the whole batch. */
+static bnorm_status next_batch(call *c, bnorm_op op, bnorm_partial *whole) {
+    c->shape.c = (size_t)next_int(c);
+    const size_t hw = (size_t)next_int(c);
+    size_t pieces = 0, all = 0, room = 0, first = 0;
+    const double *counts = doubles(c, "counts", 0, &pieces);
+    double *slots = doubles(c, "slots", 0, &all), *nodes = doubles(c, "nodes", 1, &room);
+    if (c->failed)
+        return BNORM_OK;
+    *whole =
+        (bnorm_partial){.op = op, .c = c->shape.c, .nodes = nodes, .size = room * sizeof(double)};
+    bnorm_status status = BNORM_OK;
+    for (size_t i = 0; i < pieces && status == BNORM_OK; i++) {
+        bnorm_partial piece = *whole;
+        piece.hw = hw;
+        piece.first = first;
+        piece.n = (size_t)counts[i];
+        piece.nodes = slots + i * (all / pieces);
+        piece.size = all / pieces * sizeof(double);
+        if (piece.n > 0)
+            status = bnorm_partial_merge(whole, &piece);
+        first += piece.n;
+    }
+    return status;
+}
+
+/* A batch's pieces, then gamma, beta, running_mean, running_var, saved, eps, rate, sample_variance,
+ * coefficients: 3*C floats for bnormpy_affine. */
+EXPORT int bnormpy_finish(python_object *arguments) {
+    call c;
+    begin(&c, arguments);
+    bnorm_partial whole;
+    bnorm_status status = next_batch(&c, BNORM_OP_MOMENTS, &whole);
+    bnorm_train train = {0};
+    train.gamma = channels(&c, "gamma", 0);
+    train.beta = channels(&c, "beta", 0);
+    train.running.mean = channels(&c, "running_mean", 1);
+    train.running.var = channels(&c, "running_var", 1);
+    float *saved = floats(&c, "saved", 4, 1);
+    train.eps = next_double(&c);
+    train.running.rate = next_double(&c);
+    train.running.variance = next_int(&c) ? BNORM_VARIANCE_SAMPLE : BNORM_VARIANCE_POPULATION;
+    float *coefficients = floats(&c, "coefficients", 3, 1);
+    if (c.failed)
+        return end(&c, 0);
+    train.save_mean = saved;
+    train.save_mean_lo = saved + c.shape.c;
+    train.save_invstd = saved + 2 * c.shape.c;
+    train.save_var = saved + 3 * c.shape.c;
+    if (status == BNORM_OK)
+        status = bnorm_partial_finish(&whole, &train, coefficients);
+    return end(&c, (int)status);
+}
+
+/* x, out, residual, coefficients, act, a, b */
+EXPORT int bnormpy_affine(python_object *arguments) {
+    call c;
+    begin(&c, arguments);
+    tensor(&c, "x", 0);
+    tensor(&c, "out", 1);
+    tensor(&c, "residual", 0);
+    const int bad = describe(&c);
+    if (c.failed || bad)
+        return bad;
+    const float *coefficients = floats(&c, "coefficients", 3, 0);
+    const bnorm_affine affine = {.center = coefficients,
+                                 .scale = coefficients + c.shape.c,
+                                 .shift = coefficients + 2 * c.shape.c,
+                                 .residual = c.tensors[2].in,
+                                 .act = next_act(&c)};
+    if (c.failed)
+        return end(&c, 0);
+    void *state = unlock(&c);
+    const bnorm_status status =
+        bnorm_apply(&c.shape, c.tensors[0].in, c.tensors[1].out, &affine, &c.exec);
+    lock(state);
+    return end(&c, (int)status);
+}
+
+/* A batch's pieces, then gamma, saved, gradients, coefficients: 5*C floats for bnormpy_apply_grad. */
+EXPORT int bnormpy_finish_grad(python_object *arguments) {
+    call c;
+    begin(&c, arguments);
+    bnorm_partial whole;
+    bnorm_status status = next_batch(&c, BNORM_OP_BACKWARD, &whole);
+    bnorm_grad grad = {0};
+    grad.gamma = channels(&c, "gamma", 0);
+    const float *saved = floats(&c, "saved", 4, 0);
+    grad.dgamma = floats(&c, "gradients", 2, 1);
+    float *coefficients = floats(&c, "coefficients", 5, 1);
+    if (c.failed)
+        return end(&c, 0);
+    grad.dbeta = grad.dgamma + c.shape.c;
+    grad.save_mean = saved;
+    grad.save_mean_lo = saved + c.shape.c;
+    grad.save_invstd = saved + 2 * c.shape.c;
+    if (status == BNORM_OK)
+        status = bnorm_partial_finish_grad(&whole, &grad, coefficients);
+    return end(&c, (int)status);
+}
+
+/* x, dy, dx, residual, y, dresidual, gamma, beta, saved, coefficients, act, a, b */
+EXPORT int bnormpy_apply_grad(python_object *arguments) {
+    call c;
+    begin(&c, arguments);
+    tensor(&c, "x", 0);
+    tensor(&c, "dy", 0);
+    tensor(&c, "dx", 1);
+    tensor(&c, "residual", 0);
+    tensor(&c, "y", 0);
+    tensor(&c, "dresidual", 1);
+    const int bad = describe(&c);
+    if (c.failed || bad)
+        return bad;
+    bnorm_grad grad = {
+        .residual = c.tensors[3].in, .y = c.tensors[4].in, .dresidual = c.tensors[5].out};
+    grad.gamma = channels(&c, "gamma", 0);
+    grad.beta = channels(&c, "beta", 0);
+    const float *saved = floats(&c, "saved", 4, 0);
+    const float *coefficients = floats(&c, "coefficients", 5, 0);
+    grad.act = next_act(&c);
+    if (c.failed)
+        return end(&c, 0);
+    grad.save_mean = saved;
+    grad.save_mean_lo = saved + c.shape.c;
+    grad.save_invstd = saved + 2 * c.shape.c;
+    void *state = unlock(&c);
+    const bnorm_status status = bnorm_partial_apply_grad(
+        &c.shape, c.tensors[0].in, c.tensors[1].in, c.tensors[2].out, &grad, coefficients, &c.exec);
+    lock(state);
+    return end(&c, (int)status);
+}
+
 EXPORT const char *bnormpy_version(void) {
     return bnorm_version();
 }

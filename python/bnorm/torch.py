@@ -19,6 +19,7 @@ import re
 from typing import Any, Optional
 
 import torch
+import torch.distributed as dist
 import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from . import Activation, _act, _native
 from . import _ACTS
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "BatchNormAct", "BatchNormAddReLU", "BatchNormReLU",
-           "batch_norm", "convert"]
+           "SyncBatchNorm", "batch_norm", "convert"]
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -54,13 +55,20 @@ def _array(t: Optional[Tensor]) -> Any:
     return (t.view(torch.int16) if t.dtype is torch.bfloat16 else t).numpy()
 
 
+def _form(x: Tensor) -> torch.memory_format:
+    last = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
+    return last if x.dim() in (4, 5) and x.is_contiguous(memory_format=last) else torch.contiguous_format
+
+
 def _call(function: Any, how: tuple[Any, ...], tensors: list[Optional[Tensor]], written: tuple[int, ...],
           rest: tuple[Any, ...]) -> None:
     if not function((*how, *map(_array, tensors), *rest)):
         return
-    # Strides that bnorm cannot do with.
-    dense = [t if t is None else torch.empty(t.shape, dtype=t.dtype) if i in written else t.contiguous()
-             for i, t in enumerate(tensors)]
+    # Strides that bnorm cannot do with: all tensors get those of the first, if it is dense.
+    assert tensors[0] is not None
+    form = _form(tensors[0])
+    dense = [t if t is None else torch.empty(t.shape, dtype=t.dtype, memory_format=form) if i in written
+             else t.contiguous(memory_format=form) for i, t in enumerate(tensors)]
     function((*how, *map(_array, dense), *rest))
     for i in written:
         if tensors[i] is not None:
@@ -112,8 +120,89 @@ class _Function(torch.autograd.Function):
                 gradients[1] if bias is not None else None, None, None, None, None, None, None)
 
 
+class _SyncFunction(torch.autograd.Function):
+    """Training with the statistics of the batches of all processes, which are numbered through in their order."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, residual: Optional[Tensor], weight: Optional[Tensor], bias: Optional[Tensor],
+                mean: Optional[Tensor], var: Optional[Tensor], rate: float, eps: float,
+                act: tuple[int, float, float], group: Any) -> Tensor:
+        n, c = x.shape[:2]
+        x = _images(x)
+        if residual is not None:
+            if residual.shape != x.shape or residual.dtype is not x.dtype:
+                raise ValueError("SyncBatchNorm: residual has not the shape and type of x")
+            residual = residual.contiguous(memory_format=_form(x))
+        how = (1, torch.get_num_threads(), x.dtype is torch.bfloat16)
+        sizes = torch.tensor([n, x[0, 0].numel() if n else 0])
+        all_sizes = [torch.empty_like(sizes) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(all_sizes, sizes, group)
+        counts = torch.stack(all_sizes)[:, 0].double()
+        hw = int(torch.stack(all_sizes)[:, 1].max())
+        first = int(counts[:dist.get_rank(group)].sum())
+        if int(counts.sum()) * hw == 1:
+            raise ValueError("Expected more than 1 value per channel when training")
+
+        piece = (counts, hw, first, c, group)
+        batch = _exchange(piece, how, [x, None, None, None], (None, None, None, 0, 0.0, 0.0))
+        saved, coefficients, y = torch.empty(4, c), torch.empty(3, c), torch.empty_like(x)
+        _native.finish((*how, *batch, _array(weight), _array(bias), _array(mean), _array(var), saved.numpy(), eps, rate,
+                        True, coefficients.numpy()))
+        if mean is not None and var is not None:
+            torch.autograd.graph.increment_version((mean, var))
+        if n:
+            _call(_native.affine, how, [x, y, residual], (1,), (coefficients.numpy(), *act))
+        by_y = residual is not None and act[0] in (1, 2, 3)
+        keep = residual if residual is not None and act[0] and not by_y else None
+        ctx.save_for_backward(x, weight, bias, saved, keep, y if by_y else None)
+        ctx.piece, ctx.act = piece, act
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        x, weight, bias, saved, residual, y = ctx.saved_tensors
+        wants_residual = ctx.needs_input_grad[1]
+        how = (1, torch.get_num_threads(), x.dtype is torch.bfloat16)
+        dy = dy.contiguous(memory_format=_form(x))
+        known = (_array(weight), _array(bias), saved.numpy())
+        batch = _exchange(ctx.piece, how, [x, dy, residual, y], (*known, *ctx.act))
+        gradients, coefficients = torch.empty(2, x.shape[1]), torch.empty(5, x.shape[1])
+        _native.finish_grad((*how, *batch, _array(weight), saved.numpy(), gradients.numpy(), coefficients.numpy()))
+        dx = torch.empty_like(x)
+        dresidual = torch.empty_like(x) if wants_residual and ctx.act[0] else None
+        if x.shape[0]:
+            _call(_native.apply_grad, how, [x, dy, dx, residual, y, dresidual], (2, 5),
+                  (*known, coefficients.numpy(), *ctx.act))
+        if wants_residual and not ctx.act[0]:
+            dresidual = dy
+        # DistributedDataParallel takes the mean over processes of what here is the sum already.
+        gradients /= len(ctx.piece[0])
+        return (dx, dresidual, gradients[0] if weight is not None else None,
+                gradients[1] if bias is not None else None, None, None, None, None, None, None)
+
+
+def _images(x: Tensor) -> Tensor:
+    """x with strides that leave its images whole."""
+    return x.contiguous(memory_format=_form(x))
+
+
+def _exchange(piece: Any, how: tuple[Any, ...], tensors: list[Optional[Tensor]], known: tuple[Any, ...]) -> Any:
+    """Reduces this process' part of the batch and gets all others': what _native.finish begins with."""
+    counts, hw, first, c, group = piece
+    slot = torch.zeros(_native.partial_size(c, int(counts.max())), dtype=torch.float64)
+    x = tensors[0]
+    if x is not None and x.shape[0]:
+        if _native.collect((*how, *map(_array, tensors), first, slot.numpy(), *known)):
+            raise RuntimeError("bnorm does not see the images of this tensor as such; please report it")
+    slots = torch.empty(len(counts) * slot.numel(), dtype=torch.float64)
+    dist.all_gather(list(slots.chunk(len(counts))), slot, group)
+    whole = torch.empty(_native.partial_size(c, int(counts.sum())), dtype=torch.float64)
+    return (c, hw, counts.numpy(), slots.numpy(), whole.numpy())
+
+
 def _is_for_bnorm(x: Tensor, *others: Optional[Tensor]) -> bool:
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) not in (Tensor, nn.Parameter) \
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or type(x) not in (Tensor, nn.Parameter) \
             or torch._C._functorch.peek_interpreter_stack() is not None:
         return False
     if x.device.type != "cpu" or x.dtype not in _TYPES or x.layout is not torch.strided or x.numel() == 0:
@@ -138,7 +227,7 @@ def _by_torch(x: Tensor, mean: Optional[Tensor], var: Optional[Tensor], weight: 
         return F.leaky_relu(y, a)
     if kind == 9:
         return F.elu(y, a)
-    result: Tensor = _PLAIN[kind](y)  # type: ignore[no-untyped-call]
+    result: Tensor = _PLAIN[kind](y)
     return result
 
 
@@ -166,7 +255,7 @@ class _Base(nn.modules.batchnorm._BatchNorm):
     activation: Activation = None
 
     def _forward(self, x: Tensor, residual: Optional[Tensor] = None) -> Tensor:
-        self._check_input_dim(x)
+        self._check_input_dim(x)  # type: ignore[no-untyped-call]
         rate = 0.0 if self.momentum is None else self.momentum
         if self.training and self.track_running_stats and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
@@ -208,7 +297,8 @@ class BatchNormAct(_Base):
             raise ValueError(f"expected 2 to 5 axes, got {input.dim()}")
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, activation={self.activation!r}"
+        stock: str = super().extra_repr()  # type: ignore[no-untyped-call]
+        return f"{stock}, activation={self.activation!r}"
 
 
 class BatchNormReLU(BatchNormAct):
@@ -220,6 +310,37 @@ class BatchNormAddReLU(BatchNormAct):
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:  # type: ignore[override]
         return self._forward(x, residual)
+
+
+class SyncBatchNorm(BatchNormAct):
+    """Batch norm whose statistics in training are those of the batches of all processes of a group of
+    torch.distributed, by gloo, for 2 to 5 axes: to the bits of one process with these batches one behind the other.
+    All processes have to call it, and backward, equally often; their batches may differ in size. Gradients of
+    weight and bias are the whole batch's divided by the number of processes, as DistributedDataParallel takes it."""
+
+    def __init__(self, num_features: int, *args: Any, activation: Activation = None, process_group: Any = None,
+                 **kwargs: Any) -> None:
+        super().__init__(num_features, *args, activation=activation, **kwargs)
+        self.process_group = process_group
+
+    def forward(self, x: Tensor, residual: Optional[Tensor] = None) -> Tensor:
+        group = self.process_group
+        if not self.training or not dist.is_initialized() or dist.get_world_size(group) == 1:
+            return self._forward(x, residual)
+        self._check_input_dim(x)
+        if x.device.type != "cpu" or x.dtype not in _TYPES:
+            raise ValueError(f"SyncBatchNorm is for tensors on the CPU, of float32, bfloat16 or float16, not {x.dtype} "
+                             f"on {x.device}")
+        rate = 0.0 if self.momentum is None else self.momentum
+        mean = var = None
+        if self.track_running_stats and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            mean, var = self.running_mean, self.running_var
+            if self.momentum is None:
+                rate = 1.0 / float(self.num_batches_tracked)
+        act = _ACTS.get(self.activation) or _act(self.activation)
+        result: Tensor = _SyncFunction.apply(x, residual, self.weight, self.bias, mean, var, rate, self.eps, act, group)
+        return result
 
 
 # --------------------------------------------------------------------------------------------------
@@ -286,7 +407,7 @@ def _fuse(traced: torch.fx.GraphModule) -> int:
         activation = _activation_of(user, modules)
         if activation and user.args and user.args[0] is bn:
             module.__class__ = BatchNormReLU if activation == "relu" else BatchNormAct
-            module.activation = activation  # type: ignore[assignment]
+            module.activation = activation
             user.replace_all_uses_with(bn)
             traced.graph.erase_node(user)
             fused += 1
@@ -296,7 +417,7 @@ def _fuse(traced: torch.fx.GraphModule) -> int:
                 continue
             other = user.args[1] if user.args[0] is bn else user.args[0]
             module.__class__ = BatchNormAddReLU
-            module.activation = "relu"  # type: ignore[assignment]
+            module.activation = "relu"
             with traced.graph.inserting_before(last):
                 both = traced.graph.call_module(bn.target, (bn.args[0], other))
             last.replace_all_uses_with(both)

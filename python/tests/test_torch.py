@@ -112,6 +112,24 @@ class Test(unittest.TestCase):
                 for a, b in zip(got, wanted):
                     self.close(a, b)
 
+    def test_samples_of_torch(self):
+        from torch.testing._internal.common_methods_invocations import op_db
+        op = next(op for op in op_db if op.name == "nn.functional.batch_norm")
+        count = 0
+        for dtype in (torch.float32, torch.bfloat16, torch.float64):
+            for sample in op.sample_inputs("cpu", dtype, requires_grad=True):
+                arguments, mine = (copy.deepcopy((sample.args, sample.kwargs)) for _ in range(2))
+                with self.subTest(sample=sample):
+                    x, y = (sample.input.detach().clone().requires_grad_() for _ in range(2))
+                    a, b = bt.batch_norm(x, *mine[0], **mine[1]), F.batch_norm(y, *arguments[0], **arguments[1])
+                    tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype is not torch.bfloat16 else {"rtol": .02, "atol": .02}
+                    torch.testing.assert_close(a, b, **tolerance)
+                    torch.testing.assert_close(mine, arguments, **tolerance)
+                    a.sum().backward(), b.sum().backward()
+                    torch.testing.assert_close(x.grad, y.grad, **tolerance)
+                    count += 1
+        self.assertGreater(count, 20)
+
     def test_strides(self):
         x = torch.randn(4, 5, 6)
         bn, ours = nn.BatchNorm1d(5), bt.BatchNorm1d(5)
@@ -242,6 +260,84 @@ class Test(unittest.TestCase):
         for other in results[1:]:
             for a, b in zip(results[0], other):
                 self.assertTrue(torch.equal(a, b))
+
+
+CUTS = {1: [(6,)], 2: [(3, 3), (1, 5), (6, 0)], 3: [(2, 1, 3)]}
+KINDS = [(torch.contiguous_format, torch.float32, "relu"), (torch.channels_last, torch.bfloat16, None)]
+
+
+def synchronised(rank, cuts, folder):
+    """One of the processes: its part of the batch in each of the cuts; what it computes goes to files."""
+    import torch.distributed as dist
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=len(cuts[0]))
+    for cut, kind in itertools.product(cuts, range(len(KINDS))):
+        form, dtype, activation = KINDS[kind]
+        torch.manual_seed(1)
+        x, r = (torch.randn(6, 5, 9, 7).to(dtype) for _ in range(2))
+        bn = fill(bt.SyncBatchNorm(5, activation=activation, momentum=0.3))
+        part = slice(sum(cut[:rank]), sum(cut[:rank + 1]))
+        x, r = (t[part].to(memory_format=form).requires_grad_() for t in (x, r))
+        weights = torch.linspace(-1, 1, 6 * 5 * 9 * 7).reshape(6, 5, 9, 7)[part].to(dtype)
+        of_images = []
+        for _ in range(2):
+            y = bn(x, r if activation else None)
+            (y * weights).sum().backward()
+            of_images += [t.detach().clone().contiguous() for t in (y, x.grad, *([r.grad] if activation else []))]
+        torch.save({"of images": of_images, "of all": [*bn.parameters(), *bn.buffers()],
+                    "gradients": [p.grad * len(cut) for p in bn.parameters()]}, f"{folder}/{cut} {kind} {rank}")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+class SyncTest(unittest.TestCase):
+
+    @classmethod
+    def setUpClass(cls):
+        import tempfile
+        cls.results = {}
+        for processes, cuts in CUTS.items():
+            with tempfile.TemporaryDirectory() as folder:
+                torch.multiprocessing.spawn(synchronised, (cuts, folder), processes)
+                for cut, kind in itertools.product(cuts, range(len(KINDS))):
+                    cls.results[cut, kind] = [torch.load(f"{folder}/{cut} {kind} {rank}") for rank in range(processes)]
+
+    def same(self, got, wanted):
+        self.assertEqual(len(got), len(wanted))
+        for a, b in zip(got, wanted):
+            self.assertTrue(torch.equal(a, b), (a - b).abs().max())
+
+    def test_bits_of_one_process(self):
+        for (cut, kind), parts in self.results.items():
+            with self.subTest(cut=cut, kind=KINDS[kind]):
+                whole = self.results[(6,), kind][0]
+                for i, wanted in enumerate(whole["of images"]):
+                    self.same([torch.cat([part["of images"][i] for part in parts])], [wanted])
+                for part in parts:
+                    self.same(part["of all"], whole["of all"])
+                    if len(cut) == 3:  # divided by the number of processes and multiplied again
+                        for a, b in zip(part["gradients"], whole["gradients"]):
+                            torch.testing.assert_close(a, b)
+                    else:
+                        self.same(part["gradients"], whole["gradients"])
+
+    def test_against_torch(self):
+        parts = self.results[(3, 3), 0]
+        torch.manual_seed(1)
+        x, r = (torch.randn(6, 5, 9, 7) for _ in range(2))
+        bn = fill(nn.BatchNorm2d(5, momentum=0.3))
+        x.requires_grad_()
+        y = F.relu(bn(x) + r)
+        (y * torch.linspace(-1, 1, y.numel()).reshape(y.shape)).sum().backward()
+        for i, wanted in enumerate((y.detach(), x.grad)):
+            self.close(torch.cat([part["of images"][i] for part in parts]), wanted)
+
+    def close(self, got, wanted):
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+
+    def test_one_process_alone(self):
+        x = torch.randn(4, 5)
+        torch.testing.assert_close(bt.SyncBatchNorm(5)(x), nn.BatchNorm1d(5)(x))
 
 
 if __name__ == "__main__":
