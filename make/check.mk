@@ -6,7 +6,7 @@
 
 python_scripts := $(addprefix scripts/,amalgamate check-calls dist)
 scripts := .ci/run $(filter-out $(python_scripts),$(wildcard scripts/*)) \
-	$(wildcard tests/*.sh tests/*/*.sh tools/*.sh examples/*/*.sh mpi/*.sh)
+	$(wildcard tests/*.sh tests/*/*.sh python/*/*.sh tools/*.sh examples/*/*.sh mpi/*.sh)
 formatted := $(shell find include src dispatch tests bench examples tools mpi python -name '*.[ch]' -o -name '*.cc')
 
 format: ## formats every C and C++ file

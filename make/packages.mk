@@ -73,6 +73,9 @@ test-wheel: wheel ## installs the wheel for this machine in a new virtual enviro
 	$(BUILD)/wheel/venv/bin/pip install -q --no-index --no-deps --find-links $(BUILD)/wheel bnorm
 	cd $(BUILD)/wheel && venv/bin/python $(abspath python)/tests/test_numpy.py
 
+test-wheel-aarch64: wheel ## the same of the wheel for AArch64, under qemu
+	python/tests/emulate_aarch64.sh $(BUILD)/wheel/emulated $(BUILD)/wheel/bnorm-*_aarch64.whl
+
 # A long download: PyTorch's wheel for Linux brings libraries for GPUs, 6 GB on disk. expecttest is what its own
 # samples of operations need.
 engines_ready = $(BUILD)/engines/venv/ready
@@ -93,4 +96,4 @@ bench-engines: engines ## networks with PyTorch's batch norms and with bnorm's, 
 packages: ## every quick way into other projects, tried with small ones (tests/consumers)
 	JOBS=$(JOBS) tests/consumers/run.sh $(BUILD)/packages
 
-.PHONY: engines bench-engines wheel test-wheel conan packages deb amalgamation verify-amalgamation dist
+.PHONY: test-wheel-aarch64 engines bench-engines wheel test-wheel conan packages deb amalgamation verify-amalgamation dist

@@ -21,6 +21,8 @@ extern python_object *PyObject_GetAttrString(python_object *o, const char *name)
 extern void *PyCapsule_GetPointer(python_object *capsule, const char *name);
 extern python_object *PyTuple_GetItem(python_object *tuple, intptr_t i);
 extern long PyLong_AsLong(python_object *o);
+extern intptr_t PyTuple_Size(python_object *tuple);
+extern void *PyLong_AsVoidPtr(python_object *o);
 extern double PyFloat_AsDouble(python_object *o);
 extern void Py_DecRef(python_object *o);
 extern python_object *PyErr_Occurred(void);
@@ -164,8 +166,8 @@ enum { MAX_TENSORS = 8, MAX_HELD = 24 };
 /* The arrays of one call. */
 typedef struct call {
     python_object *arguments;
-    intptr_t next; /* of them */
-    int bfloat16;
+    intptr_t next;                 /* of them */
+    int raw;                       /* not 0: arrays are addresses, see begin */
     python_object *held[MAX_HELD]; /* capsules, which keep the arrays alive */
     size_t held_count;
     int failed;                   /* an exception has been set */
@@ -207,8 +209,20 @@ static bnorm_act next_act(call *c) {
     return act;
 }
 
-/* Arguments begin with axis, threads, and whether int16 is bfloat16. The large arrays are left as
- * they are. */
+static int is_none(const python_object *o) {
+    return (const void *)o == (const void *)_Py_NoneStruct;
+}
+
+static int64_t item(call *c, python_object *tuple, intptr_t i) {
+    python_object *o = PyTuple_GetItem(tuple, i);
+    const long v = o ? PyLong_AsLong(o) : 0;
+    c->failed |= !o || (v == -1 && PyErr_Occurred());
+    return v;
+}
+
+/* Arguments begin with axis, threads and None, for arrays of NumPy. Or, for tensors that the caller
+ * has checked, as PyTorch's, with (type, sizes) instead of None: then a tensor is (address, strides
+ * in elements), and an array of floats an address. The large arrays are left as they are. */
 static void begin(call *c, python_object *arguments) {
     c->arguments = arguments;
     c->next = 0;
@@ -219,11 +233,23 @@ static void begin(call *c, python_object *arguments) {
     c->axes.channel_axis = (int)next_int(c);
     const long threads = next_int(c);
     c->threads = threads < 1 ? 1 : threads > MAX_THREADS ? MAX_THREADS : (size_t)threads;
-    c->bfloat16 = next_int(c) != 0;
-}
-
-static int is_none(const python_object *o) {
-    return (const void *)o == (const void *)_Py_NoneStruct;
+    python_object *known = next(c);
+    c->raw = known && !is_none(known);
+    if (!c->raw)
+        return;
+    c->axes.dtype = (bnorm_dtype)item(c, known, 0);
+    python_object *sizes = c->failed ? NULL : PyTuple_GetItem(known, 1);
+    const intptr_t count = sizes ? PyTuple_Size(sizes) : -1;
+    c->failed |= count < 0;
+    if (count > BNORM_MAX_DIMS) {
+        PyErr_Format(PyExc_ValueError, "x has too many axes");
+        c->failed = 1;
+    }
+    for (intptr_t i = 0; i < count && !c->failed; i++)
+        c->sizes[i] = item(c, sizes, i);
+    c->axes.ndim = (size_t)count;
+    c->axes.sizes = c->sizes;
+    c->axes.any_order = 1;
 }
 
 static const array_interface *open_array(call *c, python_object *o, const char *name, int write) {
@@ -254,6 +280,11 @@ static float *floats(call *c, const char *name, size_t rows, int write) {
     python_object *o = next(c);
     if (!o || is_none(o))
         return NULL;
+    if (c->raw) {
+        float *p = PyLong_AsVoidPtr(o);
+        c->failed |= !p && PyErr_Occurred();
+        return p;
+    }
     const array_interface *a = open_array(c, o, name, write);
     if (!a)
         return NULL;
@@ -274,13 +305,13 @@ static float *channels(call *c, const char *name, int write) {
     return floats(c, name, 1, write);
 }
 
-/* The type of elements. bfloat16 is that of the package ml_dtypes, or int16 where that is said. */
-static int dtype_of(const call *c, const array_interface *a, bnorm_dtype *type) {
+/* The type of elements, bfloat16 being that of the package ml_dtypes. */
+static int dtype_of(const array_interface *a, bnorm_dtype *type) {
     if (a->kind == 'f' && a->itemsize == 4)
         *type = BNORM_F32;
     else if (a->kind == 'f' && a->itemsize == 2)
         *type = BNORM_F16;
-    else if (a->itemsize == 2 && a->kind == (c->bfloat16 ? 'i' : 'V'))
+    else if (a->kind == 'V' && a->itemsize == 2)
         *type = BNORM_BF16;
     else
         return 0;
@@ -293,11 +324,21 @@ static size_t tensor(call *c, const char *name, int write) {
     python_object *o = next(c);
     if (!o || is_none(o))
         return i;
+    bnorm_ndarray *t = &c->tensors[i];
+    if (c->raw) {
+        python_object *address = PyTuple_GetItem(o, 0), *strides = PyTuple_GetItem(o, 1);
+        t->data = address ? PyLong_AsVoidPtr(address) : NULL;
+        c->failed |= !strides || PyErr_Occurred();
+        for (size_t k = 0; k < c->axes.ndim && !c->failed; k++)
+            c->strides[i][k] = item(c, strides, (intptr_t)k);
+        t->strides = c->strides[i];
+        return i;
+    }
     const array_interface *a = open_array(c, o, name, write);
     if (!a)
         return i;
     bnorm_dtype type;
-    if (!dtype_of(c, a, &type)) {
+    if (!dtype_of(a, &type)) {
         PyErr_Format(PyExc_TypeError,
                      "%s is not of float32, float16 or bfloat16: convert it with astype", name);
         c->failed = 1;
@@ -322,7 +363,6 @@ static size_t tensor(call *c, const char *name, int write) {
         c->failed = 1;
         return i;
     }
-    bnorm_ndarray *t = &c->tensors[i];
     t->data = a->data;
     t->itemsize = (size_t)a->itemsize;
     if (a->strides) {
@@ -412,7 +452,7 @@ static int end(call *c, int status) {
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* What is called, with a tuple of axis, threads, whether int16 is bfloat16, and what is said at each. Returns 0, or COPY + the number of a tensor
+/* What is called, with a tuple of what begin() takes and what is said at each. Returns 0, or COPY + the number of a tensor
  * that needs other strides, counted from 0 in the order of the arguments, or something else with an
  * exception. */
 

@@ -66,7 +66,7 @@ def _floats(array: Optional[Array]) -> Optional[Array]:
     return None if array is None else np.ascontiguousarray(array, np.float32)
 
 
-def _with_copies(function: Any, how: Sequence[int], tensors: list[Optional[Array]], written: Sequence[int],
+def _with_copies(function: Any, how: Sequence[Any], tensors: list[Optional[Array]], written: Sequence[int],
                  rest: Sequence[Any]) -> None:
     """Calls function with copies, in C's order, of the tensors; those that are written are copied back."""
     dense = [t if t is None or t.flags.c_contiguous else _empty(t.shape, t.dtype) if i in written
@@ -96,7 +96,7 @@ def batch_norm(x: Array, mean: Array, var: Array, gamma: Optional[Array] = None,
     if out is None:
         out = _empty_like(x)
     kind, a, b = _ACTS.get(activation) or _act(activation)
-    how = (axis, _threads if threads is None else threads, 0)
+    how = (axis, _threads if threads is None else threads, None)
     rest = (mean, var, gamma, beta, eps, kind, a, b)
     if _apply((*how, x, out, residual, *rest)):
         _with_copies(_apply, how, [x, out, residual], (1,), rest)
@@ -153,7 +153,7 @@ def batch_norm_train(x: Array, gamma: Optional[Array] = None, beta: Optional[Arr
     saved = _empty((4, x.shape[axis]), _float32)
     rest = (gamma, beta, running_mean, running_var, saved, eps, rate, sample_variance,
             kind, a, b)
-    how = (axis, _threads if threads is None else threads, 0)
+    how = (axis, _threads if threads is None else threads, None)
     if _train((*how, x, out, residual, *rest)):
         _with_copies(_train, how, [x, out, residual], (1,), rest)
     return out, Saved(saved)
@@ -180,7 +180,7 @@ def batch_norm_backward(dy: Array, x: Array, saved: Optional[Saved] = None, gamm
     gradients = _empty((2, x.shape[axis]), _float32)
     dresidual = _empty_like(x) if want_dresidual else None
     rest = (gamma, beta, mean, var, None if saved is None else saved.statistics, gradients, eps, kind, a, b)
-    how = (axis, _threads if threads is None else threads, 0)
+    how = (axis, _threads if threads is None else threads, None)
     if _backward((*how, x, dy, dx, residual, y, dresidual, *rest)):
         _with_copies(_backward, how, [x, dy, dx, residual, y, dresidual], (2, 5), rest)
     return Gradients(dx, gradients[0], gradients[1], dresidual)
@@ -189,7 +189,7 @@ def batch_norm_backward(dy: Array, x: Array, saved: Optional[Saved] = None, gamm
 def moments(x: Array, *, axis: int = -1, threads: Optional[int] = None) -> tuple[Array, Array]:
     """Mean and population variance of each channel."""
     result = _empty((2, x.shape[axis]), np.float32)
-    how = (axis, _threads if threads is None else threads, 0)
+    how = (axis, _threads if threads is None else threads, None)
     if _native.moments((*how, x, result)):
         _with_copies(_native.moments, how, [x], (), (result,))
     return result[0], result[1]
@@ -200,5 +200,5 @@ def fold(mean: Array, var: Array, gamma: Optional[Array] = None, beta: Optional[
     """(scale, shift) such that x*scale + shift is the batch norm of x with these statistics."""
     mean = np.ascontiguousarray(mean, np.float32)
     result = _empty((2, mean.size), np.float32)
-    _native.fold((0, 1, 0, mean.size, _floats(gamma), _floats(beta), mean, _floats(var), eps, result))
+    _native.fold((0, 1, None, mean.size, _floats(gamma), _floats(beta), mean, _floats(var), eps, result))
     return result[0], result[1]

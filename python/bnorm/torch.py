@@ -30,7 +30,7 @@ from . import _ACTS
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "BatchNormAct", "BatchNormAddReLU", "BatchNormReLU",
            "SyncBatchNorm", "batch_norm", "convert"]
 
-_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 def _share_threads() -> None:
@@ -48,11 +48,17 @@ def _share_threads() -> None:
 _share_threads()
 
 
-def _array(t: Optional[Tensor]) -> Any:
-    if t is None:
-        return None
-    t = t.detach()
-    return (t.view(torch.int16) if t.dtype is torch.bfloat16 else t).numpy()
+def _how(x: Tensor) -> tuple[Any, ...]:
+    """What calls begin with: the channels' axis, the number of threads, and what x is."""
+    return (1, torch.get_num_threads(), (_TYPES[x.dtype], x.shape))
+
+
+def _memory(t: Optional[Tensor]) -> Any:
+    return None if t is None else (t.data_ptr(), t.stride())
+
+
+def _address(t: Optional[Tensor]) -> Any:
+    return None if t is None else t.data_ptr()
 
 
 def _form(x: Tensor) -> torch.memory_format:
@@ -62,17 +68,40 @@ def _form(x: Tensor) -> torch.memory_format:
 
 def _call(function: Any, how: tuple[Any, ...], tensors: list[Optional[Tensor]], written: tuple[int, ...],
           rest: tuple[Any, ...]) -> None:
-    if not function((*how, *map(_array, tensors), *rest)):
+    if not function((*how, *map(_memory, tensors), *rest)):
         return
     # Strides that bnorm cannot do with: all tensors get those of the first, if it is dense.
     assert tensors[0] is not None
     form = _form(tensors[0])
     dense = [t if t is None else torch.empty(t.shape, dtype=t.dtype, memory_format=form) if i in written
              else t.contiguous(memory_format=form) for i, t in enumerate(tensors)]
-    function((*how, *map(_array, dense), *rest))
+    function((*how, *map(_memory, dense), *rest))
     for i in written:
         if tensors[i] is not None:
             tensors[i].copy_(dense[i])  # type: ignore[union-attr, arg-type]
+
+
+def _forward(x: Tensor, residual: Optional[Tensor], weight: Optional[Tensor], bias: Optional[Tensor],
+             mean: Optional[Tensor], var: Optional[Tensor], training: bool, rate: float, eps: float,
+             act: tuple[int, float, float]) -> tuple[Tensor, Optional[Tensor]]:
+    """y, and in training what backward needs of the statistics."""
+    y = torch.empty_like(x)
+    if not training:
+        _call(_native.apply, _how(x), [x, y, residual], (1,),
+              (_address(mean), _address(var), _address(weight), _address(bias), eps, *act))
+        return y, None
+    saved = torch.empty(4, x.shape[1])
+    _call(_native.train, _how(x), [x, y, residual], (1,),
+          (_address(weight), _address(bias), _address(mean), _address(var), saved.data_ptr(), eps, rate, True, *act))
+    if mean is not None and var is not None:
+        torch._C._increment_version((mean, var))
+    return y, saved
+
+
+def _refuse_twice() -> None:
+    # torch.autograd.function.once_differentiable says the same, in 15 us.
+    if torch.is_grad_enabled():
+        raise RuntimeError("bnorm has no gradients of gradients: use torch.nn's batch norm, or float64, for create_graph")
 
 
 class _Function(torch.autograd.Function):
@@ -82,38 +111,28 @@ class _Function(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, residual: Optional[Tensor], weight: Optional[Tensor], bias: Optional[Tensor],
                 mean: Optional[Tensor], var: Optional[Tensor], training: bool, rate: float, eps: float,
                 act: tuple[int, float, float]) -> Tensor:
-        y = torch.empty_like(x)
-        how = (1, torch.get_num_threads(), x.dtype is torch.bfloat16)
-        parameters = (_array(weight), _array(bias))
-        saved = None
+        y, saved = _forward(x, residual, weight, bias, mean, var, training, rate, eps, act)
         if training:
-            saved = torch.empty(4, x.shape[1])
-            _call(_native.train, how, [x, y, residual], (1,),
-                  (*parameters, _array(mean), _array(var), saved.numpy(), eps, rate, True, *act))
-            if mean is not None and var is not None:
-                torch.autograd.graph.increment_version((mean, var))
             mean = var = None
-        else:
-            _call(_native.apply, how, [x, y, residual], (1,), (_array(mean), _array(var), *parameters, eps, *act))
         # ReLU, clamp and leaky ReLU can be told from y; without a residual their argument is computed again.
         by_y = residual is not None and act[0] in (1, 2, 3)
         keep = residual if residual is not None and act[0] and not by_y else None
         ctx.save_for_backward(x, weight, bias, mean, var, saved, keep, y if by_y else None)
-        ctx.eps, ctx.act, ctx.has_residual = eps, act, residual is not None
+        ctx.eps, ctx.act = eps, act
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        _refuse_twice()
         x, weight, bias, mean, var, saved, residual, y = ctx.saved_tensors
         wants_x, wants_residual = ctx.needs_input_grad[:2]
         dx = torch.empty_like(x) if wants_x else None
         dresidual = torch.empty_like(x) if wants_residual and ctx.act[0] else None
         gradients = torch.empty(2, x.shape[1])
-        how = (1, torch.get_num_threads(), x.dtype is torch.bfloat16)
+        how = _how(x)
         _call(_native.backward, how, [x, dy, dx, residual, y, dresidual], (2, 5),
-              (_array(weight), _array(bias), _array(mean), _array(var), _array(saved), gradients.numpy(), ctx.eps,
-               *ctx.act))
+              (_address(weight), _address(bias), _address(mean), _address(var), _address(saved), gradients.data_ptr(),
+               ctx.eps, *ctx.act))
         if wants_residual and not ctx.act[0]:
             dresidual = dy
         return (dx, dresidual, gradients[0] if weight is not None else None,
@@ -133,7 +152,7 @@ class _SyncFunction(torch.autograd.Function):
             if residual.shape != x.shape or residual.dtype is not x.dtype:
                 raise ValueError("SyncBatchNorm: residual has not the shape and type of x")
             residual = residual.contiguous(memory_format=_form(x))
-        how = (1, torch.get_num_threads(), x.dtype is torch.bfloat16)
+        how = _how(x)
         sizes = torch.tensor([n, x[0, 0].numel() if n else 0])
         all_sizes = [torch.empty_like(sizes) for _ in range(dist.get_world_size(group))]
         dist.all_gather(all_sizes, sizes, group)
@@ -146,12 +165,12 @@ class _SyncFunction(torch.autograd.Function):
         piece = (counts, hw, first, c, group)
         batch = _exchange(piece, how, [x, None, None, None], (None, None, None, 0, 0.0, 0.0))
         saved, coefficients, y = torch.empty(4, c), torch.empty(3, c), torch.empty_like(x)
-        _native.finish((*how, *batch, _array(weight), _array(bias), _array(mean), _array(var), saved.numpy(), eps, rate,
-                        True, coefficients.numpy()))
+        _native.finish((*how, *batch, _address(weight), _address(bias), _address(mean), _address(var),
+                        saved.data_ptr(), eps, rate, True, coefficients.data_ptr()))
         if mean is not None and var is not None:
-            torch.autograd.graph.increment_version((mean, var))
+            torch._C._increment_version((mean, var))
         if n:
-            _call(_native.affine, how, [x, y, residual], (1,), (coefficients.numpy(), *act))
+            _call(_native.affine, how, [x, y, residual], (1,), (coefficients.data_ptr(), *act))
         by_y = residual is not None and act[0] in (1, 2, 3)
         keep = residual if residual is not None and act[0] and not by_y else None
         ctx.save_for_backward(x, weight, bias, saved, keep, y if by_y else None)
@@ -159,21 +178,22 @@ class _SyncFunction(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        _refuse_twice()
         x, weight, bias, saved, residual, y = ctx.saved_tensors
         wants_residual = ctx.needs_input_grad[1]
-        how = (1, torch.get_num_threads(), x.dtype is torch.bfloat16)
+        how = _how(x)
         dy = dy.contiguous(memory_format=_form(x))
-        known = (_array(weight), _array(bias), saved.numpy())
+        known = (_address(weight), _address(bias), saved.data_ptr())
         batch = _exchange(ctx.piece, how, [x, dy, residual, y], (*known, *ctx.act))
         gradients, coefficients = torch.empty(2, x.shape[1]), torch.empty(5, x.shape[1])
-        _native.finish_grad((*how, *batch, _array(weight), saved.numpy(), gradients.numpy(), coefficients.numpy()))
+        _native.finish_grad((*how, *batch, _address(weight), saved.data_ptr(), gradients.data_ptr(),
+                             coefficients.data_ptr()))
         dx = torch.empty_like(x)
         dresidual = torch.empty_like(x) if wants_residual and ctx.act[0] else None
         if x.shape[0]:
             _call(_native.apply_grad, how, [x, dy, dx, residual, y, dresidual], (2, 5),
-                  (*known, coefficients.numpy(), *ctx.act))
+                  (*known, coefficients.data_ptr(), *ctx.act))
         if wants_residual and not ctx.act[0]:
             dresidual = dy
         # DistributedDataParallel takes the mean over processes of what here is the sum already.
@@ -193,7 +213,7 @@ def _exchange(piece: Any, how: tuple[Any, ...], tensors: list[Optional[Tensor]],
     slot = torch.zeros(_native.partial_size(c, int(counts.max())), dtype=torch.float64)
     x = tensors[0]
     if x is not None and x.shape[0]:
-        if _native.collect((*how, *map(_array, tensors), first, slot.numpy(), *known)):
+        if _native.collect((*how, *map(_memory, tensors), first, slot.numpy(), *known)):
             raise RuntimeError("bnorm does not see the images of this tensor as such; please report it")
     slots = torch.empty(len(counts) * slot.numel(), dtype=torch.float64)
     dist.all_gather(list(slots.chunk(len(counts))), slot, group)
@@ -201,13 +221,16 @@ def _exchange(piece: Any, how: tuple[Any, ...], tensors: list[Optional[Tensor]],
     return (c, hw, counts.numpy(), slots.numpy(), whole.numpy())
 
 
-def _is_for_bnorm(x: Tensor, *others: Optional[Tensor]) -> bool:
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or type(x) not in (Tensor, nn.Parameter) \
-            or torch._C._functorch.peek_interpreter_stack() is not None:
+def _is_for_bnorm(x: Tensor, *parameters: Optional[Tensor]) -> bool:
+    if type(x) is not Tensor or not x.is_cpu or x.dtype not in _TYPES or x.layout is not torch.strided \
+            or x.dim() < 2 or not x.numel() or torch.compiler.is_compiling() \
+            or torch._C._get_tracing_state() is not None or torch._C._functorch.peek_interpreter_stack() is not None:
         return False
-    if x.device.type != "cpu" or x.dtype not in _TYPES or x.layout is not torch.strided or x.numel() == 0:
-        return False
-    return all(t is None or (t.device.type == "cpu" and t.dtype is torch.float32 and t.is_contiguous()) for t in others)
+    for t in parameters:
+        if t is not None and (t.dtype is not torch.float32 or not t.is_cpu or t.shape != x.shape[1:2]
+                              or not t.is_contiguous()):
+            return False
+    return True
 
 
 _PLAIN = {0: lambda v: v, 1: F.relu, 5: torch.sigmoid, 6: F.silu, 7: torch.tanh, 8: F.gelu, 10: F.softplus, 11: F.mish,
@@ -243,6 +266,8 @@ def batch_norm(x: Tensor, running_mean: Optional[Tensor], running_var: Optional[
         return _by_torch(x, running_mean, running_var, weight, bias, training, momentum, eps, act, residual)
     if training and x.numel() == x.shape[1]:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.size()}")
+    if not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in (x, residual, weight, bias)):
+        return _forward(x, residual, weight, bias, running_mean, running_var, training, momentum, eps, act)[0]
     result: Tensor = _Function.apply(x, residual, weight, bias, running_mean, running_var, training, momentum, eps, act)
     return result
 

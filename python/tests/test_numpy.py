@@ -267,6 +267,7 @@ class Test(unittest.TestCase):
             self.assertEqual(y.tobytes(), results[0][0].tobytes())
         self.assertEqual(os.environ.get("BNORM_ISA", bnorm.isa()), bnorm.isa())
 
+    @unittest.skipIf("BNORM_TEST_NO_FORK" in os.environ, "said so")
     def test_fork(self):
         x = data(8, 32, 40, 40)
         y = bnorm.batch_norm_train(x, axis=1, threads=2)[0]

@@ -166,6 +166,13 @@ class Test(unittest.TestCase):
         bn.train()(x)
         with self.assertRaisesRegex(RuntimeError, "modified by an inplace operation"):
             y.backward()
+        with self.assertRaisesRegex(RuntimeError, "gradients of gradients"):
+            torch.autograd.grad(bn(x).square().sum(), x, create_graph=True)
+        for wrong in (torch.ones(4), torch.ones(6)):
+            with self.assertRaises(RuntimeError):
+                bt.batch_norm(x, wrong, wrong)
+            with self.assertRaises(RuntimeError):
+                bt.batch_norm(x, None, None, wrong, training=True)
 
     def test_convert(self):
         for training in (True, False):
