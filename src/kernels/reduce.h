@@ -1191,12 +1191,29 @@ BNORM_INLINE const float *repeat(float *pattern, const float *p, size_t c, size_
     return pattern;
 }
 
+static void sum_tile(const struct sum_block *k, size_t valid, double *a, double *b, double *first,
+                     double *second) {
+    sum_channels(k, a, b);
+    finish_block(k, valid, a, b, first, second);
+}
+
+/* Where v is computed of several rows in one, or beside padding. Not inlined: what it takes of stack
+ * is for few channels. */
+BNORM_RARE void sum_repeated(const struct sum_block *k, size_t valid, double *a, double *b,
+                             double *first, double *second) {
+    float center[BNORM_MAX_LANES], scale[BNORM_MAX_LANES], shift[BNORM_MAX_LANES];
+    struct sum_block repeated = *k;
+    repeated.s.center = repeat(center, k->s.center, k->c, valid, k->chains);
+    repeated.s.scale = repeat(scale, k->s.scale, k->c, valid, k->chains);
+    repeated.s.shift = repeat(shift, k->s.shift, k->c, valid, k->chains);
+    sum_tile(&repeated, valid, a, b, first, second);
+}
+
 /* A block of c <= BNORM_TILE channels. */
 static void reduce_tile(const struct sum_rows *s, size_t count, size_t c, size_t valid,
                         size_t chains, double *first, double *second) {
     double a[BNORM_TILE + BNORM_PAD], b[BNORM_TILE + BNORM_PAD];
     float pivot[BNORM_TILE + BNORM_PAD];
-    float center[BNORM_MAX_LANES], scale[BNORM_MAX_LANES], shift[BNORM_MAX_LANES];
     struct sum_block k = {*s, count, c, chains};
     if (s->a)
         round_centers(s, c, valid, pivot);
@@ -1204,13 +1221,10 @@ static void reduce_tile(const struct sum_rows *s, size_t count, size_t c, size_t
         sample_rows(s, count, c, pivot);
     repeat_lanes(pivot, c, chains);
     k.s.pivot = pivot;
-    if (s->a && reads_x(s->a->pre) && (chains > 1 || valid < c)) {
-        k.s.center = repeat(center, s->center, c, valid, chains);
-        k.s.scale = repeat(scale, s->scale, c, valid, chains);
-        k.s.shift = repeat(shift, s->shift, c, valid, chains);
-    }
-    sum_channels(&k, a, b);
-    finish_block(&k, valid, a, b, first, second);
+    if (s->a && reads_x(s->a->pre) && (chains > 1 || valid < c))
+        sum_repeated(&k, valid, a, b, first, second);
+    else
+        sum_tile(&k, valid, a, b, first, second);
 }
 
 /* Of c lanes in memory: padding of rows without gaps is added up too, for nothing. */
