@@ -611,11 +611,11 @@ struct plane_sums {
 
 /* Adds four floats. */
 BNORM_INLINE void add_four(double *sums, const float *fours) {
-    enum { LANES = VEC_D < 4 ? VEC_D : 4 };
-    for (size_t k = 0; k < 4; k += LANES)
+    const size_t lanes = lesser(VEC_D, 4);
+    for (size_t k = 0; k < 4; k += lanes)
         store_d_lanes(sums + k,
-                      vec_add_d(load_d_lanes(sums + k, LANES), widen_lanes(fours + k, LANES)),
-                      LANES);
+                      vec_add_d(load_d_lanes(sums + k, lanes), widen_lanes(fours + k, lanes)),
+                      lanes);
 }
 
 /* Planes of `len` elements; `adds`: the sums of groups are added to those of planes. */
