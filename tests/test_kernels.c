@@ -1007,7 +1007,7 @@ static bnorm_act some_act(struct trial *r, size_t round) {
 
 /* Sum of enum bnorm_hint; half of the time none. */
 static unsigned some_hints(struct trial *r) {
-    return one_in(r, 2) ? 0 : (unsigned)rng_below(r->rng, 8);
+    return one_in(r, 2) ? 0 : (unsigned)rng_below(r->rng, 16);
 }
 
 /* Where apply writes. */

@@ -578,7 +578,7 @@ BNORM_FORMS(forward_f16, FORWARD, BNORM_F16, BNORM_ANY, 0)
 BNORM_FORMS(forward_any, FORWARD, BNORM_ANY, BNORM_ANY, 0)
 BNORM_FORMS(backward_identity, BACKWARD, BNORM_F32, BNORM_ACT_IDENTITY, 1)
 BNORM_FORMS(backward_relu, BACKWARD, BNORM_F32, BNORM_ACT_RELU, 1)
-BNORM_FORMS(backward_frozen, BACKWARD, BNORM_F32, BNORM_ACT_IDENTITY, 0)
+BNORM_FORMS(backward_frozen, BACKWARD, BNORM_F32, BNORM_ANY, 0)
 BNORM_FORMS(backward_bf16, BACKWARD, BNORM_BF16, BNORM_ANY, 1)
 BNORM_FORMS(backward_f16, BACKWARD, BNORM_F16, BNORM_ANY, 1)
 BNORM_FORM(backward_any_rows, map_runs, BACKWARD, LOADED, BNORM_ANY, BNORM_ANY, 0)
@@ -613,7 +613,7 @@ BNORM_INLINE const struct functions *functions_of(const struct mapping *m) {
         typed &= m->act.kind <= BNORM_ACT_CLAMP;
     else
         typed &= m->act.kind <= BNORM_ACT_RELU && m->has_out && m->centred &&
-                 !(identity && m->has_dresidual) && !(frozen && !(identity && float32));
+                 !(identity && float32 && m->has_dresidual) && (float32 || !frozen);
     if (frozen)
         which = BNORM_ACT_CLAMP;
     return &map_functions[m->direction][typed ? which : BNORM_OTHERS];
