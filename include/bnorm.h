@@ -149,6 +149,15 @@ typedef struct bnorm_out {
     size_t image_stride;
 } bnorm_out;
 
+/* A dense tensor as an argument. All members are there, as compilers of C++ warn of some alone. */
+#if defined(__cplusplus)
+#define BNORM_IN(data)  (bnorm_in({(data), 0, 0}))
+#define BNORM_OUT(data) (bnorm_out({(data), 0, 0}))
+#else
+#define BNORM_IN(data)  ((bnorm_in){(data), 0, 0})
+#define BNORM_OUT(data) ((bnorm_out){(data), 0, 0})
+#endif
+
 /* ---- Activations ----------------------------------------------------------------------------- */
 
 typedef enum BNORM_INT bnorm_act_kind {

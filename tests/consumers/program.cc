@@ -14,8 +14,8 @@ int main() {
     bnorm_train train = {};
     train.eps = 1e-3;
     std::vector<char> ws(bnorm_workspace(BNORM_OP_FORWARD_TRAIN, &shape));
-    const bnorm_status status =
-        bnorm_forward_train(&shape, {x, 0, 0}, {y, 0, 0}, &train, ws.data(), ws.size(), nullptr);
+    const bnorm_status status = bnorm_forward_train(&shape, BNORM_IN(x), BNORM_OUT(y), &train,
+                                                    ws.data(), ws.size(), nullptr);
     std::printf("bnorm %s, %s: %.9f %.9f: %s\n", bnorm_version(), bnorm_isa_name(nullptr), y[0],
                 y[1], bnorm_strerror(status));
     return status != BNORM_OK || std::fabs(y[0] + 0.998005980f) > 1e-7f || y[1] != -y[0];
