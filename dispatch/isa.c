@@ -5,7 +5,6 @@
 #include "../src/base.h"
 
 #include "isa.h"
-#include "cpu.h"
 
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -16,14 +15,9 @@ static const struct {
     unsigned cpu;
     const bnorm_isa *isa;
 } sets[] = {
-#if BNORM_HAVE_X86
-    {BNORM_CPU_AVX512, &bnorm_isa_avx512},
-    {BNORM_CPU_AVX2, &bnorm_isa_avx2},
-#endif
-#if BNORM_HAVE_NEON
-    {BNORM_CPU_NEON, &bnorm_isa_neon},
-#endif
-    {BNORM_CPU_SCALAR, &bnorm_isa_scalar},
+#define X(cpu, name) {cpu, &bnorm_isa_##name},
+    BNORM_SETS(X)
+#undef X
 };
 
 const bnorm_isa *bnorm_isa_at(size_t i) {

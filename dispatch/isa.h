@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * The one list of kernels. Prototypes, the table type, every kernel set's table, the tests and the
- * benches come from it.
+ * The lists of kernels and of their sets. Prototypes, the tables' types, every set's tables, the
+ * tests and the benches come from them.
  *
  * Kernels are leaf functions: no checks, no allocation, no globals; they touch exactly the elements
  * named by their arguments. Strides are element counts between runs. Two families:
@@ -14,6 +14,7 @@
 
 #include <stddef.h>
 #include "bnorm.h"
+#include "cpu.h"
 
 /* 1 = link with SLEEF, for the activations from BNORM_ACT_SIGMOID on. */
 #ifndef BNORM_SLEEF
@@ -161,12 +162,19 @@ typedef struct bnorm_grad_coefficient_args {
     float *scale, *slope, *offset; /* slope NULL = none of these is wanted */
 } bnorm_grad_coefficient_args;
 
-/* Kernels that take `first` and `c` work on channels [first, first + c).
+/* The kernels of a set are in two tables, so that a program which only infers is linked without those
+ * of training where sections that nothing refers to are dropped (-ffunction-sections
+ * -fdata-sections, -Wl,--gc-sections).
+ *
+ * Kernels that take `first` and `c` work on channels [first, first + c).
  *
  * The reduction order of docs/numerics.md is part of these kernels' contract: outputs are equal to
  * the bit on every set. `chains` is the number of interleaved partial sums per channel, a power of
  * two (see bnorm_chains in src/order.h). */
-#define BNORM_KERNELS(X)                                                                           \
+#define BNORM_INFERENCE_KERNELS(X)                                                                 \
+    X(apply_rows, (const bnorm_map_args *a))                                                       \
+    X(apply_span, (const bnorm_map_args *a))
+#define BNORM_TRAINING_KERNELS(X)                                                                  \
     /* One block of rows: per channel sum(x) and sum((x - sum/rows)^2). */                         \
     X(moments_rows, (const bnorm_block_args *a, size_t chains, double *sum, double *m2))           \
     /* One block of each plane: 32 chains. */                                                      \
@@ -177,8 +185,6 @@ typedef struct bnorm_grad_coefficient_args {
     X(merge, (const bnorm_partials *p, size_t first, size_t c, double *mean, double *m2))          \
     X(merge_pair, (const bnorm_pair_args *a, size_t c))                                            \
     X(coefficients, (const bnorm_coefficient_args *a, size_t first, size_t c))                     \
-    X(apply_rows, (const bnorm_map_args *a))                                                       \
-    X(apply_span, (const bnorm_map_args *a))                                                       \
     X(sums_rows, (const bnorm_map_args *a, size_t chains, double *sum_g, double *sum_gx))          \
     X(sums_span, (const bnorm_map_args *a, double *sum_g, double *sum_gx))                         \
     /* As moments_tree. */                                                                         \
@@ -191,18 +197,39 @@ typedef struct bnorm_grad_coefficient_args {
     X(dx_rows, (const bnorm_map_args *a))                                                          \
     X(dx_span, (const bnorm_map_args *a))
 
+#define BNORM_KERNELS(X)                                                                           \
+    BNORM_INFERENCE_KERNELS(X)                                                                     \
+    BNORM_TRAINING_KERNELS(X)
+
+#define BNORM_MEMBER(kernel, args) void(*kernel) args;
+typedef struct bnorm_training {
+    BNORM_TRAINING_KERNELS(BNORM_MEMBER)
+} bnorm_training;
 struct bnorm_isa {
     const char *name;
-#define X(kernel, args) void(*kernel) args;
-    BNORM_KERNELS(X)
-#undef X
+    const bnorm_training
+        *training; /* of sets that the library does not have; see bnorm_training_of */
+    BNORM_INFERENCE_KERNELS(BNORM_MEMBER)
 };
+#undef BNORM_MEMBER
 
-/* The kernel sets, one per ISA folder. */
-extern const struct bnorm_isa bnorm_isa_scalar;
-extern const struct bnorm_isa bnorm_isa_avx2;
-extern const struct bnorm_isa bnorm_isa_avx512;
-extern const struct bnorm_isa bnorm_isa_neon;
+/* The kernel sets of this architecture, one per ISA folder, best first: X(bit, name). */
+#if BNORM_HAVE_X86
+#define BNORM_SETS(X)                                                                              \
+    X(BNORM_CPU_AVX512, avx512) X(BNORM_CPU_AVX2, avx2) X(BNORM_CPU_SCALAR, scalar)
+#elif BNORM_HAVE_NEON
+#define BNORM_SETS(X) X(BNORM_CPU_NEON, neon) X(BNORM_CPU_SCALAR, scalar)
+#else
+#define BNORM_SETS(X) X(BNORM_CPU_SCALAR, scalar)
+#endif
+#define BNORM_TABLES(cpu, name)                                                                    \
+    extern const struct bnorm_isa bnorm_isa_##name;                                                \
+    extern const bnorm_training bnorm_training_##name;
+BNORM_SETS(BNORM_TABLES)
+#undef BNORM_TABLES
+
+/* The kernels of training of a set. */
+const bnorm_training *bnorm_training_of(const bnorm_isa *isa);
 
 /* Whether the set has the activations from BNORM_ACT_SIGMOID on. */
 int bnorm_isa_has_sleef(const bnorm_isa *isa);

@@ -20,6 +20,9 @@ lint: warnings ## formatting, scripts, static analysis, the documents' code, the
 	printf '%s\n' $(lib_sources) | xargs -P $(JOBS) -I{} clang-tidy --quiet {} -- \
 		-std=c11 -DBNORM_SLEEF=1 -Iinclude $(warnings)
 
+sizes: $(static_lib) ## bytes of every kernel set and of a program that only infers, against their limits
+	CC='$(CC)' scripts/check-sizes $(lib_objects)
+
 warnings: warnings-unoptimized ## builds everything with gcc and with clang; a warning is an error
 	$(MAKE) BUILD=$(BUILD)/gcc CC=gcc CXX=g++ CFLAGS='-O2 -Werror' CXXFLAGS='-O2 -Werror' everything
 	$(MAKE) BUILD=$(BUILD)/clang CC=clang CXX=clang++ CFLAGS='-O2 -Werror' CXXFLAGS='-O2 -Werror' everything
@@ -76,5 +79,5 @@ $(BUILD)/support.md: $(BUILD)/bnorm-support FORCE
 $(BUILD)/bnorm-support: $(BUILD)/tools/support.c.o $(static_lib)
 	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(libs)
 
-.PHONY: format lint warnings warnings-unoptimized everything sanitize sanitized sanitize-memory sanitize-threads \
+.PHONY: format lint sizes warnings warnings-unoptimized everything sanitize sanitized sanitize-memory sanitize-threads \
 	support support-update support-check

@@ -98,7 +98,7 @@ static bnorm_status plan(const bnorm_shape *shape, const bnorm_in *x, const bnor
     args->scale = affine->scale;
     args->shift = affine->shift;
     args->invstd = args->slope = args->offset = NULL;
-    bnorm_plan_map(map, 0, exec);
+    bnorm_plan_map(map, exec);
     return BNORM_OK;
 }
 

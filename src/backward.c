@@ -214,7 +214,9 @@ void bnorm_lay_out_backward(bnorm_backward_plan *b, const bnorm_view *view, size
     args->invstd = b->derived.invstd;
     args->offset = args->slope ? b->derived.offset : NULL;
     b->map.view = *view;
-    bnorm_plan_map(&b->map, 1, exec);
+    bnorm_plan_map(&b->map, exec);
+    const bnorm_training *const kernels = bnorm_training_of(b->map.isa);
+    b->map.kernel = view->planes ? kernels->dx_span : kernels->dx_rows;
 }
 
 bnorm_status bnorm_plan_backward(const bnorm_job *job, const bnorm_batch *batch,
@@ -262,22 +264,22 @@ static void prepare(void *arg, size_t task) {
         b->invstd[i] = bnorm_invstd(b->save_var[i], b->eps);
     if (b->renorm_r)
         bnorm_renorm_backward(b->renorm_r, b->renorm_d, &b->renormed, c);
-    b->map.isa->scale_shift(&b->prepared, c);
+    bnorm_training_of(b->map.isa)->scale_shift(&b->prepared, c);
 }
 
 static void finish(const void *self, size_t channel, size_t channels) {
     const bnorm_backward_plan *b = self;
-    const bnorm_isa *isa = b->map.isa;
+    const bnorm_training *const kernels = bnorm_training_of(b->map.isa);
     if (b->stage == BNORM_STAGE_SUMS) {
-        isa->add_blocks(&b->sums.partials, channel, channels, NULL, NULL);
+        kernels->add_blocks(&b->sums.partials, channel, channels, NULL, NULL);
         return;
     }
-    isa->add_blocks(&b->sums.partials, channel, channels, b->sum_g, b->sum_gx);
+    kernels->add_blocks(&b->sums.partials, channel, channels, b->sum_g, b->sum_gx);
     if (b->weights.values)
         bnorm_weighted_coefficients(&b->sums, &b->weights, &b->derived, b->map.args.center, channel,
                                     channels);
     else
-        isa->grad_coefficients(&b->derived, channel, channels);
+        kernels->grad_coefficients(&b->derived, channel, channels);
     if (b->renorm_r)
         bnorm_renorm_dgamma(b->renorm_r, b->renorm_d, &b->derived, channel, channels);
 }

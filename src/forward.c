@@ -47,7 +47,7 @@ void bnorm_lay_out_forward(bnorm_forward *f, const bnorm_view *view, size_t firs
     args->center = f->derived.center = tables.coefficients[0];
     args->scale = f->derived.scale = tables.coefficients[1];
     args->shift = f->derived.shift = tables.coefficients[2];
-    bnorm_plan_map(&f->map, 0, exec);
+    bnorm_plan_map(&f->map, exec);
     f->sums.hints = args->hints;
 }
 
@@ -168,18 +168,18 @@ static void reduce(const void *self, size_t b, size_t channel, size_t channels) 
 
 static void finish(const void *self, size_t channel, size_t channels) {
     const bnorm_forward *f = self;
-    const bnorm_isa *isa = f->sums.isa;
+    const bnorm_training *const kernels = f->sums.kernels;
     if (f->stage == BNORM_STAGE_SUMS) {
-        isa->merge(&f->sums.partials, channel, channels, NULL, NULL);
+        kernels->merge(&f->sums.partials, channel, channels, NULL, NULL);
         return;
     }
     if (f->weights.values)
         bnorm_weighted_merge(&f->sums, &f->weights, channel, channels, f->mean, f->m2);
     else
-        isa->merge(&f->sums.partials, channel, channels, f->mean, f->m2);
+        kernels->merge(&f->sums.partials, channel, channels, f->mean, f->m2);
     if (f->renorm)
         bnorm_renorm_forward(f->renorm, &f->renormed, &f->derived, channel, channels);
-    isa->coefficients(&f->derived, channel, channels);
+    kernels->coefficients(&f->derived, channel, channels);
 }
 
 static void map(const void *self, const bnorm_part *part, int near) {

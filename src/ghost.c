@@ -85,7 +85,7 @@ static void update_running(void *arg, size_t task) {
         .rate = running->rate,
         .divisor = 1,
     };
-    f->sums.isa->coefficients(&args, 0, f->map.view.c);
+    f->sums.kernels->coefficients(&args, 0, f->map.view.c);
 }
 
 /* Group k of a planned call, all of whose images share the workspace. */

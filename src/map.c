@@ -64,15 +64,12 @@ static unsigned hints_of(const bnorm_map *map, const bnorm_exec *exec) {
     return bnorm_hints(memory, limits, elements * element_bytes, count, in_place);
 }
 
-void bnorm_plan_map(bnorm_map *map, int backward, const bnorm_exec *exec) {
+void bnorm_plan_map(bnorm_map *map, const bnorm_exec *exec) {
     bnorm_map_args *const args = &map->args;
     bnorm_view *const view = &map->view;
     const bnorm_isa *const isa = bnorm_exec_isa(exec);
     map->isa = isa;
-    if (view->planes)
-        map->kernel = backward ? isa->dx_span : isa->apply_span;
-    else
-        map->kernel = backward ? isa->dx_rows : isa->apply_rows;
+    map->kernel = view->planes ? isa->apply_span : isa->apply_rows;
     if (view->groups == 1 && !view->planes && view->images > 1 && is_dense(view, &args->x) &&
         is_dense(view, &args->dy) && is_dense(view, &args->argument) &&
         is_dense(view, &args->out) && is_dense(view, &args->dresidual)) {

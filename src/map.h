@@ -19,7 +19,7 @@ typedef struct bnorm_map {
 
 /* When the view is there, and tensors and parameters are in `args`: fills in what follows for the
  * whole view. Images that follow one another without a gap become one. */
-void bnorm_plan_map(bnorm_map *map, int backward, const bnorm_exec *exec);
+void bnorm_plan_map(bnorm_map *map, const bnorm_exec *exec);
 
 /* What the kernels do about the caches (enum bnorm_hint) in a call on so many different tensors of
  * so many bytes altogether; in_place: an output is an input. limits are for BNORM_MEMORY_AUTO. */

@@ -58,7 +58,7 @@ static void join(bnorm_op op, struct node left, struct node right, size_t c) {
             .next_sum = right.a,
             .next_m2 = right.b,
         };
-        bnorm_isa_best()->merge_pair(&args, c);
+        bnorm_training_of(bnorm_isa_best())->merge_pair(&args, c);
         return;
     }
     for (size_t i = 0; i < c; i++) {
@@ -363,7 +363,7 @@ static void finish_channels(const bnorm_partial *piece, const bnorm_train *train
         .rate = running->rate,
         .divisor = bnorm_running_divisor(running, count),
     };
-    bnorm_isa_best()->coefficients(&args, 0, n);
+    bnorm_training_of(bnorm_isa_best())->coefficients(&args, 0, n);
 }
 
 bnorm_status bnorm_partial_finish(const bnorm_partial *piece, const bnorm_train *train,
@@ -389,7 +389,7 @@ bnorm_status bnorm_partial_finish(const bnorm_partial *piece, const bnorm_train 
 /* dgamma, dbeta and the coefficients of channels [i, i + n), n <= CHANNELS. */
 static void finish_grad_channels(const bnorm_partial *piece, const bnorm_grad *grad, size_t i,
                                  size_t n, float *coefficients) {
-    const bnorm_isa *const isa = bnorm_isa_best();
+    const bnorm_training *const kernels = bnorm_training_of(bnorm_isa_best());
     const size_t c = piece->c;
     double sum_g[CHANNELS], sum_gx[CHANNELS];
     float invstd[CHANNELS];
@@ -406,7 +406,7 @@ static void finish_grad_channels(const bnorm_partial *piece, const bnorm_grad *g
             .scale = coefficients + i,
             .shift = coefficients + c + i,
         };
-        isa->scale_shift(&args, n);
+        kernels->scale_shift(&args, n);
         memcpy(coefficients + 4 * c + i, invstd, n * sizeof *invstd);
     }
     const bnorm_grad_coefficient_args args = {
@@ -422,7 +422,7 @@ static void finish_grad_channels(const bnorm_partial *piece, const bnorm_grad *g
         .slope = grad->frozen ? NULL : bnorm_to(coefficients, 2 * c + i),
         .offset = bnorm_to(coefficients, 3 * c + i),
     };
-    isa->grad_coefficients(&args, 0, n);
+    kernels->grad_coefficients(&args, 0, n);
 }
 
 bnorm_status bnorm_partial_finish_grad(const bnorm_partial *piece, const bnorm_grad *grad,

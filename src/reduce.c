@@ -22,7 +22,7 @@ void bnorm_reduce_moments(const bnorm_reduction *r, const bnorm_tensor *x, size_
                                        .stride = x->group_stride,
                                        .valid = part.lanes,
                                        .hints = r->hints};
-        r->isa->moments_span(&args, sum, m2);
+        r->kernels->moments_span(&args, sum, m2);
         return;
     }
     for (size_t i = 0; i < channels; i += part.lanes) {
@@ -34,9 +34,9 @@ void bnorm_reduce_moments(const bnorm_reduction *r, const bnorm_tensor *x, size_
                                        .valid = bnorm_min(part.lanes, channels - i),
                                        .hints = r->hints};
         if (view->leaves)
-            r->isa->moments_tree(&args, sum + i, m2 + i);
+            r->kernels->moments_tree(&args, sum + i, m2 + i);
         else
-            BNORM_HELD(r->isa->moments_rows(&args, r->blocks.chains, sum + i, m2 + i),
+            BNORM_HELD(r->kernels->moments_rows(&args, r->blocks.chains, sum + i, m2 + i),
                        args.valid < args.len);
         data += x->group_stride * bnorm_size_of(x->type);
     }
@@ -55,11 +55,11 @@ void bnorm_copy_element(const void *element, bnorm_dtype type, size_t n, float *
 static void run_sums(const bnorm_reduction *r, const bnorm_map_args *args, double *sum_g,
                      double *sum_gx) {
     if (r->view.planes)
-        r->isa->sums_span(args, sum_g, sum_gx);
+        r->kernels->sums_span(args, sum_g, sum_gx);
     else if (r->view.leaves)
-        r->isa->sums_tree(args, sum_g, sum_gx);
+        r->kernels->sums_tree(args, sum_g, sum_gx);
     else
-        BNORM_HELD(r->isa->sums_rows(args, r->blocks.chains, sum_g, sum_gx),
+        BNORM_HELD(r->kernels->sums_rows(args, r->blocks.chains, sum_g, sum_gx),
                    args->valid < args->lanes);
 }
 

@@ -8,6 +8,7 @@
 
 typedef struct bnorm_reduction {
     const bnorm_isa *isa;
+    const bnorm_training *kernels; /* of the set */
     bnorm_view view;
     bnorm_blocks blocks;
     bnorm_partials partials; /* an entry per block and channel */
@@ -18,6 +19,7 @@ typedef struct bnorm_reduction {
 static inline bnorm_tables bnorm_plan_reduction(bnorm_reduction *r, const bnorm_view *view,
                                                 size_t first, void *ws, const bnorm_isa *isa) {
     r->isa = isa;
+    r->kernels = bnorm_training_of(isa);
     r->view = *view;
     r->blocks = bnorm_blocks_of(view, first);
     const bnorm_tables tables = bnorm_tables_of(view, &r->blocks, ws);

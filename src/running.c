@@ -118,7 +118,7 @@ bnorm_status bnorm_running_update(size_t c, const float *mean, const float *var,
             .rate = running->rate,
             .divisor = bnorm_running_divisor(running, n) / n,
         };
-        bnorm_isa_best()->coefficients(&args, 0, count);
+        bnorm_training_of(bnorm_isa_best())->coefficients(&args, 0, count);
     }
     return BNORM_OK;
 }

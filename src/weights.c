@@ -168,11 +168,11 @@ static void tile_moments(const struct source *s, const struct tile *tile, double
     if (s->r->view.planes) {
         const bnorm_block_args args = {
             .x = tile->x, .runs = 1, .len = tile->n, .stride = tile->n, .valid = 1};
-        s->r->isa->moments_span(&args, mean, m2);
+        s->r->kernels->moments_span(&args, mean, m2);
     } else {
         const bnorm_block_args args = {
             .x = tile->x, .runs = tile->n, .len = lanes, .stride = lanes, .valid = valid};
-        s->r->isa->moments_rows(&args, 1, mean, m2); /* whatever channels come together */
+        s->r->kernels->moments_rows(&args, 1, mean, m2); /* whatever channels come together */
     }
     weight_moments(mean, m2, valid, tile->n, weight_of(tile, 0));
 }
@@ -254,7 +254,7 @@ void bnorm_weighted_coefficients(const bnorm_reduction *r, const bnorm_weighing 
     const double divisor = w->divisor;
     bnorm_grad_coefficient_args sums = *derived;
     sums.slope = NULL; /* dgamma and dbeta only */
-    r->isa->grad_coefficients(&sums, channel, channels);
+    r->kernels->grad_coefficients(&sums, channel, channels);
     for (size_t i = channel; derived->slope && i < channel + channels; i++) {
         const double low = bnorm_parameter(derived->mean_lo, i, 0);
         const double invstd = (double)derived->invstd[i];
@@ -328,7 +328,7 @@ static void mixed_positions(const bnorm_map *map, const bnorm_part *part, const 
     bnorm_map rows = *map;
     bnorm_map_args *const args = &rows.args;
     bnorm_take_part(map, part, near, args);
-    rows.kernel = map->isa->dx_rows;
+    rows.kernel = bnorm_training_of(map->isa)->dx_rows;
     char *const out = args->out.data;
     int zeros = 0;
     for (size_t at = 0, p = 0; at < len; at += unit, p++) {

@@ -476,9 +476,9 @@ static void trial_block_of_rows(struct trial *r, size_t c, size_t rows, size_t c
     for (enum version v = SCALAR; v < VERSIONS; v++) {
         const bnorm_block_args args = block_args(x, type, &a, v);
         if (chains)
-            r->isa[v]->moments_rows(&args, chains, at(sum, v), at(m2, v));
+            bnorm_training_of(r->isa[v])->moments_rows(&args, chains, at(sum, v), at(m2, v));
         else
-            r->isa[v]->moments_tree(&args, at(sum, v), at(m2, v));
+            bnorm_training_of(r->isa[v])->moments_tree(&args, at(sum, v), at(m2, v));
     }
     compare(r);
 }
@@ -505,7 +505,7 @@ static void trial_moments_span(struct trial *r, size_t len, size_t round) {
     struct operand *sum = doubles(r, "sum", planes), *m2 = doubles(r, "m2", planes);
     for (enum version v = SCALAR; v < VERSIONS; v++) {
         const bnorm_block_args args = block_args(x, type, &a, v);
-        r->isa[v]->moments_span(&args, at(sum, v), at(m2, v));
+        bnorm_training_of(r->isa[v])->moments_span(&args, at(sum, v), at(m2, v));
     }
     compare(r);
 }
@@ -755,9 +755,9 @@ static void trial_tree(struct trial *r, enum tree tree, size_t c) {
     for (enum version v = SCALAR; v < VERSIONS; v++) {
         const bnorm_partials p = partials_of(&k, v);
         if (tree == MERGED)
-            r->isa[v]->merge(&p, k.first, c, at(first, v), at(second, v));
+            bnorm_training_of(r->isa[v])->merge(&p, k.first, c, at(first, v), at(second, v));
         else
-            r->isa[v]->add_blocks(&p, k.first, c, at(first, v), at(second, v));
+            bnorm_training_of(r->isa[v])->add_blocks(&p, k.first, c, at(first, v), at(second, v));
     }
     forget_rest(&k);
     compare(r);
@@ -811,7 +811,7 @@ static void trial_merge_pair(struct trial *r, size_t c, size_t round) {
             .next_sum = at(next_sum, v),
             .next_m2 = at(next_m2, v),
         };
-        r->isa[v]->merge_pair(&args, c);
+        bnorm_training_of(r->isa[v])->merge_pair(&args, c);
     }
     compare(r);
     for (size_t i = 0; i < c && r->values != 3 && r->values != 4; i++) {
@@ -898,7 +898,7 @@ static void trial_coefficients(struct trial *r, size_t c, size_t round) {
             .rate = rate,
             .divisor = divisor,
         };
-        r->isa[v]->coefficients(&args, first, c);
+        bnorm_training_of(r->isa[v])->coefficients(&args, first, c);
     }
     compare(r);
 }
@@ -924,7 +924,7 @@ static void trial_scale_shift(struct trial *r, size_t c, size_t round) {
             .scale = at(scale, v),
             .shift = at(shift, v),
         };
-        r->isa[v]->scale_shift(&args, c);
+        bnorm_training_of(r->isa[v])->scale_shift(&args, c);
     }
     compare(r);
 }
@@ -964,7 +964,7 @@ static void trial_grad_coefficients(struct trial *r, size_t c, size_t round) {
             .slope = at(slope, v),
             .offset = at(offset, v),
         };
-        r->isa[v]->grad_coefficients(&args, first, c);
+        bnorm_training_of(r->isa[v])->grad_coefficients(&args, first, c);
     }
     compare(r);
 }
@@ -1203,9 +1203,9 @@ static void trial_sums_of_rows(struct trial *r, size_t c, size_t round, size_t r
     for (enum version v = SCALAR; v < VERSIONS; v++) {
         const bnorm_map_args args = grad_args(&g, v);
         if (chains)
-            r->isa[v]->sums_rows(&args, chains, at(sum_g, v), at(sum_gx, v));
+            bnorm_training_of(r->isa[v])->sums_rows(&args, chains, at(sum_g, v), at(sum_gx, v));
         else
-            r->isa[v]->sums_tree(&args, at(sum_g, v), at(sum_gx, v));
+            bnorm_training_of(r->isa[v])->sums_tree(&args, at(sum_g, v), at(sum_gx, v));
     }
     compare(r);
 }
@@ -1235,7 +1235,7 @@ static void trial_sums_span(struct trial *r, size_t len, size_t round) {
     struct operand *sum_g = doubles(r, "sum_g", planes), *sum_gx = doubles(r, "sum_gx", planes);
     for (enum version v = SCALAR; v < VERSIONS; v++) {
         const bnorm_map_args args = grad_args(&g, v);
-        r->isa[v]->sums_span(&args, at(sum_g, v), at(sum_gx, v));
+        bnorm_training_of(r->isa[v])->sums_span(&args, at(sum_g, v), at(sum_gx, v));
     }
     compare(r);
 }
@@ -1285,9 +1285,9 @@ static void trial_dx(struct trial *r, int rows, size_t c, size_t round) {
         args.out = operand_tensor(dx.operand, v, g.type, &dx.area, g.images);
         args.dresidual = operand_tensor(dresidual.operand, v, g.type, &dresidual.area, g.images);
         if (rows)
-            r->isa[v]->dx_rows(&args);
+            bnorm_training_of(r->isa[v])->dx_rows(&args);
         else
-            r->isa[v]->dx_span(&args);
+            bnorm_training_of(r->isa[v])->dx_span(&args);
     }
     compare(r);
     check_padding(r, dx.operand, g.type, &dx.area);

@@ -352,7 +352,7 @@ static void test_infinite_running(struct test *t) {
                                                      .new_var = got_var,
                                                      .rate = rate,
                                                      .divisor = 8};
-                t->isa->coefficients(&args, 0, c);
+                bnorm_training_of(t->isa)->coefficients(&args, 0, c);
             } else {
                 const bnorm_running running = {.mean = mean,
                                                .var = var,

@@ -162,11 +162,11 @@ static void count_dx_span(const bnorm_map_args *a) {
     count_dx(KERNEL_dx_span, a);
 }
 
-static const struct bnorm_isa counting_kernels = {.name = "counting",
 #define X(kernel, args) .kernel = count_##kernel,
-                                                  BNORM_KERNELS(X)
+static const bnorm_training counting_training = {BNORM_TRAINING_KERNELS(X)};
+static const struct bnorm_isa counting_kernels = {
+    .name = "counting", .training = &counting_training, BNORM_INFERENCE_KERNELS(X)};
 #undef X
-};
 
 /* ---------------------------------------------------------------------------------------------- */
 /* What one call did                                                                              */

@@ -118,6 +118,7 @@ static void stop_steps(void) {}
 #endif
 
 static const struct bnorm_isa *isa;
+static const bnorm_training *training; /* of isa */
 
 /* The scalar set is the specification, which nobody waits for: counted in less detail. */
 static int is_scalar(void) {
@@ -214,9 +215,9 @@ static void count_moments(int rows) {
                 continue;
             begin();
             if (rows)
-                isa->moments_rows(&args, bnorm_chains(args.len), sums[0], sums[1]);
+                training->moments_rows(&args, bnorm_chains(args.len), sums[0], sums[1]);
             else
-                isa->moments_span(&args, sums[0], sums[1]);
+                training->moments_span(&args, sums[0], sums[1]);
             end(rows ? "moments_rows" : "moments_span", moments_variants[v].name, sizes[i].name);
         }
 }
@@ -240,7 +241,7 @@ static void count_moments_tree(void) {
         for (size_t i = 0; i < LEAVES; i++) {
             const bnorm_block_args args = moments_args(&leaves[i], moments_variants[v].type);
             begin();
-            isa->moments_tree(&args, sums[0], sums[1]);
+            training->moments_tree(&args, sums[0], sums[1]);
             end("moments_tree", moments_variants[v].name, leaves[i].name);
         }
 }
@@ -284,7 +285,7 @@ static void count_blocks(void (*kernel)(const bnorm_partials *, size_t, size_t, 
 }
 
 static void count_merge(void) {
-    count_blocks(isa->merge, "merge");
+    count_blocks(training->merge, "merge");
 }
 
 static void count_merge_pair(void) {
@@ -292,13 +293,13 @@ static void count_merge_pair(void) {
         .n = {4096, 1000}, .sum = sums[0], .m2 = sums[1], .next_sum = sums[2], .next_m2 = sums[3]};
     for (size_t i = 0; i < WIDTHS; i++) {
         begin();
-        isa->merge_pair(&args, widths[i].c);
+        training->merge_pair(&args, widths[i].c);
         end("merge_pair", "plain", widths[i].name);
     }
 }
 
 static void count_add_blocks(void) {
-    count_blocks(isa->add_blocks, "add_blocks");
+    count_blocks(training->add_blocks, "add_blocks");
 }
 
 static void count_coefficients(void) {
@@ -321,7 +322,7 @@ static void count_coefficients(void) {
     };
     for (size_t i = 0; i < WIDTHS; i++) {
         begin();
-        isa->coefficients(&args, 0, widths[i].c);
+        training->coefficients(&args, 0, widths[i].c);
         end("coefficients", "plain", widths[i].name);
     }
 }
@@ -331,7 +332,7 @@ static void count_scale_shift(void) {
         .gamma = center, .invstd = invstd, .scale = scale, .shift = shift};
     for (size_t i = 0; i < WIDTHS; i++) {
         begin();
-        isa->scale_shift(&args, widths[i].c);
+        training->scale_shift(&args, widths[i].c);
         end("scale_shift", "plain", widths[i].name);
     }
 }
@@ -351,7 +352,7 @@ static void count_grad_coefficients(void) {
     };
     for (size_t i = 0; i < WIDTHS; i++) {
         begin();
-        isa->grad_coefficients(&args, 0, widths[i].c);
+        training->grad_coefficients(&args, 0, widths[i].c);
         end("grad_coefficients", "plain", widths[i].name);
     }
 }
@@ -423,7 +424,7 @@ static void count_sums_rows(void) {
             if (!sizes[i].rows || variants[v].frozen)
                 continue;
             begin();
-            isa->sums_rows(&args, bnorm_chains(args.lanes), sums[0], sums[1]);
+            training->sums_rows(&args, bnorm_chains(args.lanes), sums[0], sums[1]);
             end("sums_rows", variants[v].name, sizes[i].name);
         }
 }
@@ -438,7 +439,7 @@ static void count_sums_span(void) {
             if (staged && args.lanes > BNORM_BLOCK_SPAN) /* no block of a plane is longer */
                 continue;
             begin();
-            isa->sums_span(&args, sums[0], sums[1]);
+            training->sums_span(&args, sums[0], sums[1]);
             end("sums_span", variants[v].name, sizes[i].name);
         }
 }
@@ -450,7 +451,7 @@ static void count_sums_tree(void) {
             if (variants[v].frozen)
                 continue;
             begin();
-            isa->sums_tree(&args, sums[0], sums[1]);
+            training->sums_tree(&args, sums[0], sums[1]);
             end("sums_tree", variants[v].name, leaves[i].name);
         }
 }
@@ -475,11 +476,11 @@ static void count_dx(int rows, void (*kernel)(const bnorm_map_args *), const cha
 }
 
 static void count_dx_rows(void) {
-    count_dx(1, isa->dx_rows, "dx_rows");
+    count_dx(1, training->dx_rows, "dx_rows");
 }
 
 static void count_dx_span(void) {
-    count_dx(0, isa->dx_span, "dx_span");
+    count_dx(0, training->dx_span, "dx_span");
 }
 
 static void (*const kernels[])(void) = {
@@ -575,6 +576,7 @@ int main(int argc, char **argv) {
     printf("gcc %d.%d\n", __GNUC__, __GNUC_MINOR__);
 #endif
     isa = bnorm_isa_find(argv[1]);
+    training = isa ? bnorm_training_of(isa) : NULL;
     if (!isa || (stepping && !CAN_STEP))
         return 0; /* no case: count.py says so */
     const struct sigaction action = {.sa_handler = on_step};

@@ -39,11 +39,11 @@ BNORM_KERNELS(X)
 #undef X
 #pragma GCC diagnostic pop
 
-static const struct bnorm_isa recorder = {.name = "recorder",
 #define X(kernel, args) .kernel = record_##kernel,
-                                          BNORM_KERNELS(X)
+static const bnorm_training recorders = {BNORM_TRAINING_KERNELS(X)};
+static const struct bnorm_isa recorder = {
+    .name = "recorder", .training = &recorders, BNORM_INFERENCE_KERNELS(X)};
 #undef X
-};
 
 /* ---------------------------------------------------------------------------------------------- */
 /* What can be asked                                                                              */

@@ -31,6 +31,7 @@
 #pragma GCC diagnostic ignored "-Wpsabi"
 #endif
 
-const struct bnorm_isa bnorm_isa_avx2 = BNORM_KERNEL_TABLE("avx2");
+const struct bnorm_isa bnorm_isa_avx2 = BNORM_INFERENCE_TABLE("avx2");
+const bnorm_training bnorm_training_avx2 = BNORM_TRAINING_TABLE;
 
 #endif

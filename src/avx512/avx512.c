@@ -41,6 +41,7 @@
 #pragma GCC diagnostic ignored "-Wpsabi"
 #endif
 
-const struct bnorm_isa bnorm_isa_avx512 = BNORM_KERNEL_TABLE("avx512");
+const struct bnorm_isa bnorm_isa_avx512 = BNORM_INFERENCE_TABLE("avx512");
+const bnorm_training bnorm_training_avx512 = BNORM_TRAINING_TABLE;
 
 #endif

@@ -166,7 +166,9 @@ static void smooth_gradients(bnorm_act_kind kind, float a, const float *v, float
 #include "map.h"
 #include "coefficients.h"
 
-/* The table of this kernel set, made from the one list. */
+/* The tables of this kernel set, made from the lists. */
 #define BNORM_ENTRY(kernel, args) .kernel = kernel,
-#define BNORM_KERNEL_TABLE(set)                                                                    \
-    { .name = set, BNORM_KERNELS(BNORM_ENTRY) }
+#define BNORM_INFERENCE_TABLE(set)                                                                 \
+    { .name = set, BNORM_INFERENCE_KERNELS(BNORM_ENTRY) }
+#define BNORM_TRAINING_TABLE                                                                       \
+    { BNORM_TRAINING_KERNELS(BNORM_ENTRY) }

@@ -586,25 +586,27 @@ BNORM_FORM(backward_any_rows, map_runs, BACKWARD, LOADED, BNORM_ANY, BNORM_ANY, 
 struct functions {
     map_function *planes, *rows, *held;
 };
-/* By direction: of floats by kind of activation, in backward without slope instead of clamp; of
- * BF16, of F16, of others. */
+/* Of floats by kind of activation, in backward without slope instead of clamp; of BF16, of F16, of
+ * others. */
 #define BNORM_OTHERS 5
-static const struct functions map_functions[2][BNORM_OTHERS + 1] = {
-    {{forward_identity_planes, forward_identity_rows, forward_identity_held},
-     {forward_relu_planes, forward_relu_rows, forward_relu_held},
-     {forward_clamp_planes, forward_clamp_rows, forward_clamp_held},
-     {forward_bf16_planes, forward_bf16_rows, NULL},
-     {forward_f16_planes, forward_f16_rows, NULL},
-     {forward_any_planes, forward_any_rows, NULL}},
-    {{backward_identity_planes, backward_identity_rows, NULL},
-     {backward_relu_planes, backward_relu_rows, NULL},
-     {backward_frozen_planes, backward_frozen_rows, NULL},
-     {backward_bf16_planes, backward_bf16_rows, NULL},
-     {backward_f16_planes, backward_f16_rows, NULL},
-     {NULL, backward_any_rows, NULL}}};
+static const struct functions forward_functions[BNORM_OTHERS + 1] = {
+    {forward_identity_planes, forward_identity_rows, forward_identity_held},
+    {forward_relu_planes, forward_relu_rows, forward_relu_held},
+    {forward_clamp_planes, forward_clamp_rows, forward_clamp_held},
+    {forward_bf16_planes, forward_bf16_rows, NULL},
+    {forward_f16_planes, forward_f16_rows, NULL},
+    {forward_any_planes, forward_any_rows, NULL}};
+static const struct functions backward_functions[BNORM_OTHERS + 1] = {
+    {backward_identity_planes, backward_identity_rows, NULL},
+    {backward_relu_planes, backward_relu_rows, NULL},
+    {backward_frozen_planes, backward_frozen_rows, NULL},
+    {backward_bf16_planes, backward_bf16_rows, NULL},
+    {backward_f16_planes, backward_f16_rows, NULL},
+    {NULL, backward_any_rows, NULL}};
 
 /* The forms of a call. */
-BNORM_INLINE const struct functions *functions_of(const struct mapping *m) {
+BNORM_INLINE const struct functions *functions_of(const struct mapping *m,
+                                                  const struct functions *functions) {
     const int identity = m->act.kind == BNORM_ACT_IDENTITY, float32 = m->type == BNORM_F32;
     const int frozen = m->direction == BACKWARD && !m->sloped;
     size_t which = float32 ? (size_t)m->act.kind : 2 + (size_t)m->type;
@@ -616,7 +618,7 @@ BNORM_INLINE const struct functions *functions_of(const struct mapping *m) {
                  !(identity && float32 && m->has_dresidual) && (float32 || !frozen);
     if (frozen)
         which = BNORM_ACT_CLAMP;
-    return &map_functions[m->direction][typed ? which : BNORM_OTHERS];
+    return &functions[typed ? which : BNORM_OTHERS];
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -967,7 +969,7 @@ BNORM_RARE void map_small_planes(const struct mapping *whole, const struct block
 
 /* Member by member, as compilers clear whole structs first. */
 BNORM_INLINE void begin_mapping(struct mapping *m, const bnorm_map_args *a,
-                                enum direction direction) {
+                                enum direction direction, const struct functions *all) {
     const float *const any = a->scale;
     const int backward = direction == BACKWARD, sloped = backward && a->slope != NULL;
     m->type = a->x.type;
@@ -1009,8 +1011,8 @@ BNORM_INLINE void begin_mapping(struct mapping *m, const bnorm_map_args *a,
     m->act.kind = kind;
     m->direction = direction;
     m->writes_bits = !backward && m->bits;
-    m->any = map_functions[direction][BNORM_OTHERS].rows;
-    const struct functions *const functions = functions_of(m);
+    m->any = all[BNORM_OTHERS].rows;
+    const struct functions *const functions = functions_of(m, all);
     m->spread = functions->planes;
     m->loaded = functions->rows;
     m->held = functions->held;
@@ -1060,10 +1062,11 @@ BNORM_INLINE int are_short_rows(const struct mapping *m, const bnorm_map_args *a
     return b.dense;
 }
 
-static void map_all_rows(const bnorm_map_args *a, enum direction direction) {
+static void map_all_rows(const bnorm_map_args *a, enum direction direction,
+                         const struct functions *all) {
     struct mapping m;
     struct block b;
-    begin_mapping(&m, a, direction);
+    begin_mapping(&m, a, direction, all);
     if (are_short_rows(&m, a)) {
         for (size_t image = 0; image < a->images; image++) {
             begin_block(&b, &m, a, GROUPS, image, 0);
@@ -1092,10 +1095,11 @@ static void map_all_rows(const bnorm_map_args *a, enum direction direction) {
     vec_leave();
 }
 
-static void map_all_planes(const bnorm_map_args *a, enum direction direction) {
+static void map_all_planes(const bnorm_map_args *a, enum direction direction,
+                           const struct functions *all) {
     struct mapping m;
     struct block b;
-    begin_mapping(&m, a, direction);
+    begin_mapping(&m, a, direction, all);
     const size_t small = m.loaded == m.any ? BNORM_SMALL_ANY
                          : a->images > 1   ? BNORM_SMALL_PLANES
                                            : BNORM_SMALL_PLANE;
@@ -1116,14 +1120,14 @@ static void map_all_planes(const bnorm_map_args *a, enum direction direction) {
 }
 
 static void apply_rows(const bnorm_map_args *a) {
-    map_all_rows(a, FORWARD);
+    map_all_rows(a, FORWARD, forward_functions);
 }
 static void apply_span(const bnorm_map_args *a) {
-    map_all_planes(a, FORWARD);
+    map_all_planes(a, FORWARD, forward_functions);
 }
 static void dx_rows(const bnorm_map_args *a) {
-    map_all_rows(a, BACKWARD);
+    map_all_rows(a, BACKWARD, backward_functions);
 }
 static void dx_span(const bnorm_map_args *a) {
-    map_all_planes(a, BACKWARD);
+    map_all_planes(a, BACKWARD, backward_functions);
 }

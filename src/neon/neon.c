@@ -15,6 +15,7 @@
 #include "vec.h"
 #include "../kernels/kernels.h"
 
-const struct bnorm_isa bnorm_isa_neon = BNORM_KERNEL_TABLE("neon");
+const struct bnorm_isa bnorm_isa_neon = BNORM_INFERENCE_TABLE("neon");
+const bnorm_training bnorm_training_neon = BNORM_TRAINING_TABLE;
 
 #endif

@@ -910,8 +910,7 @@ static void grad_coefficients(const bnorm_grad_coefficient_args *a, size_t first
     }
 }
 
-const struct bnorm_isa bnorm_isa_scalar = {.name = "scalar",
 #define X(kernel, args) .kernel = kernel,
-                                           BNORM_KERNELS(X)
+const struct bnorm_isa bnorm_isa_scalar = {.name = "scalar", BNORM_INFERENCE_KERNELS(X)};
+const bnorm_training bnorm_training_scalar = {BNORM_TRAINING_KERNELS(X)};
 #undef X
-};
