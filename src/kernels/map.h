@@ -1092,7 +1092,6 @@ static void map_all_rows(const bnorm_map_args *a, enum direction direction,
         }
     if (m.hints & BNORM_BYPASS)
         vec_fence();
-    vec_leave();
 }
 
 static void map_all_planes(const bnorm_map_args *a, enum direction direction,
@@ -1116,18 +1115,21 @@ static void map_all_planes(const bnorm_map_args *a, enum direction direction,
     }
     if (m.hints & BNORM_BYPASS)
         vec_fence();
-    vec_leave();
 }
 
 static void apply_rows(const bnorm_map_args *a) {
     map_all_rows(a, FORWARD, forward_functions);
+    vec_leave();
 }
 static void apply_span(const bnorm_map_args *a) {
     map_all_planes(a, FORWARD, forward_functions);
+    vec_leave();
 }
 static void dx_rows(const bnorm_map_args *a) {
     map_all_rows(a, BACKWARD, backward_functions);
+    vec_leave();
 }
 static void dx_span(const bnorm_map_args *a) {
     map_all_planes(a, BACKWARD, backward_functions);
+    vec_leave();
 }

@@ -1235,7 +1235,6 @@ BNORM_INLINE void reduce_rows(const struct sum_rows *s, size_t count, size_t c, 
         reduce_tile(&tile, count, lesser(BNORM_TILE, c - i), lesser(BNORM_TILE, valid - i), chains,
                     first + i, second + i);
     }
-    vec_leave();
 }
 
 static void reduce_span(const struct sum_rows *all, size_t planes, size_t len, double *first,
@@ -1253,7 +1252,6 @@ static void reduce_span(const struct sum_rows *all, size_t planes, size_t len, d
         add_planes(&k.s, n, len, a, b);
         finish_block(&k, n, a, b, first + i, second + i);
     }
-    vec_leave();
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -1270,11 +1268,13 @@ BNORM_INLINE struct sum_rows block_rows(const bnorm_block_args *a, int planes) {
 static void moments_rows(const bnorm_block_args *a, size_t chains, double *sum, double *m2) {
     const struct sum_rows s = block_rows(a, 0);
     reduce_rows(&s, a->runs, a->stride == a->len ? a->len : a->valid, a->valid, chains, sum, m2);
+    vec_leave();
 }
 
 static void moments_span(const bnorm_block_args *a, double *sum, double *m2) {
     const struct sum_rows s = block_rows(a, 1);
     reduce_span(&s, a->runs, a->len, sum, m2);
+    vec_leave();
 }
 
 /* Where backward reads; strides are those of rows, or of planes. */
@@ -1305,9 +1305,11 @@ static void sums_rows(const bnorm_map_args *a, size_t chains, double *sum_g, dou
                      (reads_extra(a->pre) && a->argument.row_stride != a->lanes);
     const struct sum_rows s = sum_rows_at(a, 0);
     reduce_rows(&s, a->rows, gaps ? a->valid : a->lanes, a->valid, chains, sum_g, sum_gx);
+    vec_leave();
 }
 
 static void sums_span(const bnorm_map_args *a, double *sum_g, double *sum_gx) {
     const struct sum_rows s = sum_rows_at(a, 1);
     reduce_span(&s, a->groups, a->lanes, sum_g, sum_gx);
+    vec_leave();
 }
