@@ -253,6 +253,8 @@ struct wide_gradient wide_gradient(struct test *t, const struct wide_data *w,
         line.hi = hi[c];
         const wide mean = line.mean, lo = mean - hi[c], invstd = stats->invstd[c], s = line.s;
         const wide divisor = stats->divisor[c];
+        /* The pivot of the sums, from hi, as in oracle.c. */
+        const wide off = fmaxl(0x1p-17L / invstd, 2 * U * fabsl(hi[c]));
         wide sum_g = 0, sum_gx = 0, abs_g = 0, abs_gx = 0, error_g = 0, error_gx = 0;
         for (size_t q = 0; q < count; q++) {
             const size_t i = wide_at(w, c, q);
@@ -264,7 +266,7 @@ struct wide_gradient wide_gradient(struct test *t, const struct wide_data *w,
             sum_g += g;
             sum_gx += g * (w->x[i] - mean);
             abs_g += fabsl(g);
-            abs_gx += fabsl(g) * (fabsl(w->x[i] - hi[c]) + fabsl(lo));
+            abs_gx += fabsl(g) * (fabsl(w->x[i] - hi[c]) + fabsl(lo) + off);
             error_g += e.g_bound[i];
             error_gx += e.g_bound[i] * fabsl(w->x[i] - mean);
         }
