@@ -30,8 +30,7 @@ enum bnorm_pre {
     BNORM_PRE_MASK      /* v = 1 where the bit is set, else 0 */
 };
 
-/* What kernels do about the caches; changes nothing but the time. NEON's ignore it.
- * */
+/* What kernels do about the caches; changes nothing but the time. NEON's ignore it. */
 enum bnorm_hint {
     BNORM_FETCH_IN = 1,  /* ask for lines of the inputs ahead of their use */
     BNORM_FETCH_OUT = 2, /* and for lines of the outputs */

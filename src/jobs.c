@@ -44,13 +44,13 @@ static void run_job(const bnorm_job *job, const bnorm_exec *exec) {
 #define JOB_WORK ((size_t)2048)
 
 static size_t work_of(const bnorm_job *job) {
-    static const size_t per_element[] = {
-        [BNORM_OP_MOMENTS] = 3,
-        [BNORM_OP_FORWARD_TRAIN] = 5,
-        [BNORM_OP_BACKWARD] = 7,
-        [BNORM_OP_APPLY] = 2,
-    };
-    return JOB_WORK + job->shape->n * job->shape->c * job->shape->hw * per_element[job->op];
+    const bnorm_act_kind any = BNORM_ACT_IDENTITY;
+    const size_t per_element = job->op == BNORM_OP_APPLY     ? bnorm_map_work(2, any)
+                               : job->op == BNORM_OP_MOMENTS ? bnorm_reduce_work(1, any)
+                               : job->op == BNORM_OP_FORWARD_TRAIN
+                                   ? bnorm_reduce_work(1, any) + bnorm_map_work(2, any)
+                                   : bnorm_reduce_work(2, any) + bnorm_map_work(3, any);
+    return JOB_WORK + job->shape->n * job->shape->c * job->shape->hw * per_element;
 }
 
 struct batch {

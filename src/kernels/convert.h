@@ -1,11 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Elements of all types to floats and back, and masks of bits. Kernels that meet anything but
- * floats take it through memory of floats in the first-level cache: the loops that compute exist
- * once. What is widened is written in whole vectors, so the memory has room for one more. */
-
-/* Elements that pass through such memory at a time. */
-#define BNORM_STAGE 1024
+ * Elements of all types to floats and back, and masks of bits. Rows that are widened to memory are
+ * written in whole vectors, so the memory has room for one more. */
 
 BNORM_INLINE size_t size_of(bnorm_dtype type) {
     return type == BNORM_F32 ? 4 : type == BNORM_BF16 || type == BNORM_F16 ? 2 : 1;

@@ -27,11 +27,10 @@ struct leaf_rows {
     size_t x_stride, g_stride;
 };
 
-BNORM_INLINE struct leaf_rows leaf_rows_from(enum tree tree, struct leaf_rows r, size_t row,
-                                             size_t i) {
-    r.x += row * r.x_stride + i;
+BNORM_INLINE struct leaf_rows leaf_rows_from(enum tree tree, struct leaf_rows r, size_t i) {
+    r.x += i;
     if (tree == BNORM_ADDED) {
-        r.g += row * r.g_stride + i;
+        r.g += i;
         r.center += i;
     }
     return r;
@@ -118,7 +117,7 @@ BNORM_INLINE void leaf_tile(enum tree tree, const struct sum_rows *s, size_t row
         const struct leaf_rows r = leaf_rows_at(s, q * step, step, c, &floats);
         size_t left = depth;
         for (size_t i = 0; i < c; i += VEC_D) {
-            const struct leaf_rows here = leaf_rows_from(tree, r, 0, i);
+            const struct leaf_rows here = leaf_rows_from(tree, r, i);
             struct leaf leaf = leaf_of(tree, here, step, lesser(VEC_D, c - i));
             left = depth;
             for (size_t joined = 1; q & joined; joined *= 2)

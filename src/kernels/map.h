@@ -1062,6 +1062,26 @@ BNORM_INLINE int are_short_rows(const struct mapping *m, const bnorm_map_args *a
     return b.dense;
 }
 
+/* A group after the other. */
+BNORM_INLINE void map_groups(struct mapping *m, const bnorm_map_args *a) {
+    struct block b;
+    for (size_t group = 0; group < a->groups; group++) {
+        for (size_t image = 0; image < a->images; image++) {
+            begin_block(&b, m, a, ROWS, image, group);
+            if (a->valid < a->lanes)
+                map_padded(m, &b, a->valid);
+            else
+                map_rows(m, &b);
+        }
+        m->p.center += a->lanes;
+        m->p.scale += a->lanes;
+        m->p.shift += a->lanes;
+        m->p.invstd += a->lanes;
+        m->p.slope += a->lanes;
+        m->p.offset += a->lanes;
+    }
+}
+
 static void map_all_rows(const bnorm_map_args *a, enum direction direction,
                          const struct functions *all) {
     struct mapping m;
@@ -1074,22 +1094,9 @@ static void map_all_rows(const bnorm_map_args *a, enum direction direction,
             b.each = a->lanes;
             map_form(m.spread, &m, &b);
         }
-    } else
-        for (size_t group = 0; group < a->groups; group++) {
-            for (size_t image = 0; image < a->images; image++) {
-                begin_block(&b, &m, a, ROWS, image, group);
-                if (a->valid < a->lanes)
-                    map_padded(&m, &b, a->valid);
-                else
-                    map_rows(&m, &b);
-            }
-            m.p.center += a->lanes;
-            m.p.scale += a->lanes;
-            m.p.shift += a->lanes;
-            m.p.invstd += a->lanes;
-            m.p.slope += a->lanes;
-            m.p.offset += a->lanes;
-        }
+    } else {
+        map_groups(&m, a);
+    }
     if (m.hints & BNORM_BYPASS)
         vec_fence();
 }

@@ -1,14 +1,16 @@
 /* SPDX-License-Identifier: MIT
  *
  * The reductions of a block: of the statistics, sum(d) and sum(d*d) with d = x - pivot; of backward,
- * sum(g) and sum(g*d) with d = x - center, by way of a pivot near it. src/scalar/scalar.c says what, docs/numerics.md why.
+ * sum(g) and sum(g*d) with d = x - center, by way of a pivot near it. src/scalar/scalar.c says what,
+ * docs/numerics.md why.
  *
  * Rows of lanes are added up in groups of 16 rows, in float, four rows at a time; groups in double.
  * A lane is a chain of a channel (several where few channels share a row), or every 32nd element of
- * a plane. A form has two parameters, constants of an inlined body:
+ * a plane. A form has three parameters, constants of an inlined body:
  *   g     where the first of the two terms comes from: BNORM_SQUARES = from d; of backward an enum
  *         bnorm_pre: dy alone for BNORM_PRE_NONE, else dy where RELU or CLAMP let it pass
  *   type  of the tensors: F32, and BF16 and F16 for BNORM_SQUARES and BNORM_PRE_NONE
+ *   plane whether rows are those of a plane, whose steps are constants, too
  * Everything else, and rows of less than a vector of lanes, becomes x and g in floats first, in
  * memory that stays in the first-level cache. */
 #include "../fma.h"
