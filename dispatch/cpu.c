@@ -23,8 +23,8 @@ unsigned bnorm_cpu_x86(unsigned leaf1_ecx, unsigned leaf7_ebx, unsigned xcr0) {
     return features;
 }
 
-/* Of CPUs that nothing is known about. Few have more than 2 MiB of L2; outputs that bypass the caches
- * began to gain between 48 and 96 MiB on a Sapphire Rapids, 1.15 to 1.3 times there. */
+/* Of CPUs that nothing is known about. Few have more than 2 MiB of L2; outputs that are streamed past
+ * the caches began to gain between 48 and 96 MiB on a Sapphire Rapids, 1.15 to 1.3 times there. */
 static const bnorm_limits usual = {BNORM_LEAST_PREFETCH, BNORM_LEAST_PREFETCH, 48, 256};
 
 #define KIB ((uint64_t)1 << 10)
@@ -67,11 +67,12 @@ static unsigned strips(uint64_t l2) {
 /* A core of Zen reaches its L3 at full speed without being told what comes, and a prefetch of what is
  * there costs more than it brings: 1.3 to 2.6 times slower on a Zen 3. Other cores, and strangers on
  * a virtual machine, use the L3, too: from half of it on prefetching gained up to 1.15, in place and
- * out of place. Outputs that bypass the caches made calls of more than twice the L3 0.9 to 1.35
- * times as fast, 1.15 in the middle; with less, the next call finds part of them there. */
+ * out of place. Where a call's tensors are more than the L3, what it wrote first has left it when the
+ * next call comes to read it, so that outputs are streamed past the caches: of two calls that take
+ * turns in writing what the other reads, NHWC, inference gained 1.04 at the size of the L3 and 1.25
+ * from 1.5 times of it on, training lost 1.08 and gained 1.15; at 0.7 of it both lost 1.1 to 1.3. */
 static bnorm_limits limits_of_zen(uint64_t l2, uint64_t l3) {
-    const bnorm_limits limits = {limit(l3 / 2), limit(l3 / 2), (unsigned)(2 * l3 / MIB),
-                                 strips(l2)};
+    const bnorm_limits limits = {limit(l3 / 2), limit(l3 / 2), (unsigned)(l3 / MIB), strips(l2)};
     return limits;
 }
 
@@ -79,9 +80,8 @@ static bnorm_limits limits_of_zen(uint64_t l2, uint64_t l3) {
  * on a Cascade Lake (1 MiB, between 4 and 6 MiB), and does not matter on a Sapphire Rapids (2 MiB,
  * equal from 8 MiB to 48). In place the lines are there when they are written: on a Cascade Lake
  * prefetching still lost 1.43 times at 8 MiB.
- * A store that bypasses the caches holds one of a core's few fill buffers until it reaches memory:
- * where there are 12 of them, in the cores of Skylake-X, Cascade Lake and Cooper Lake, all of model
- * 0x55, it lost 1.08 to 1.21 times at 51 MB and gained nowhere. */
+ * A streaming store holds one of a core's few fill buffers until it reaches memory: where there are
+ * 12 of them, in the cores of Skylake-X, Cascade Lake and Cooper Lake, all of model 0x55, it lost 1.08 to 1.21 times at 51 MB and gained nowhere. */
 static bnorm_limits limits_of_intel(unsigned model, uint64_t l2, uint64_t l3) {
     const bnorm_limits limits = {limit(6 * l2), limit(16 * l2 < l3 / 2 ? 16 * l2 : l3 / 2),
                                  model == 0x55 ? 0 : usual.stream, strips(l2)};

@@ -37,8 +37,8 @@ unsigned bnorm_cpu_x86(unsigned leaf1_ecx, unsigned leaf7_ebx, unsigned xcr0);
 typedef struct bnorm_limits {
     unsigned prefetch;          /* above: lines are asked for ahead */
     unsigned prefetch_in_place; /* the same where an output is an input */
-    unsigned stream;            /* from there on outputs may bypass the caches; 0 = never */
-    unsigned strips;            /* KiB of all tensors up to which strips of rows pay */
+    unsigned stream; /* from there on outputs may be streamed past the caches; 0 = never */
+    unsigned strips; /* KiB of all tensors up to which strips of rows pay */
 } bnorm_limits;
 
 /* No limit of prefetch is lower, on any CPU. */

@@ -32,10 +32,10 @@ enum bnorm_pre {
 
 /* What kernels do about the caches; changes nothing but the time. NEON's ignore it. */
 enum bnorm_hint {
-    BNORM_FETCH_IN = 1,  /* ask for lines of the inputs ahead of their use */
-    BNORM_FETCH_OUT = 2, /* and for lines of the outputs */
-    BNORM_BYPASS = 4,    /* store whole lines past the caches; not for outputs that are inputs */
-    BNORM_STRIPS = 8     /* rows may be taken a strip of channels at a time */
+    BNORM_PREFETCH_IN = 1,  /* ask for lines of the inputs ahead of their use */
+    BNORM_PREFETCH_OUT = 2, /* and for lines of the outputs */
+    BNORM_STREAM = 4,       /* store whole lines past the caches; not for outputs that are inputs */
+    BNORM_STRIPS = 8        /* rows may be taken a strip of channels at a time */
 };
 
 /* A tensor, from the check of a call to the kernels. Positions in it are counted along four axes,
@@ -94,7 +94,7 @@ typedef struct bnorm_block_args {
     bnorm_dtype type;
     size_t runs, len, stride;
     size_t valid;   /* rows only: results are wanted of the first `valid` elements of a row */
-    unsigned hints; /* of enum bnorm_hint BNORM_FETCH_IN */
+    unsigned hints; /* of enum bnorm_hint BNORM_PREFETCH_IN */
 } bnorm_block_args;
 
 /* Partial results of every block of images [first, first + n): two tables, in which block b of

@@ -12,16 +12,11 @@ static int is_dense(const bnorm_view *view, const bnorm_tensor *tensor) {
     return !tensor->data || tensor->image_stride == view->rows * tensor->row_stride;
 }
 
-/* MiB per tensor: outputs below are left to the caches, for whoever reads them next. */
-#define LEAST_STREAM ((size_t)24)
-
-unsigned bnorm_hints(bnorm_memory memory, bnorm_limits limits, size_t bytes, size_t tensors,
-                     int in_place) {
+unsigned bnorm_hints(bnorm_memory memory, bnorm_limits limits, size_t bytes, int in_place) {
     const size_t mib = (size_t)1 << 20,
                  prefetch = in_place ? limits.prefetch_in_place : limits.prefetch;
     if (memory == BNORM_MEMORY_AUTO) {
-        if (limits.stream && !in_place && bytes >= limits.stream * mib &&
-            bytes >= LEAST_STREAM * mib * tensors)
+        if (limits.stream && !in_place && bytes >= limits.stream * mib)
             memory = BNORM_MEMORY_STREAM;
         else
             memory = bytes > prefetch * mib ? BNORM_MEMORY_PREFETCH : BNORM_MEMORY_CACHED;
@@ -29,8 +24,8 @@ unsigned bnorm_hints(bnorm_memory memory, bnorm_limits limits, size_t bytes, siz
     const unsigned strips = bytes <= (size_t)limits.strips << 10 ? BNORM_STRIPS : 0;
     if (memory == BNORM_MEMORY_CACHED)
         return strips;
-    return strips | BNORM_FETCH_IN |
-           (memory == BNORM_MEMORY_STREAM && !in_place ? BNORM_BYPASS : BNORM_FETCH_OUT);
+    return strips | BNORM_PREFETCH_IN |
+           (memory == BNORM_MEMORY_STREAM && !in_place ? BNORM_STREAM : BNORM_PREFETCH_OUT);
 }
 
 #define MOST_TENSORS ((size_t)5)
@@ -43,7 +38,7 @@ static unsigned hints_of(const bnorm_map *map, const bnorm_exec *exec) {
     const size_t elements = view->images * view->groups * view->rows * view->lanes;
     const bnorm_memory memory = exec ? exec->memory : BNORM_MEMORY_AUTO;
     const bnorm_limits limits = bnorm_cpu_limits();
-    size_t count = 0, element_bytes = 0; /* of different tensors */
+    size_t element_bytes = 0; /* of different tensors */
     int in_place = 0;
     /* Below all limits, whatever the tensors. */
     if (memory == BNORM_MEMORY_AUTO &&
@@ -58,10 +53,9 @@ static unsigned hints_of(const bnorm_map *map, const bnorm_exec *exec) {
         in_place |= again;
         if (again)
             continue;
-        count++;
         element_bytes += bnorm_size_of(tensors[i]->type);
     }
-    return bnorm_hints(memory, limits, elements * element_bytes, count, in_place);
+    return bnorm_hints(memory, limits, elements * element_bytes, in_place);
 }
 
 void bnorm_plan_map(bnorm_map *map, const bnorm_exec *exec) {
@@ -117,7 +111,7 @@ void bnorm_take_part(const bnorm_map *map, const bnorm_part *part, int near, bno
     args->slope = from(args->slope, channel, NULL);
     args->offset = from(args->offset, channel, NULL);
     if (near)
-        args->hints &= ~(unsigned)BNORM_FETCH_IN;
+        args->hints &= ~(unsigned)BNORM_PREFETCH_IN;
 }
 
 void bnorm_run_map(const bnorm_map *map, const bnorm_map_args *args) {

@@ -23,8 +23,7 @@ void bnorm_plan_map(bnorm_map *map, const bnorm_exec *exec);
 
 /* What the kernels do about the caches (enum bnorm_hint) in a call on so many different tensors of
  * so many bytes altogether; in_place: an output is an input. limits are for BNORM_MEMORY_AUTO. */
-unsigned bnorm_hints(bnorm_memory memory, bnorm_limits limits, size_t bytes, size_t tensors,
-                     int in_place);
+unsigned bnorm_hints(bnorm_memory memory, bnorm_limits limits, size_t bytes, int in_place);
 
 /* The arguments for a part; near: it is in cache. */
 void bnorm_take_part(const bnorm_map *map, const bnorm_part *part, int near, bnorm_map_args *args);

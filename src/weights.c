@@ -409,9 +409,9 @@ void bnorm_weighted_map(const bnorm_map *map, const bnorm_weighing *w, const bno
         bnorm_part image = *part;
         image.image += i;
         image.images = 1;
-        if ((map->args.hints & BNORM_BYPASS) && equal_weights(weights, count) < count) {
+        if ((map->args.hints & BNORM_STREAM) && equal_weights(weights, count) < count) {
             cached = *map; /* past the caches in long runs only */
-            cached.args.hints &= ~(unsigned)BNORM_BYPASS;
+            cached.args.hints &= ~(unsigned)BNORM_STREAM;
             map = &cached;
         }
         if (bnorm_counts_groups(view))

@@ -28,16 +28,16 @@ static inline void vec_store(float *p, vec_f v) {
 static inline void vec_store_n(float *p, vec_f v, size_t n) {
     _mm512_mask_storeu_ps(p, vec_mask_f(n), v);
 }
-static inline void vec_bypass(float *p, vec_f v) {
+static inline void vec_stream(float *p, vec_f v) {
     _mm512_stream_ps(p, v);
 }
 static inline void vec_fence(void) {
     _mm_sfence();
 }
-static inline void vec_fetch(const float *p) {
+static inline void vec_prefetch(const float *p) {
     __builtin_prefetch(p, 0, 3);
 }
-static inline void vec_fetch_out(const float *p) {
+static inline void vec_prefetch_out(const float *p) {
     __builtin_prefetch(p, 1, 3);
 }
 static inline vec_f vec_set1(float v) {
@@ -289,6 +289,6 @@ static inline vec_d vec_round_d(vec_d v) {
 }
 /* gcc inserts this only when it optimizes, and not for size; without it all SSE code that follows
  * is slow. */
-static inline void vec_leave(void) {
+static inline void vec_zeroupper(void) {
     _mm256_zeroupper();
 }

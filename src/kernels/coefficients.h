@@ -159,7 +159,7 @@ static void merge(const bnorm_partials *p, size_t first, size_t c, double *mean,
 #define BNORM_CALL(i, vectors, n) tree_lanes(BNORM_MERGED, p, i, vectors, n, mean, m2)
     BNORM_FOR_CHANNELS(first, c, BNORM_SIDE, BNORM_CALL);
 #undef BNORM_CALL
-    vec_leave();
+    vec_zeroupper();
 }
 
 static void add_blocks(const bnorm_partials *p, size_t first, size_t c, double *sum_g,
@@ -167,7 +167,7 @@ static void add_blocks(const bnorm_partials *p, size_t first, size_t c, double *
 #define BNORM_CALL(i, vectors, n) tree_lanes(BNORM_ADDED, p, i, vectors, n, sum_g, sum_gx)
     BNORM_FOR_CHANNELS(first, c, BNORM_SIDE, BNORM_CALL);
 #undef BNORM_CALL
-    vec_leave();
+    vec_zeroupper();
 }
 
 static void merge_pair(const bnorm_pair_args *a, size_t c) {
@@ -182,7 +182,7 @@ static void merge_pair(const bnorm_pair_args *a, size_t c) {
         store_d_lanes(a->sum + i, vec_canonical_d(right.a[0]), n);
         store_d_lanes(a->m2 + i, vec_canonical_d(right.b[0]), n);
     }
-    vec_leave();
+    vec_zeroupper();
 }
 
 /* scale = gamma*invstd and shift = beta - mean_lo*scale; a product of two floats is exact. */
@@ -272,7 +272,7 @@ static void coefficients(const bnorm_coefficient_args *a, size_t first, size_t c
 #define BNORM_CALL(i, vectors, n) coefficient_lanes(a, i, n)
     BNORM_FOR_CHANNELS(first, c, 1, BNORM_CALL);
 #undef BNORM_CALL
-    vec_leave();
+    vec_zeroupper();
 }
 
 static void scale_shift(const bnorm_scale_args *a, size_t c) {
@@ -282,7 +282,7 @@ static void scale_shift(const bnorm_scale_args *a, size_t c) {
                     a->shift + i, n)
     BNORM_FOR_CHANNELS((size_t)0, c, 1, BNORM_CALL);
 #undef BNORM_CALL
-    vec_leave();
+    vec_zeroupper();
 }
 
 BNORM_INLINE void grad_coefficient_lanes(const bnorm_grad_coefficient_args *a, size_t i, size_t n) {
@@ -318,5 +318,5 @@ static void grad_coefficients(const bnorm_grad_coefficient_args *a, size_t first
 #define BNORM_CALL(i, vectors, n) grad_coefficient_lanes(a, i, n)
     BNORM_FOR_CHANNELS(first, c, 1, BNORM_CALL);
 #undef BNORM_CALL
-    vec_leave();
+    vec_zeroupper();
 }

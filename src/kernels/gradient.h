@@ -31,7 +31,7 @@ BNORM_INLINE vec_f gradient(bnorm_act_kind kind, vec_f v, vec_f dy, vec_f a, vec
     return dy;
 }
 
-BNORM_INLINE int reads_extra(enum bnorm_pre pre) {
+BNORM_INLINE int reads_argument(enum bnorm_pre pre) {
     return pre == BNORM_PRE_RESIDUAL || pre == BNORM_PRE_Y;
 }
 

@@ -4,9 +4,9 @@
  * after its vec.h, never compiled alone. vec.h provides, for vectors of VEC_F floats (vec_f) and
  * VEC_D = VEC_F/2 doubles (vec_d):
  *   vec_load, vec_store, vec_set1, vec_add, vec_sub, vec_mul
- *   vec_bypass                    vec_store of part of a line past the caches, p aligned; vec_fence
+ *   vec_stream                    vec_store of part of a line past the caches, p aligned; vec_fence
  *                                 when all is stored
- *   vec_fetch, vec_fetch_out      ask for the line of p, to be read or written
+ *   vec_prefetch, vec_prefetch_out      ask for the line of p, to be read or written
  *   vec_repeat                    (p, n): n floats, a power of two, again and again
  *   vec_fma(a, b, c)              a*b + c rounded once
  *   vec_load_n, vec_store_n       the first n lanes, of 1 when stored; memory behind them is not
@@ -43,7 +43,7 @@
  *                                 a vector of 4 floats, which + adds; from memory
  *   vec_load_fours                VEC_F times 4 floats from aligned memory: the first, second, third
  *                                 and last of each
- *   vec_leave                     before a kernel returns to code that is not of this set
+ *   vec_zeroupper                     before a kernel returns to code that is not of this set
  * Wherever a product is added to something, it is written as a fma: a compiler that contracts finds
  * nothing to do. */
 #include "../order.h"

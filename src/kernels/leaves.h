@@ -148,11 +148,11 @@ BNORM_INLINE void reduce_leaves(enum tree tree, const struct sum_rows *s, size_t
 static void moments_tree(const bnorm_block_args *a, double *sum, double *m2) {
     const struct sum_rows s = block_rows(a, 0);
     reduce_leaves(BNORM_MERGED, &s, a->runs, a->valid, sum, m2);
-    vec_leave();
+    vec_zeroupper();
 }
 
 static void sums_tree(const bnorm_map_args *a, double *sum_g, double *sum_gx) {
     const struct sum_rows s = sum_rows_at(a, 0);
     reduce_leaves(BNORM_ADDED, &s, a->rows, a->valid, sum_g, sum_gx);
-    vec_leave();
+    vec_zeroupper();
 }

@@ -29,7 +29,7 @@
 /* Rows of few channels are joined to rows of about BNORM_LONG_ROW floats, for which the parameters
  * are written one behind the other; all arrays together have room for BNORM_ROOM floats. */
 #define BNORM_LONG_ROW 256
-#define BNORM_ROOM     ((size_t)3072)
+#define BNORM_ROOM     ((size_t)2048)
 /* Planes of fewer elements are joined to rows: of one image, of several, and of types and
  * activations without a form of their own. */
 #define BNORM_SMALL_PLANE  ((size_t)2 * VEC_F)
@@ -106,8 +106,8 @@ struct block {
     struct run run;
     struct strides strides;
     size_t rows, lanes;
-    unsigned fetch; /* which hints are followed */
-    int dense;      /* rows follow one another without a gap */
+    unsigned prefetch; /* which hints are followed */
+    int dense;         /* rows follow one another without a gap */
     /* The parameters of the first element have number `first`. Loaded ones repeat after `period`
      * elements, and `step` = BNORM_GROUP_F % period. Where nothing can be read behind these (exact),
      * groups begin with the first element. Spread ones are `each` per run. */
@@ -433,30 +433,31 @@ BNORM_INLINE void hold(const struct form f, const struct parameters *p, size_t i
 }
 
 /* Asks for the lines that a group from element e of r on will be followed by. */
-BNORM_INLINE void fetch_group(const struct form f, const struct mapping *m, const struct run *r,
-                              size_t e, unsigned hints) {
+BNORM_INLINE void prefetch_group(const struct form f, const struct mapping *m, const struct run *r,
+                                 size_t e, unsigned hints) {
     const size_t size = f.type == BNORM_ANY ? m->size : size_of((bnorm_dtype)f.type),
                  out_size = f.type == BNORM_ANY ? m->out_size : size, in = BNORM_GROUP_F * size,
                  out = BNORM_GROUP_F * out_size;
-    const int argument = reads_extra(m->pre);
-#define BNORM_FETCH(t) vec_fetch((const float *)(const void *)(r->t + e * size + BNORM_AHEAD + k))
-#define BNORM_FETCH_TO(t)                                                                          \
-    vec_fetch_out((const float *)(const void *)(r->t + e * out_size + BNORM_AHEAD_OUT + k))
-    for (size_t k = 0; (hints & BNORM_FETCH_IN) && k < in; k += 64) {
-        BNORM_FETCH(x);
+    const int argument = reads_argument(m->pre);
+#define BNORM_PREFETCH(t)                                                                          \
+    vec_prefetch((const float *)(const void *)(r->t + e * size + BNORM_AHEAD + k))
+#define BNORM_PREFETCH_TO(t)                                                                       \
+    vec_prefetch_out((const float *)(const void *)(r->t + e * out_size + BNORM_AHEAD_OUT + k))
+    for (size_t k = 0; (hints & BNORM_PREFETCH_IN) && k < in; k += 64) {
+        BNORM_PREFETCH(x);
         if (f.direction == BACKWARD)
-            BNORM_FETCH(dy);
+            BNORM_PREFETCH(dy);
         if (argument)
-            BNORM_FETCH(argument);
+            BNORM_PREFETCH(argument);
     }
-    for (size_t k = 0; (hints & BNORM_FETCH_OUT) && k < out; k += 64) {
+    for (size_t k = 0; (hints & BNORM_PREFETCH_OUT) && k < out; k += 64) {
         if (has_out(f, m))
-            BNORM_FETCH_TO(out);
+            BNORM_PREFETCH_TO(out);
         if (has_dresidual(f, m))
-            BNORM_FETCH_TO(dresidual);
+            BNORM_PREFETCH_TO(dresidual);
     }
-#undef BNORM_FETCH
-#undef BNORM_FETCH_TO
+#undef BNORM_PREFETCH
+#undef BNORM_PREFETCH_TO
 }
 
 /* Inputs of a vector. */
@@ -490,7 +491,7 @@ BNORM_INLINE void map_runs(const struct form f, const struct mapping *given,
                  grouped = len - len % BNORM_GROUP_F;
     const int any = f.type == BNORM_ANY, writes_bits = any && f.direction == FORWARD && m->bits;
     struct run r = block->run;
-    const unsigned fetch = block->fetch;
+    const unsigned prefetch = block->prefetch;
     struct bit_writer w = {0};
     struct held h;
 /* Which parameters element e has. */
@@ -513,8 +514,8 @@ BNORM_INLINE void map_runs(const struct form f, const struct mapping *given,
             compute(f, m, &r, &h, BNORM_INDEX(len - VEC_F), len - VEC_F, 1, &last);
         for (; e < grouped; e += BNORM_GROUP_F) {
             struct results results = {.bits = 0};
-            if (BNORM_UNLIKELY(fetch))
-                fetch_group(f, m, &r, e, fetch);
+            if (BNORM_UNLIKELY(prefetch))
+                prefetch_group(f, m, &r, e, prefetch);
             compute(f, m, &r, &h, i, e, BNORM_VECTORS, &results);
             store_results(f, m, &r, e, BNORM_VECTORS, &results);
             if (writes_bits)
@@ -625,9 +626,9 @@ BNORM_INLINE const struct functions *functions_of(const struct mapping *m,
 /* Long runs: lines of the caches */
 
 /* Whole lines past the caches. */
-BNORM_INLINE void pass_on(char *to, const float *from, size_t bytes) {
-    for (size_t k = 0; k < bytes; k += sizeof(vec_f), from += VEC_F)
-        vec_bypass((float *)(void *)(to + k), vec_load(from));
+BNORM_INLINE void pass_on(char *to, const char *from, size_t bytes) {
+    for (size_t k = 0; k < bytes; k += sizeof(vec_f))
+        vec_stream((float *)(void *)(to + k), vec_load((const float *)(const void *)(from + k)));
 }
 
 BNORM_INLINE size_t to_line(const char *p) {
@@ -636,8 +637,9 @@ BNORM_INLINE size_t to_line(const char *p) {
 
 /* A run from a line of the output on, and whole lines past the caches where that is wanted. */
 BNORM_RARE void map_long(map_function *form, const struct mapping *m, const struct block *run) {
-    _Alignas(64) float lines[2][BNORM_PART / sizeof(float)];
-    const size_t most = BNORM_PART / m->out_size, line = 64 / m->out_size, len = run->lanes;
+    _Alignas(64) char lines[BNORM_PART];
+    const size_t part = m->has_out && m->has_dresidual ? BNORM_PART / 2 : BNORM_PART,
+                 most = part / m->out_size, line = 64 / m->out_size, len = run->lanes;
     struct block b = *run;
     size_t e = 0;
     if (!b.exact && !m->in_place && !m->writes_bits) {
@@ -651,15 +653,15 @@ BNORM_RARE void map_long(map_function *form, const struct mapping *m, const stru
     while (e < len) {
         struct run r = b.run;
         size_t n = len - e, skip = n;
-        const int bypass = (m->hints & BNORM_BYPASS) && n >= line &&
+        const int stream = (m->hints & BNORM_STREAM) && n >= line &&
                            (!m->has_out || to_line(r.out) == 0) &&
                            (!m->has_dresidual || to_line(r.dresidual) == 0);
         if (form != m->spread)
             b.first = e < b.period ? e : e % b.period;
-        if (bypass) {
+        if (stream) {
             n = skip = lesser(n / line * line, most);
-            b.run.out = (char *)lines[0];
-            b.run.dresidual = (char *)lines[1];
+            b.run.out = lines;
+            b.run.dresidual = lines + (BNORM_PART - part);
         } else if (n < VEC_F) { /* nor is that in place */
             b = *run;
             n = VEC_F;
@@ -669,10 +671,10 @@ BNORM_RARE void map_long(map_function *form, const struct mapping *m, const stru
         }
         b.lanes = n;
         form(m, &b);
-        if (bypass && m->has_out)
-            pass_on(r.out, lines[0], n * m->out_size);
-        if (bypass && m->has_dresidual)
-            pass_on(r.dresidual, lines[1], n * m->out_size);
+        if (stream && m->has_out)
+            pass_on(r.out, lines, n * m->out_size);
+        if (stream && m->has_dresidual)
+            pass_on(r.dresidual, lines + (BNORM_PART - part), n * m->out_size);
         b.run = r;
         e += skip;
         skip_elements(&b.run, all_forms, m, skip);
@@ -685,11 +687,11 @@ static void map_form(map_function *form, const struct mapping *m, struct block *
     const size_t stride = m->has_out ? b->strides.out : b->strides.dresidual;
     const size_t least = form == m->spread ? 4 * BNORM_LONG_RUN : BNORM_LONG_RUN;
     const int lies_well = to_line(out) == 0 && (b->rows == 1 || stride % 64 == 0);
-    b->fetch = b->lanes * m->out_size > BNORM_PART || (m->hints & BNORM_BYPASS)
-                   ? m->hints & ~(unsigned)BNORM_BYPASS
-                   : 0;
+    b->prefetch = b->lanes * m->out_size > BNORM_PART || (m->hints & BNORM_STREAM)
+                      ? m->hints & ~(unsigned)BNORM_STREAM
+                      : 0;
     if (b->lanes < BNORM_LONG_RUN ||
-        (!(m->hints & BNORM_BYPASS) && (lies_well || m->in_place || b->lanes < least))) {
+        (!(m->hints & BNORM_STREAM) && (lies_well || m->in_place || b->lanes < least))) {
         form(m, b);
         return;
     }
@@ -730,7 +732,7 @@ BNORM_RARE void map_few(const struct mapping *m, const struct block *b, int plan
     vector.run = (struct run){lanes.x, lanes.dy, lanes.argument, lanes.out, lanes.dresidual, 0};
     vector.strides = (struct strides){0};
     vector.rows = 1;
-    vector.fetch = 0;
+    vector.prefetch = 0;
     vector.lanes = VEC_F;
     begin_period(&vector);
     few.bits = m->bits ? bits : NULL;
@@ -850,8 +852,7 @@ BNORM_RARE void map_whole_rows(struct mapping *m, struct block *b, float *room) 
     b->step = 0;
 }
 
-static void map_rows(struct mapping *m, struct block *b) {
-    _Alignas(64) float room[BNORM_ROOM + BNORM_PAD];
+static void map_rows(struct mapping *m, struct block *b, float *room) {
     const struct parameters p = m->p;
     const size_t total = b->rows * b->lanes;
     if (m->held && b->lanes % BNORM_GROUP_F == 0 && b->rows >= 4 && m->strips) {
@@ -873,8 +874,7 @@ static void map_rows(struct mapping *m, struct block *b) {
 }
 
 /* Planes. */
-static void map_planes(struct mapping *m, struct block *b) {
-    float room[6][BNORM_GROUP_F];
+static void map_planes(struct mapping *m, struct block *b, float *room) {
     const struct parameters p = m->p;
     const size_t planes = b->rows;
     if (b->lanes < VEC_F) {
@@ -891,8 +891,8 @@ static void map_planes(struct mapping *m, struct block *b) {
     for (size_t plane = 0; plane < planes; plane++, skip_row(all_forms, &b->run, &b->strides)) {
 #define BNORM_SPREAD(k, name)                                                                      \
     for (size_t i = 0; i < BNORM_GROUP_F; i += VEC_F)                                              \
-        vec_store(room[k] + i, vec_set1(p.name[plane]));                                           \
-    m->p.name = room[k];
+        vec_store(room + (k)*BNORM_GROUP_F + i, vec_set1(p.name[plane]));                          \
+    m->p.name = room + (k)*BNORM_GROUP_F;
         BNORM_FOR_PARAMETERS(m, BNORM_SPREAD)
 #undef BNORM_SPREAD
         map_form(m->loaded, m, b);
@@ -913,7 +913,7 @@ BNORM_RARE void clear_rows(char *p, size_t stride, size_t rows, size_t bytes, in
 
 /* Rows whose lanes behind the first `valid` are padding, which gets zeros. Whatever is in it gives
  * NaN in forward, which has no bit. */
-BNORM_RARE void map_padded(const struct mapping *m, struct block *b, size_t valid) {
+BNORM_RARE void map_padded(const struct mapping *m, struct block *b, size_t valid, float *room) {
     const struct run r = b->run;
     const size_t rows = b->rows, n = b->lanes - valid, at = valid * m->out_size;
     float p[6][32];
@@ -928,7 +928,7 @@ BNORM_RARE void map_padded(const struct mapping *m, struct block *b, size_t vali
         padded.p.center = padded.p.scale;
     for (size_t i = valid; i < b->lanes; i++)
         p[2][i] = NAN;
-    map_rows(&padded, b);
+    map_rows(&padded, b, room);
     const int zero = m->out_type >= BNORM_S8 ? (int)m->out_quant.zero_point : 0;
     if (m->has_out)
         clear_rows(r.out + at, b->strides.out, rows, n * m->out_size, zero);
@@ -936,10 +936,10 @@ BNORM_RARE void map_padded(const struct mapping *m, struct block *b, size_t vali
         clear_rows(r.dresidual + at, b->strides.dresidual, rows, n * m->out_size, 0);
 }
 
-/* Planes that follow one another are rows of as many channels, each with its parameter. */
+/* Planes that follow one another are rows of as many channels, each with its parameter. These rows
+ * are repeated where they are. */
 BNORM_RARE void map_small_planes(const struct mapping *whole, const struct block *planes,
-                                 const struct block *images) {
-    _Alignas(64) float room[BNORM_ROOM + BNORM_PAD];
+                                 const struct block *images, float *room) {
     const size_t len = planes->lanes, each = room_of(whole), most = (each - VEC_F) / len;
     struct mapping m = *whole;
     struct block b = *images;
@@ -959,7 +959,7 @@ BNORM_RARE void map_small_planes(const struct mapping *whole, const struct block
 #undef BNORM_STRETCH
         if (!m.centred)
             m.p.center = m.p.scale;
-        map_rows(&m, &these);
+        map_rows(&m, &these, room);
         skip_elements(&b.run, all_forms, &m, n * len);
     }
 }
@@ -991,7 +991,7 @@ BNORM_INLINE void begin_mapping(struct mapping *m, const bnorm_map_args *a,
         m->in_place |= outs[k] && (outs[k] == a->x.data || outs[k] == a->dy.data ||
                                    outs[k] == a->argument.data);
     if (m->in_place) /* what is past the caches would be computed again */
-        m->hints &= ~(unsigned)BNORM_BYPASS;
+        m->hints &= ~(unsigned)BNORM_STREAM;
     m->bits = a->mask.bits;
     /* Compilers may convert a zero point before they ask for the type. */
     m->x_quant = m->argument_quant = m->out_quant = (struct quant){1, 0, 1, 0};
@@ -1042,7 +1042,7 @@ BNORM_INLINE void begin_block(struct block *b, const struct mapping *m, const bn
     b->run.dy = b->run.argument = b->run.x;
     b->run.out = b->run.dresidual = (char *)(uintptr_t)b->run.x;
     BNORM_TENSOR(dy, a->dy.data, m->size)
-    BNORM_TENSOR(argument, reads_extra(a->pre), m->size)
+    BNORM_TENSOR(argument, reads_argument(a->pre), m->size)
     BNORM_TENSOR(out, m->has_out, m->out_size)
     BNORM_TENSOR(dresidual, m->has_dresidual, m->out_size)
     b->run.bit = a->mask.at + image * a->mask.image_stride + group * a->mask.group_stride;
@@ -1063,15 +1063,15 @@ BNORM_INLINE int are_short_rows(const struct mapping *m, const bnorm_map_args *a
 }
 
 /* A group after the other. */
-BNORM_INLINE void map_groups(struct mapping *m, const bnorm_map_args *a) {
+BNORM_INLINE void map_groups(struct mapping *m, const bnorm_map_args *a, float *room) {
     struct block b;
     for (size_t group = 0; group < a->groups; group++) {
         for (size_t image = 0; image < a->images; image++) {
             begin_block(&b, m, a, ROWS, image, group);
             if (a->valid < a->lanes)
-                map_padded(m, &b, a->valid);
+                map_padded(m, &b, a->valid, room);
             else
-                map_rows(m, &b);
+                map_rows(m, &b, room);
         }
         m->p.center += a->lanes;
         m->p.scale += a->lanes;
@@ -1084,6 +1084,7 @@ BNORM_INLINE void map_groups(struct mapping *m, const bnorm_map_args *a) {
 
 static void map_all_rows(const bnorm_map_args *a, enum direction direction,
                          const struct functions *all) {
+    _Alignas(64) float room[BNORM_ROOM + BNORM_PAD];
     struct mapping m;
     struct block b;
     begin_mapping(&m, a, direction, all);
@@ -1095,14 +1096,15 @@ static void map_all_rows(const bnorm_map_args *a, enum direction direction,
             map_form(m.spread, &m, &b);
         }
     } else {
-        map_groups(&m, a);
+        map_groups(&m, a, room);
     }
-    if (m.hints & BNORM_BYPASS)
+    if (m.hints & BNORM_STREAM)
         vec_fence();
 }
 
 static void map_all_planes(const bnorm_map_args *a, enum direction direction,
                            const struct functions *all) {
+    _Alignas(64) float room[BNORM_ROOM + BNORM_PAD];
     struct mapping m;
     struct block b;
     begin_mapping(&m, a, direction, all);
@@ -1113,30 +1115,30 @@ static void map_all_planes(const bnorm_map_args *a, enum direction direction,
     if (a->lanes < small && b.dense) {
         struct block images;
         begin_block(&images, &m, a, IMAGES, 0, 0);
-        map_small_planes(&m, &b, &images);
+        map_small_planes(&m, &b, &images, room);
     } else {
         for (size_t image = 0; image < a->images; image++) {
             begin_block(&b, &m, a, GROUPS, image, 0);
-            map_planes(&m, &b);
+            map_planes(&m, &b, room);
         }
     }
-    if (m.hints & BNORM_BYPASS)
+    if (m.hints & BNORM_STREAM)
         vec_fence();
 }
 
 static void apply_rows(const bnorm_map_args *a) {
     map_all_rows(a, FORWARD, forward_functions);
-    vec_leave();
+    vec_zeroupper();
 }
 static void apply_span(const bnorm_map_args *a) {
     map_all_planes(a, FORWARD, forward_functions);
-    vec_leave();
+    vec_zeroupper();
 }
 static void dx_rows(const bnorm_map_args *a) {
     map_all_rows(a, BACKWARD, backward_functions);
-    vec_leave();
+    vec_zeroupper();
 }
 static void dx_span(const bnorm_map_args *a) {
     map_all_planes(a, BACKWARD, backward_functions);
-    vec_leave();
+    vec_zeroupper();
 }

@@ -28,8 +28,8 @@ struct sum_form {
 struct sum_rows {
     const bnorm_map_args *a; /* pre and act of backward; NULL = statistics */
     bnorm_dtype type;
-    int spread; /* parameters: one for all lanes, or one per lane */
-    int fetch;  /* lines are asked for ahead of their use */
+    int spread;   /* parameters: one for all lanes, or one per lane */
+    int prefetch; /* lines are asked for ahead of their use */
     const char *x, *dy, *argument;
     size_t x_step, dy_step, argument_step, bit, bit_step;
     const float *pivot;                           /* d = x - pivot */
@@ -50,7 +50,7 @@ BNORM_INLINE struct sum_rows sum_rows_from(const struct sum_rows *s, size_t row,
         t.invstd += p;
         t.dy += row * s->dy_step + i * size;
         t.dy_step *= every;
-        if (reads_extra(s->a->pre)) {
+        if (reads_argument(s->a->pre)) {
             t.argument += row * s->argument_step + i * size;
             t.argument_step *= every;
         }
@@ -204,17 +204,17 @@ BNORM_INLINE struct sums sum_4(BNORM_SUM_ARGS) {
 
 /* Asks for the lines of `bytes` bytes of each tensor, `ahead` behind a cursor. The CPU's own
  * prefetching begins anew with each row of a few lines, and with each page. */
-BNORM_INLINE void fetch_ahead(const struct sum_form f, struct cursor at, size_t ahead,
-                              size_t bytes) {
-#define BNORM_FETCH(t) vec_fetch((const float *)(const void *)(at.t + ahead + k))
+BNORM_INLINE void prefetch_ahead(const struct sum_form f, struct cursor at, size_t ahead,
+                                 size_t bytes) {
+#define BNORM_PREFETCH(t) vec_prefetch((const float *)(const void *)(at.t + ahead + k))
     for (size_t k = 0; k < bytes; k += 64) {
-        BNORM_FETCH(x);
+        BNORM_PREFETCH(x);
         if (f.g >= BNORM_PRE_NONE)
-            BNORM_FETCH(dy);
+            BNORM_PREFETCH(dy);
         if (f.g == BNORM_PRE_RESIDUAL || f.g == BNORM_PRE_Y)
-            BNORM_FETCH(argument);
+            BNORM_PREFETCH(argument);
     }
-#undef BNORM_FETCH
+#undef BNORM_PREFETCH
 }
 
 /* Adds the sums of four rows of `count` vectors side by side to theirs, `fours` times. */
@@ -226,24 +226,24 @@ BNORM_INLINE void add_fours(const struct sum_form f, const struct sum_rows *s,
         BNORM_UNROLL
         for (size_t k = 0; k < count; k++)
             sums[k] = add_sums(sums[k], sum_4(f, s, p, at, 0, k * VEC_F));
-        if (BNORM_UNLIKELY(s->fetch))
-            fetch_ahead(f, at, BNORM_AHEAD, 4 * BNORM_SPAN_LANES * size_of(f.type));
+        if (BNORM_UNLIKELY(s->prefetch))
+            prefetch_ahead(f, at, BNORM_AHEAD, 4 * BNORM_SPAN_LANES * size_of(f.type));
         at = cursor_at(f, s, at, 4, 0);
     }
 }
 
-/* Sums of `rows` < 4 rows, and the first `extra` lanes of one more. Rows that are not there count
+/* Sums of `rows` < 4 rows, and the first `tail` lanes of one more. Rows that are not there count
  * as 0. */
-BNORM_INLINE struct sums sum_rest(BNORM_SUM_ARGS, size_t rows, size_t extra) {
+BNORM_INLINE struct sums sum_rest(BNORM_SUM_ARGS, size_t rows, size_t tail) {
     struct sums two, one;
     if (rows & 2) {
         two = sum_2(f, s, p, from, row, i, VEC_F);
-        if (rows == 2 && !extra)
+        if (rows == 2 && !tail)
             return two;
     }
-    if (extra)
-        one = rows & 1 ? sum_2(f, s, p, from, row + (rows & 2), i, extra)
-                       : sum_1(f, s, p, from, row + (rows & 2), i, extra);
+    if (tail)
+        one = rows & 1 ? sum_2(f, s, p, from, row + (rows & 2), i, tail)
+                       : sum_1(f, s, p, from, row + (rows & 2), i, tail);
     else if (rows & 1)
         one = sum_1(f, s, p, from, row + (rows & 2), i, VEC_F);
     else
@@ -273,7 +273,7 @@ BNORM_INLINE vec_f argument_lanes(enum bnorm_pre pre, const struct sum_rows *s,
                                   size_t n) {
     struct sum_parameters p = *one;
     const char *const argument =
-        reads_extra(pre) ? s->argument + r * s->argument_step + i * size_of(s->type) : NULL;
+        reads_argument(pre) ? s->argument + r * s->argument_step + i * size_of(s->type) : NULL;
     if (pre == BNORM_PRE_MASK) {
         const size_t bit = s->bit + r * s->bit_step + i;
         return vec_from_bits(bit_window(s->a->mask.bits, bit, n) & ((1u << n) - 1));
@@ -403,8 +403,8 @@ BNORM_INLINE void add_fours_of_rows(const struct sum_form f, const struct sum_ro
     for (;;) {
         do {
             const struct sum_parameters p = sum_parameters_at(f, s, 0, i);
-            if (BNORM_UNLIKELY(s->fetch)) {
-                fetch_ahead(f, next, 0, 4 * VEC_F * size_of(f.type));
+            if (BNORM_UNLIKELY(s->prefetch)) {
+                prefetch_ahead(f, next, 0, 4 * VEC_F * size_of(f.type));
                 next = cursor_at(f, s, next, 0, 4 * VEC_F);
                 lane += 4 * VEC_F;
                 if (lane >= len) {
@@ -430,9 +430,9 @@ BNORM_INLINE void add_other_rows(const struct sum_form f, const struct sum_rows 
                                  struct cursor at, size_t len, size_t rows, size_t tail, int first,
                                  float *to) {
     for (size_t i = 0; i < len; i += VEC_F) {
-        const size_t lane = lesser(i, len - VEC_F), extra = lanes_before(tail, lane);
+        const size_t lane = lesser(i, len - VEC_F), in_tail = lanes_before(tail, lane);
         const struct sum_parameters p = sum_parameters_at(f, s, 0, lane);
-        add_to_group(sum_rest(f, s, &p, at, 0, lane, rows, extra), first, to + i);
+        add_to_group(sum_rest(f, s, &p, at, 0, lane, rows, in_tail), first, to + i);
     }
 }
 
@@ -449,7 +449,7 @@ BNORM_INLINE void add_lanes(const struct sum_form f, const struct sum_rows *from
     float group[2 * BNORM_GROUP_LANES];
     const struct sum_rows own = *from, *const s = &own; /* that no store can change */
     const size_t rest = len % VEC_F, whole = len - rest, four = 4 * len * size_of(f.type),
-                 ahead = s->fetch ? 4 * ((BNORM_AHEAD + four - 1) / four) : 0;
+                 ahead = s->prefetch ? 4 * ((BNORM_AHEAD + four - 1) / four) : 0;
     for (size_t r = 0; r < rows + (tail > 0); r += BNORM_GROUP) {
         const size_t count = lesser(BNORM_GROUP, rows - r), last = count < BNORM_GROUP ? tail : 0;
         struct cursor at = cursor_at(f, s, cursor_of(s), r, 0);
@@ -523,16 +523,16 @@ BNORM_RARE void add_staged(const struct sum_rows *s, size_t rows, size_t tail, s
                      end = count ? len : last;
         for (size_t i = 0; i < end; i += BNORM_STAGE_LANES) {
             const size_t n = lesser(BNORM_STAGE_LANES, end - i), row = whole_vectors(n),
-                         extra = last > i ? lesser(n, last - i) : 0, behind = count * row;
+                         in_tail = last > i ? lesser(n, last - i) : 0, behind = count * row;
             const struct sum_rows at = sum_rows_from(s, r, i, 1, i),
                                   after = sum_rows_from(&at, count, 0, 1, 0),
                                   t = staged_rows(s, &args, x, g, pivot, row);
             memset(pivot, 0, sizeof pivot);
             memcpy(pivot, at.pivot, n * sizeof *pivot);
             load_rows(&at, count, n, x, g);
-            if (extra)
-                load_rows(&after, 1, extra, x + behind, g + behind);
-            add_form(&t, count, extra, row, sums_a, sums_b);
+            if (in_tail)
+                load_rows(&after, 1, in_tail, x + behind, g + behind);
+            add_form(&t, count, in_tail, row, sums_a, sums_b);
             for (size_t k = 0; k < row; k++) {
                 a[i + k] = (r ? a[i + k] : 0) + sums_a[k];
                 b[i + k] = (r ? b[i + k] : 0) + sums_b[k];
@@ -565,10 +565,10 @@ struct chain_rows {
 BNORM_INLINE size_t chain_count(const struct sum_block *k) {
     const struct sum_rows *s = &k->s;
     const size_t bytes = k->c * size_of(s->type);
-    const int joined =
-        s->x_step == bytes &&
-        (!s->a || (s->dy_step == bytes && (!reads_extra(s->a->pre) || s->argument_step == bytes) &&
-                   (s->a->pre != BNORM_PRE_MASK || s->bit_step == k->c)));
+    const int joined = s->x_step == bytes &&
+                       (!s->a || (s->dy_step == bytes &&
+                                  (!reads_argument(s->a->pre) || s->argument_step == bytes) &&
+                                  (s->a->pre != BNORM_PRE_MASK || s->bit_step == k->c)));
     return k->chains == 1 || joined ? 1 : lesser(k->chains, k->count);
 }
 BNORM_INLINE struct chain_rows chain_at(const struct sum_block *k, size_t chains, size_t j) {
@@ -1262,7 +1262,7 @@ static void reduce_span(const struct sum_rows *all, size_t planes, size_t len, d
 BNORM_INLINE struct sum_rows block_rows(const bnorm_block_args *a, int planes) {
     return (struct sum_rows){.type = a->type,
                              .spread = planes,
-                             .fetch = (a->hints & BNORM_FETCH_IN) != 0,
+                             .prefetch = (a->hints & BNORM_PREFETCH_IN) != 0,
                              .x = a->x,
                              .x_step = a->stride * size_of(a->type)};
 }
@@ -1270,13 +1270,13 @@ BNORM_INLINE struct sum_rows block_rows(const bnorm_block_args *a, int planes) {
 static void moments_rows(const bnorm_block_args *a, size_t chains, double *sum, double *m2) {
     const struct sum_rows s = block_rows(a, 0);
     reduce_rows(&s, a->runs, a->stride == a->len ? a->len : a->valid, a->valid, chains, sum, m2);
-    vec_leave();
+    vec_zeroupper();
 }
 
 static void moments_span(const bnorm_block_args *a, double *sum, double *m2) {
     const struct sum_rows s = block_rows(a, 1);
     reduce_span(&s, a->runs, a->len, sum, m2);
-    vec_leave();
+    vec_zeroupper();
 }
 
 /* Where backward reads; strides are those of rows, or of planes. */
@@ -1286,7 +1286,7 @@ BNORM_INLINE struct sum_rows sum_rows_at(const bnorm_map_args *a, int planes) {
         .a = a,
         .type = a->x.type,
         .spread = planes,
-        .fetch = (a->hints & BNORM_FETCH_IN) != 0,
+        .prefetch = (a->hints & BNORM_PREFETCH_IN) != 0,
         .x = a->x.data,
         .dy = a->dy.data,
         .argument = a->argument.data,
@@ -1304,14 +1304,14 @@ BNORM_INLINE struct sum_rows sum_rows_at(const bnorm_map_args *a, int planes) {
 
 static void sums_rows(const bnorm_map_args *a, size_t chains, double *sum_g, double *sum_gx) {
     const int gaps = a->x.row_stride != a->lanes || a->dy.row_stride != a->lanes ||
-                     (reads_extra(a->pre) && a->argument.row_stride != a->lanes);
+                     (reads_argument(a->pre) && a->argument.row_stride != a->lanes);
     const struct sum_rows s = sum_rows_at(a, 0);
     reduce_rows(&s, a->rows, gaps ? a->valid : a->lanes, a->valid, chains, sum_g, sum_gx);
-    vec_leave();
+    vec_zeroupper();
 }
 
 static void sums_span(const bnorm_map_args *a, double *sum_g, double *sum_gx) {
     const struct sum_rows s = sum_rows_at(a, 1);
     reduce_span(&s, a->groups, a->lanes, sum_g, sum_gx);
-    vec_leave();
+    vec_zeroupper();
 }

@@ -40,14 +40,14 @@ static inline void vec_store_n(float *p, vec_f v, size_t n) {
     }
 }
 /* Arm cores find streams by themselves and do not read lines that are about to be overwritten. */
-static inline void vec_bypass(float *p, vec_f v) {
+static inline void vec_stream(float *p, vec_f v) {
     vst1q_f32(p, v);
 }
 static inline void vec_fence(void) {}
-static inline void vec_fetch(const float *p) {
+static inline void vec_prefetch(const float *p) {
     (void)p;
 }
-static inline void vec_fetch_out(const float *p) {
+static inline void vec_prefetch_out(const float *p) {
     (void)p;
 }
 static inline vec_f vec_set1(float v) {
@@ -295,4 +295,4 @@ static inline void vec_narrow_store_n(float *p, vec_d v, size_t n) {
 static inline vec_d vec_round_d(vec_d v) {
     return vcvt_f64_f32(vcvt_f32_f64(v));
 }
-static inline void vec_leave(void) {}
+static inline void vec_zeroupper(void) {}
