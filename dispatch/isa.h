@@ -48,8 +48,9 @@ typedef struct bnorm_tensor {
     void *data; /* NULL = absent; inputs are never written through it */
     size_t image_stride, group_stride, row_stride; /* in elements */
     bnorm_dtype type;
-    int same_lanes;    /* not 0: a row has one element, which stands for all lanes. Kernels never
-                          see such a tensor, only written out */
+    int same_lanes;    /* not 0: a row has one element, which stands for all lanes. Kernels that
+                          reduce see BNORM_COPIES of it, for as many lanes or any plane; others
+                          see such a tensor written out */
     bnorm_quant quant; /* S8 and U8; complete */
 } bnorm_tensor;
 

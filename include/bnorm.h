@@ -17,6 +17,7 @@
  *                written. Pointers are required unless their NULL is documented.
  *   Threads      Call from any number of threads at once, on different outputs and workspaces.
  *                bnorm creates no thread, allocates nothing, and keeps nothing from call to call.
+ *   Stack        A call takes at most 16 KiB, built with -O1 or more, on each thread that it uses.
  *   Empty batch  N = 0 or HW = 0 is BNORM_OK: statistics stay, dgamma and dbeta become 0.
  *   NaN          A NaN or infinity in x reaches its channel only, in bnorm_apply its element only.
  *   FP mode      The caller's. Equal bits are promised for the default mode.
@@ -330,7 +331,7 @@ typedef enum BNORM_INT bnorm_memory {
     BNORM_MEMORY_AUTO = 0, /* one of these, by the tensors' sizes and this CPU's caches */
     BNORM_MEMORY_CACHED,   /* plain loads and stores: tensors are in a cache near their core */
     BNORM_MEMORY_PREFETCH, /* asks for lines some KiB ahead: tensors are in L3 or in memory */
-    BNORM_MEMORY_STREAM    /* as PREFETCH, and outputs that are no inputs bypass the caches */
+    BNORM_MEMORY_STREAM    /* as PREFETCH, and outputs that are no inputs past the caches */
 } bnorm_memory;
 
 /* How to run a call; a NULL bnorm_exec pointer, like NULL members, means: on this thread, with the

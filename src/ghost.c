@@ -89,12 +89,13 @@ static void update_running(void *arg, size_t task) {
 }
 
 /* Group k of a planned call, all of whose images share the workspace. */
-static bnorm_forward forward_group(const bnorm_forward *all, const bnorm_shape *shape,
-                                   const bnorm_ghost *ghost, size_t k, const bnorm_exec *exec) {
+static void take_forward(const bnorm_forward *all, const bnorm_shape *shape,
+                         const bnorm_ghost *ghost, size_t k, const bnorm_exec *exec,
+                         bnorm_forward *group) {
     const size_t at = k * shape->c;
     const bnorm_running *const running = &all->running;
-    bnorm_forward group = *all;
-    bnorm_coefficient_args *const derived = &group.derived;
+    bnorm_coefficient_args *const derived = &group->derived;
+    *group = *all;
     derived->save_mean = bnorm_to(derived->save_mean, at);
     derived->save_mean_lo = bnorm_to(derived->save_mean_lo, at);
     derived->save_invstd = bnorm_to(derived->save_invstd, at);
@@ -105,9 +106,8 @@ static bnorm_forward forward_group(const bnorm_forward *all, const bnorm_shape *
         derived->running_mean = bnorm_updated(running->mean, running->new_mean);
         derived->running_var = bnorm_updated(running->var, running->new_var);
     }
-    const bnorm_view view = take_group(shape, ghost, k, &all->sums.view, &group.map.args);
-    bnorm_lay_out_forward(&group, &view, 0, exec);
-    return group;
+    const bnorm_view view = take_group(shape, ghost, k, &all->sums.view, &group->map.args);
+    bnorm_lay_out_forward(group, &view, 0, exec);
 }
 
 bnorm_status bnorm_forward_train_ghost(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
@@ -132,7 +132,8 @@ bnorm_status bnorm_forward_train_ghost(const bnorm_shape *shape, bnorm_in x, bno
     const int tracked = train->running.mean || train->running.var;
     const int averaged = ghost->running == BNORM_GHOST_AVERAGE && tracked;
     for (size_t k = 0; k < ghost->groups; k++) {
-        bnorm_forward group = forward_group(&all, shape, ghost, k, exec);
+        bnorm_forward group;
+        take_forward(&all, shape, ghost, k, exec, &group);
         struct averaging averaging = {&group, &train->running, k};
         bnorm_run_forward(&group, exec);
         if (averaged)
@@ -168,18 +169,17 @@ static void add_gradients(void *arg, size_t task) {
     }
 }
 
-static bnorm_backward_plan backward_group(const bnorm_backward_plan *all, const bnorm_shape *shape,
-                                          const bnorm_ghost *ghost, size_t k,
-                                          const bnorm_exec *exec) {
+static void take_backward(const bnorm_backward_plan *all, const bnorm_shape *shape,
+                          const bnorm_ghost *ghost, size_t k, const bnorm_exec *exec,
+                          bnorm_backward_plan *group) {
     const size_t at = k * shape->c;
-    bnorm_backward_plan group = *all;
-    group.map.args.center = bnorm_from(group.map.args.center, at);
-    group.save_var = bnorm_from(group.save_var, at);
-    group.prepared.invstd = bnorm_from(group.prepared.invstd, at);
-    group.prepared.mean_lo = group.derived.mean_lo = bnorm_from(group.derived.mean_lo, at);
-    const bnorm_view view = take_group(shape, ghost, k, &all->sums.view, &group.map.args);
-    bnorm_lay_out_backward(&group, &view, 0, exec);
-    return group;
+    *group = *all;
+    group->map.args.center = bnorm_from(group->map.args.center, at);
+    group->save_var = bnorm_from(group->save_var, at);
+    group->prepared.invstd = bnorm_from(group->prepared.invstd, at);
+    group->prepared.mean_lo = group->derived.mean_lo = bnorm_from(group->derived.mean_lo, at);
+    const bnorm_view view = take_group(shape, ghost, k, &all->sums.view, &group->map.args);
+    bnorm_lay_out_backward(group, &view, 0, exec);
 }
 
 bnorm_status bnorm_backward_ghost(const bnorm_shape *shape, bnorm_in x, bnorm_in dy, bnorm_out dx,
@@ -201,7 +201,8 @@ bnorm_status bnorm_backward_ghost(const bnorm_shape *shape, bnorm_in x, bnorm_in
     if (bnorm_is_empty(shape)) /* clears dgamma and dbeta */
         return bnorm_backward(shape, x, dy, dx, grad, ws, ws_size, exec);
     for (size_t k = 0; k < ghost->groups; k++) {
-        bnorm_backward_plan group = backward_group(&all, shape, ghost, k, exec);
+        bnorm_backward_plan group;
+        take_backward(&all, shape, ghost, k, exec, &group);
         struct gradient_sums sums = {&group, k};
         bnorm_run_backward(&group, exec);
         if (group.derived.dgamma || group.derived.dbeta)

@@ -68,7 +68,7 @@ static void run_sums(const bnorm_reduction *r, const bnorm_map_args *args, doubl
 static __attribute__((noinline)) void same_sums(const bnorm_reduction *r, bnorm_map_args *args,
                                                 double *sum_g, double *sum_gx) {
     float copies[BNORM_COPIES];
-    bnorm_copy_element(args->dy.data, args->dy.type, args->lanes, copies);
+    bnorm_copy_element(args->dy.data, args->dy.type, bnorm_min(args->lanes, BNORM_COPIES), copies);
     args->dy.data = copies;
     run_sums(r, args, sum_g, sum_gx);
 }

@@ -41,7 +41,7 @@ void bnorm_reduce_sums(const bnorm_reduction *r, const bnorm_map_args *whole, si
                        size_t channel, size_t channels);
 
 /* Most elements that a dy with the same lanes is written out to at a time. */
-#define BNORM_COPIES ((size_t)BNORM_BLOCK_SPAN)
+#define BNORM_COPIES ((size_t)BNORM_GROUP * BNORM_SPAN_LANES)
 /* n copies of one element. */
 void bnorm_copy_element(const void *element, bnorm_dtype type, size_t n, float *copies);
 

@@ -60,11 +60,10 @@ void bnorm_weigh(bnorm_weighing *w, const bnorm_reduction *r, const bnorm_exec *
     w->divisor = w->total + w->epsilon;
 }
 
-/* Positions of a block that are reduced together, as floats, without those of weight 0: all of a
- * block of a plane, or some rows of up to LANES channels. */
-#define ROWS  64
+/* Positions of a block that are reduced together, as floats, without those of weight 0: of a plane,
+ * or rows of up to LANES channels, which a block of channels has at most. */
+#define ROWS  8
 #define LANES 32
-_Static_assert(ROWS *LANES >= BNORM_BLOCK_SPAN, "a block of a plane is one tile");
 
 struct tile {
     const float *weights;      /* of all positions */
@@ -198,7 +197,7 @@ void bnorm_weighted_moments_of(const bnorm_reduction *r, const bnorm_weighing *w
         weight_moments(mean, m2, channels, block.len, (double)weights[0]);
         return;
     }
-    const size_t most = view->planes ? BNORM_BLOCK_SPAN : ROWS;
+    const size_t most = view->planes ? ROWS * LANES : ROWS;
     const size_t at_once = view->planes ? 1 : bnorm_min(view->lanes, LANES);
     struct tile tile;
     double before = 0;
@@ -270,7 +269,7 @@ void bnorm_weighted_coefficients(const bnorm_reduction *r, const bnorm_weighing 
 }
 
 /* Coefficients that are weighted at once. */
-#define AT_ONCE ((size_t)96)
+#define AT_ONCE ((size_t)64)
 /* Positions of equal weight that are worth a call of their own. */
 #define LEAST_RUN ((size_t)16)
 
@@ -320,8 +319,8 @@ static void equal_runs(const bnorm_map *map, const bnorm_part *whole, const floa
 
 /* Positions of different weights of one plane, or of whole rows of a block, which follow one
  * another: the elements are taken for the channels of one row. */
-static void mixed_positions(const bnorm_map *map, const bnorm_part *part, const float *weights,
-                            int near) {
+static __attribute__((noinline)) void mixed_positions(const bnorm_map *map, const bnorm_part *part,
+                                                      const float *weights, int near) {
     float center[AT_ONCE], scale[AT_ONCE], shift[AT_ONCE], invstd[AT_ONCE], slope[AT_ONCE],
         offset[AT_ONCE], dx[AT_ONCE], frozen[AT_ONCE];
     const size_t unit = bnorm_unit(&map->view), len = part->rows * part->lanes;

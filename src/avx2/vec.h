@@ -147,16 +147,27 @@ static inline __m256i vec_round_bf16(vec_f v) {
 static inline void vec_store_bf16(uint16_t *p, vec_f v) {
     _mm_storeu_si128((__m128i *)(void *)p, vec_pack_16(vec_round_bf16(v)));
 }
-static inline void vec_store_bf16_2(uint16_t *p, vec_f a, vec_f b) {
+static inline __m256i vec_pair_bf16(vec_f a, vec_f b) {
     const __m256i both = _mm256_packus_epi32(vec_round_bf16(a), vec_round_bf16(b));
-    _mm256_storeu_si256((__m256i *)(void *)p, _mm256_permute4x64_epi64(both, 0xd8));
+    return _mm256_permute4x64_epi64(both, 0xd8);
+}
+static inline void vec_store_bf16_2(uint16_t *p, vec_f a, vec_f b) {
+    _mm256_storeu_si256((__m256i *)(void *)p, vec_pair_bf16(a, b));
+}
+static inline void vec_stream_bf16_2(uint16_t *p, vec_f a, vec_f b) {
+    _mm256_stream_si256((__m256i *)(void *)p, vec_pair_bf16(a, b));
 }
 static inline vec_f vec_load_f16(const uint16_t *p) {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p));
 }
+static inline __m128i vec_round_f16(vec_f v) {
+    return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
 static inline void vec_store_f16(uint16_t *p, vec_f v) {
-    _mm_storeu_si128((__m128i *)(void *)p,
-                     _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    _mm_storeu_si128((__m128i *)(void *)p, vec_round_f16(v));
+}
+static inline void vec_stream_f16_2(uint16_t *p, vec_f a, vec_f b) {
+    _mm256_stream_si256((__m256i *)(void *)p, _mm256_set_m128i(vec_round_f16(b), vec_round_f16(a)));
 }
 static inline vec_f vec_load_s8(const uint8_t *p) {
     return _mm256_cvtepi32_ps(

@@ -140,19 +140,31 @@ static inline void vec_store_bf16(uint16_t *p, vec_f v) {
     _mm256_storeu_si256((__m256i *)(void *)p,
                         _mm512_cvtepi32_epi16(_mm512_srli_epi32(vec_round_bf16(v), 16)));
 }
-static inline void vec_store_bf16_2(uint16_t *p, vec_f a, vec_f b) {
+static inline __m512i vec_pair_bf16(vec_f a, vec_f b) {
     static const uint16_t upper[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21,
                                        23, 25, 27, 29, 31, 33, 35, 37, 39, 41, 43,
                                        45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
-    _mm512_storeu_si512(p, _mm512_permutex2var_epi16(vec_round_bf16(a), _mm512_loadu_si512(upper),
-                                                     vec_round_bf16(b)));
+    return _mm512_permutex2var_epi16(vec_round_bf16(a), _mm512_loadu_si512(upper),
+                                     vec_round_bf16(b));
+}
+static inline void vec_store_bf16_2(uint16_t *p, vec_f a, vec_f b) {
+    _mm512_storeu_si512(p, vec_pair_bf16(a, b));
+}
+static inline void vec_stream_bf16_2(uint16_t *p, vec_f a, vec_f b) {
+    _mm512_stream_si512((__m512i *)(void *)p, vec_pair_bf16(a, b));
 }
 static inline vec_f vec_load_f16(const uint16_t *p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p));
 }
+static inline __m256i vec_round_f16(vec_f v) {
+    return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
 static inline void vec_store_f16(uint16_t *p, vec_f v) {
-    _mm256_storeu_si256((__m256i *)(void *)p,
-                        _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    _mm256_storeu_si256((__m256i *)(void *)p, vec_round_f16(v));
+}
+static inline void vec_stream_f16_2(uint16_t *p, vec_f a, vec_f b) {
+    const __m512i low = _mm512_castsi256_si512(vec_round_f16(a));
+    _mm512_stream_si512((__m512i *)(void *)p, _mm512_inserti64x4(low, vec_round_f16(b), 1));
 }
 static inline vec_f vec_load_s8(const uint8_t *p) {
     return _mm512_cvtepi32_ps(

@@ -110,15 +110,13 @@ static void widen_rows(float *to, const void *from, bnorm_dtype type, size_t str
 /* Bits. Those of one call lie next to each other, or in runs; bytes that they fill are read and
  * written as such, others may be shared with another thread. */
 
-/* Bits [at, at + n) as the lowest of the result, n <= 16. */
+/* Bits [at, at + n) as the lowest of the result, n <= VEC_F, and any others above them. */
 BNORM_INLINE unsigned bit_window(const unsigned char *bits, size_t at, size_t n) {
     const size_t first = at / 8, last = (at + n - 1) / 8;
     unsigned window = bits[first];
-    if (last > first)
-        window |= (unsigned)bits[first + 1] << 8;
-    if (last > first + 1)
-        window |= (unsigned)bits[first + 2] << 16;
-    return window >> at % 8;
+    if (VEC_F > 8)
+        window |= (unsigned)bits[lesser(first + 1, last)] << 8;
+    return (window | (unsigned)bits[last] << (VEC_F > 8 ? 16 : 8)) >> at % 8;
 }
 
 /* The bits of a byte that `own` says. */

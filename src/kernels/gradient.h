@@ -52,18 +52,21 @@ BNORM_INLINE size_t whole_vectors(size_t n) {
     X(BNORM_ACT_LEAKY_RELU)                                                                        \
     X(BNORM_ACT_HARD_SWISH)
 
-/* dy times the derivative at v, in place, n of them; whole vectors are written. */
-static void gradient_values(const bnorm_act *act, const float *v, float *dy, size_t n) {
+/* dy times the derivative at v, of an activation that is no constant. */
+BNORM_INLINE vec_f gradient_of(const bnorm_act *act, vec_f v, vec_f dy) {
     const vec_f a = vec_set1(act->a), b = vec_set1(act->b);
 #define BNORM_CASE(kind)                                                                           \
     case kind:                                                                                     \
-        for (size_t i = 0; i < n; i += VEC_F)                                                      \
-            vec_store(dy + i, gradient(kind, vec_load(v + i), vec_load(dy + i), a, b));            \
-        break;
+        return gradient(kind, v, dy, a, b);
     switch (act->kind) {
         BNORM_PLAIN_KINDS(BNORM_CASE)
-    default:
-        smooth_gradients(act->kind, act->a, v, dy, whole_vectors(n));
+    default: {
+        float values[2][VEC_F];
+        vec_store(values[0], v);
+        vec_store(values[1], dy);
+        smooth_gradients(act->kind, act->a, values[0], values[1], VEC_F);
+        return vec_load(values[1]);
+    }
     }
 #undef BNORM_CASE
 }

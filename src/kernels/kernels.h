@@ -4,7 +4,8 @@
  * after its vec.h, never compiled alone. vec.h provides, for vectors of VEC_F floats (vec_f) and
  * VEC_D = VEC_F/2 doubles (vec_d):
  *   vec_load, vec_store, vec_set1, vec_add, vec_sub, vec_mul
- *   vec_stream                    vec_store of part of a line past the caches, p aligned; vec_fence
+ *   vec_stream, ..._bf16_2, ..._f16_2
+ *                                 vec_store of part of a line past the caches, p aligned; vec_fence
  *                                 when all is stored
  *   vec_prefetch, vec_prefetch_out      ask for the line of p, to be read or written
  *   vec_repeat                    (p, n): n floats, a power of two, again and again

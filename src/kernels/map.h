@@ -29,7 +29,7 @@
 /* Rows of few channels are joined to rows of about BNORM_LONG_ROW floats, for which the parameters
  * are written one behind the other; all arrays together have room for BNORM_ROOM floats. */
 #define BNORM_LONG_ROW 256
-#define BNORM_ROOM     ((size_t)2048)
+#define BNORM_ROOM     ((size_t)1536)
 /* Planes of fewer elements are joined to rows: of one image, of several, and of types and
  * activations without a form of their own. */
 #define BNORM_SMALL_PLANE  ((size_t)2 * VEC_F)
@@ -106,8 +106,8 @@ struct block {
     struct run run;
     struct strides strides;
     size_t rows, lanes;
-    unsigned prefetch; /* which hints are followed */
-    int dense;         /* rows follow one another without a gap */
+    unsigned hints; /* those that are followed */
+    int dense;      /* rows follow one another without a gap */
     /* The parameters of the first element have number `first`. Loaded ones repeat after `period`
      * elements, and `step` = BNORM_GROUP_F % period. Where nothing can be read behind these (exact),
      * groups begin with the first element. Spread ones are `each` per run. */
@@ -124,6 +124,9 @@ struct held {
 #define BNORM_EACH                                                                                 \
     BNORM_UNROLL                                                                                   \
     for (size_t q = 0; q < count; q++)
+#define BNORM_PAIRS                                                                                \
+    BNORM_UNROLL                                                                                   \
+    for (size_t q = 0; q + 1 < count; q += 2)
 
 /* ---------------------------------------------------------------------------------------------- */
 /* Groups */
@@ -152,25 +155,30 @@ BNORM_INLINE void load_vectors(vec_f *to, bnorm_dtype type, const char *p,
 #undef BNORM_AT
 }
 
-/* Canonical values. */
+/* Canonical values; a group in whole lines past the caches if `streams`, of floats and halves. */
 BNORM_INLINE void store_vectors(char *p, bnorm_dtype type, const struct quant *quant,
-                                const vec_f *v, size_t count) {
+                                const vec_f *v, size_t count, int streams) {
 #define BNORM_AT(element) ((element *)(void *)p + q * VEC_F)
     switch (type) {
     case BNORM_F32:
-        BNORM_EACH vec_store(BNORM_AT(float), v[q]);
+        if (BNORM_UNLIKELY(streams))
+            BNORM_EACH vec_stream(BNORM_AT(float), v[q]);
+        else
+            BNORM_EACH vec_store(BNORM_AT(float), v[q]);
         break;
     case BNORM_BF16:
-        if (count % 2 == 0) {
-            BNORM_UNROLL
-            for (size_t q = 0; q + 1 < count; q += 2)
-                vec_store_bf16_2(BNORM_AT(uint16_t), v[q], v[q + 1]);
-        } else {
+        if (BNORM_UNLIKELY(streams))
+            BNORM_PAIRS vec_stream_bf16_2(BNORM_AT(uint16_t), v[q], v[q + 1]);
+        else if (count % 2 == 0)
+            BNORM_PAIRS vec_store_bf16_2(BNORM_AT(uint16_t), v[q], v[q + 1]);
+        else
             BNORM_EACH vec_store_bf16(BNORM_AT(uint16_t), v[q]);
-        }
         break;
     case BNORM_F16:
-        BNORM_EACH vec_store_f16(BNORM_AT(uint16_t), v[q]);
+        if (BNORM_UNLIKELY(streams))
+            BNORM_PAIRS vec_stream_f16_2(BNORM_AT(uint16_t), v[q], v[q + 1]);
+        else
+            BNORM_EACH vec_store_f16(BNORM_AT(uint16_t), v[q]);
         break;
     case BNORM_S8:
     case BNORM_U8: {
@@ -366,14 +374,14 @@ BNORM_INLINE void compute(const struct form f, const struct mapping *m, const st
 }
 
 BNORM_INLINE void store_results(const struct form f, const struct mapping *m, const struct run *r,
-                                size_t e, size_t count, const struct results *from) {
+                                size_t e, size_t count, const struct results *from, int streams) {
     const int any = f.type == BNORM_ANY;
     const bnorm_dtype type = type_of(f, m->out_type);
     const size_t at = e * (any ? m->out_size : size_of(type));
     if (has_out(f, m))
-        store_vectors(r->out + at, type, &m->out_quant, from->out, count);
+        store_vectors(r->out + at, type, &m->out_quant, from->out, count, streams);
     if (has_dresidual(f, m))
-        store_vectors(r->dresidual + at, type, &m->out_quant, from->dresidual, count);
+        store_vectors(r->dresidual + at, type, &m->out_quant, from->dresidual, count, streams);
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -491,7 +499,7 @@ BNORM_INLINE void map_runs(const struct form f, const struct mapping *given,
                  grouped = len - len % BNORM_GROUP_F;
     const int any = f.type == BNORM_ANY, writes_bits = any && f.direction == FORWARD && m->bits;
     struct run r = block->run;
-    const unsigned prefetch = block->prefetch;
+    const unsigned hints = block->hints;
     struct bit_writer w = {0};
     struct held h;
 /* Which parameters element e has. */
@@ -514,10 +522,10 @@ BNORM_INLINE void map_runs(const struct form f, const struct mapping *given,
             compute(f, m, &r, &h, BNORM_INDEX(len - VEC_F), len - VEC_F, 1, &last);
         for (; e < grouped; e += BNORM_GROUP_F) {
             struct results results = {.bits = 0};
-            if (BNORM_UNLIKELY(prefetch))
-                prefetch_group(f, m, &r, e, prefetch);
+            if (BNORM_UNLIKELY(hints))
+                prefetch_group(f, m, &r, e, hints);
             compute(f, m, &r, &h, i, e, BNORM_VECTORS, &results);
-            store_results(f, m, &r, e, BNORM_VECTORS, &results);
+            store_results(f, m, &r, e, BNORM_VECTORS, &results, (hints & BNORM_STREAM) != 0);
             if (writes_bits)
                 put_bits(&w, results.bits, BNORM_GROUP_F);
             if (f.source == LOADED) {
@@ -530,12 +538,12 @@ BNORM_INLINE void map_runs(const struct form f, const struct mapping *given,
             const size_t again = any && e >= whole ? VEC_F - tail : 0;
             e -= again;
             compute(f, m, again ? &kept : &r, &h, BNORM_INDEX(e), again ? 0 : e, 1, &results);
-            store_results(f, m, &r, e, 1, &results);
+            store_results(f, m, &r, e, 1, &results, 0);
             if (writes_bits)
                 put_bits(&w, results.bits >> again, VEC_F - again);
         }
         if (tail && !any)
-            store_results(f, m, &r, len - VEC_F, 1, &last);
+            store_results(f, m, &r, len - VEC_F, 1, &last, 0);
     }
     if (writes_bits)
         end_bits(&w);
@@ -553,7 +561,7 @@ BNORM_INLINE void map_held(const struct form f, const struct mapping *given,
     for (size_t rows = block->rows; rows > 0; rows--, skip_row(f, &r, &strides)) {
         struct results results = {.bits = 0};
         compute(f, m, &r, &h, 0, 0, BNORM_VECTORS, &results);
-        store_results(f, m, &r, 0, BNORM_VECTORS, &results);
+        store_results(f, m, &r, 0, BNORM_VECTORS, &results, 0);
     }
 }
 
@@ -625,73 +633,53 @@ BNORM_INLINE const struct functions *functions_of(const struct mapping *m,
 /* ---------------------------------------------------------------------------------------------- */
 /* Long runs: lines of the caches */
 
-/* Whole lines past the caches. */
-BNORM_INLINE void pass_on(char *to, const char *from, size_t bytes) {
-    for (size_t k = 0; k < bytes; k += sizeof(vec_f))
-        vec_stream((float *)(void *)(to + k), vec_load((const float *)(const void *)(from + k)));
-}
-
 BNORM_INLINE size_t to_line(const char *p) {
     return -(uintptr_t)p % 64;
 }
 
-/* A run from a line of the output on, and whole lines past the caches where that is wanted. */
+/* Whether all outputs of all runs begin with a line. */
+BNORM_INLINE int begins_lines(const struct mapping *m, const struct block *b) {
+    size_t off = 0;
+    if (m->has_out)
+        off |= to_line(b->run.out) | (b->rows > 1 ? b->strides.out % 64 : 0);
+    if (m->has_dresidual)
+        off |= to_line(b->run.dresidual) | (b->rows > 1 ? b->strides.dresidual % 64 : 0);
+    return off == 0;
+}
+
+/* A run from a line of the output on; what is before it, on its own. */
 BNORM_RARE void map_long(map_function *form, const struct mapping *m, const struct block *run) {
-    _Alignas(64) char lines[BNORM_PART];
-    const size_t part = m->has_out && m->has_dresidual ? BNORM_PART / 2 : BNORM_PART,
-                 most = part / m->out_size, line = 64 / m->out_size, len = run->lanes;
     struct block b = *run;
-    size_t e = 0;
-    if (!b.exact && !m->in_place && !m->writes_bits) {
-        e = to_line(m->has_out ? b.run.out : b.run.dresidual) / m->out_size;
-        e = e % b.each == 0 ? e : 0;
+    const size_t e = to_line(m->has_out ? b.run.out : b.run.dresidual) / m->out_size;
+    if (e > 0 && e % b.each == 0) {
         b.lanes = e < VEC_F ? VEC_F : e; /* what goes beyond it is computed again */
-        if (e)
-            form(m, &b);
-        skip_elements(&b.run, all_forms, m, e);
-    }
-    while (e < len) {
-        struct run r = b.run;
-        size_t n = len - e, skip = n;
-        const int stream = (m->hints & BNORM_STREAM) && n >= line &&
-                           (!m->has_out || to_line(r.out) == 0) &&
-                           (!m->has_dresidual || to_line(r.dresidual) == 0);
+        b.hints &= ~(unsigned)BNORM_STREAM;
+        form(m, &b);
+        b = *run;
+        b.lanes -= e;
         if (form != m->spread)
             b.first = e < b.period ? e : e % b.period;
-        if (stream) {
-            n = skip = lesser(n / line * line, most);
-            b.run.out = lines;
-            b.run.dresidual = lines + (BNORM_PART - part);
-        } else if (n < VEC_F) { /* nor is that in place */
-            b = *run;
-            n = VEC_F;
-            skip_elements(&b.run, all_forms, m, len - n);
-            if (form != m->spread)
-                b.first = len - n < b.period ? len - n : (len - n) % b.period;
-        }
-        b.lanes = n;
-        form(m, &b);
-        if (stream && m->has_out)
-            pass_on(r.out, lines, n * m->out_size);
-        if (stream && m->has_dresidual)
-            pass_on(r.dresidual, lines + (BNORM_PART - part), n * m->out_size);
-        b.run = r;
-        e += skip;
-        skip_elements(&b.run, all_forms, m, skip);
+        skip_elements(&b.run, all_forms, m, e);
     }
+    if (!begins_lines(m, &b))
+        b.hints &= ~(unsigned)BNORM_STREAM;
+    form(m, &b);
 }
 
 /* Runs of at least a vector. */
 static void map_form(map_function *form, const struct mapping *m, struct block *b) {
-    const char *out = m->has_out ? b->run.out : b->run.dresidual;
-    const size_t stride = m->has_out ? b->strides.out : b->strides.dresidual;
     const size_t least = form == m->spread ? 4 * BNORM_LONG_RUN : BNORM_LONG_RUN;
-    const int lies_well = to_line(out) == 0 && (b->rows == 1 || stride % 64 == 0);
-    b->prefetch = b->lanes * m->out_size > BNORM_PART || (m->hints & BNORM_STREAM)
-                      ? m->hints & ~(unsigned)BNORM_STREAM
-                      : 0;
-    if (b->lanes < BNORM_LONG_RUN ||
-        (!(m->hints & BNORM_STREAM) && (lies_well || m->in_place || b->lanes < least))) {
+    const int streams = (m->hints & BNORM_STREAM) != 0,
+              splits = !b->exact && !m->in_place && !m->writes_bits;
+    b->hints = b->lanes * m->out_size > BNORM_PART || streams ? m->hints : 0;
+    if (b->lanes < BNORM_LONG_RUN)
+        b->hints &= ~(unsigned)BNORM_STREAM;
+    if (b->lanes < (streams ? BNORM_LONG_RUN : least) || begins_lines(m, b)) {
+        form(m, b);
+        return;
+    }
+    if (!splits) {
+        b->hints &= ~(unsigned)BNORM_STREAM;
         form(m, b);
         return;
     }
@@ -732,7 +720,7 @@ BNORM_RARE void map_few(const struct mapping *m, const struct block *b, int plan
     vector.run = (struct run){lanes.x, lanes.dy, lanes.argument, lanes.out, lanes.dresidual, 0};
     vector.strides = (struct strides){0};
     vector.rows = 1;
-    vector.prefetch = 0;
+    vector.hints = 0;
     vector.lanes = VEC_F;
     begin_period(&vector);
     few.bits = m->bits ? bits : NULL;
@@ -1022,8 +1010,8 @@ BNORM_INLINE void begin_mapping(struct mapping *m, const bnorm_map_args *a,
 enum axis { IMAGES, GROUPS, ROWS };
 
 /* Element 0 of a group, and runs of `lanes` that follow one another along an axis. */
-BNORM_INLINE void begin_block(struct block *b, const struct mapping *m, const bnorm_map_args *a,
-                              enum axis axis, size_t image, size_t group) {
+static void begin_block(struct block *b, const struct mapping *m, const bnorm_map_args *a,
+                        enum axis axis, size_t image, size_t group) {
 #define BNORM_STRIDE(t)                                                                            \
     (axis == IMAGES ? a->t.image_stride : axis == GROUPS ? a->t.group_stride : a->t.row_stride)
 #define BNORM_TENSOR(t, present, size)                                                             \

@@ -32,8 +32,12 @@ struct sum_rows {
     int prefetch; /* lines are asked for ahead of their use */
     const char *x, *dy, *argument;
     size_t x_step, dy_step, argument_step, bit, bit_step;
-    const float *pivot;                           /* d = x - pivot */
+    size_t dy_again;    /* bytes from the end of a group of a plane back to its beginning, or 0 */
+    const float *pivot; /* d = x - pivot */
     const float *center, *scale, *shift, *invstd; /* NULL for statistics */
+    /* Staged lanes have the parameters of these channels again and again, those behind the first
+     * `valid` have 0. */
+    size_t c, valid;
 };
 
 /* From lane i of row `row` on, every `every`th row; parameters from lane `p` on. */
@@ -85,17 +89,19 @@ BNORM_INLINE struct sums add_sums(struct sums s, struct sums t) {
 }
 
 /* RELU and CLAMP pass dy where low < v, unless high <= v: never for RELU, whose limit is a NaN. */
+BNORM_INLINE void set_limits(const bnorm_act *act, struct sum_parameters *p) {
+    const int clamp = act->kind == BNORM_ACT_CLAMP;
+    p->low = clamp ? vec_set1(act->a) : vec_set1(0);
+    p->high = clamp ? vec_set1(act->b) : vec_set1(NAN);
+}
+
 BNORM_INLINE struct sum_parameters
 sum_parameters_at(const struct sum_form f, const struct sum_rows *s, int spread, size_t i) {
     struct sum_parameters p;
-    const vec_f zero = vec_set1(0);
     p.pivot = parameter_lanes(s->pivot, spread, i, VEC_F);
-    p.center = p.scale = p.shift = p.low = p.high = zero;
-    if (f.g > BNORM_PRE_NONE) {
-        const int clamp = s->a->act.kind == BNORM_ACT_CLAMP;
-        p.low = clamp ? vec_set1(s->a->act.a) : zero;
-        p.high = clamp ? vec_set1(s->a->act.b) : vec_set1(NAN);
-    }
+    p.center = p.scale = p.shift = p.low = p.high = vec_set1(0);
+    if (f.g > BNORM_PRE_NONE)
+        set_limits(&s->a->act, &p);
     if (f.g == BNORM_PRE_X || f.g == BNORM_PRE_RESIDUAL) {
         p.center = parameter_lanes(s->center, spread, i, VEC_F);
         p.scale = parameter_lanes(s->scale, spread, i, VEC_F);
@@ -254,95 +260,83 @@ BNORM_INLINE struct sums sum_rest(BNORM_SUM_ARGS, size_t rows, size_t tail) {
 /* ---------------------------------------------------------------------------------------------- */
 /* Everything, by way of memory */
 
-/* `rows` rows of n lanes as floats without gaps, whole vectors each. */
-BNORM_INLINE void load_tensor(float *to, const char *from, size_t step, bnorm_dtype type,
-                              size_t rows, size_t n) {
-    if (n % VEC_F == 0) {
-        widen_rows(to, from, type, step / size_of(type), rows, n);
-        return;
-    }
-    for (; rows > 0; rows--, from += step)
-        for (size_t i = 0; i < n; i += VEC_F, to += VEC_F)
-            vec_store(to, widened_lanes(element_at(from, type, i), type, lesser(VEC_F, n - i)));
+/* What load_rows makes of a column of a vector's lanes. */
+struct column {
+    const struct sum_rows *s;
+    struct sum_parameters p;
+    struct cursor at;
+    size_t row, end; /* floats of a row, and of all rows from x and g on */
+    float *x, *g;
+};
+
+/* dy times the derivative of an activation that may be any, or RELU or CLAMP if `limited`. */
+BNORM_INLINE vec_f column_gradient(const struct column *c, int limited, vec_f v, vec_f dy) {
+    if (limited)
+        return vec_zero_from(v, c->p.high, vec_zero_unless_gt(v, c->p.low, dy));
+    return gradient_of(&c->s->a->act, v, dy);
 }
 
-/* Arguments of the activation, n <= VEC_F from lane i of row r on; `one` are the parameters of a
- * plane. */
-BNORM_INLINE vec_f argument_lanes(enum bnorm_pre pre, const struct sum_rows *s,
-                                  const struct sum_parameters *one, vec_f x, size_t r, size_t i,
-                                  size_t n) {
-    struct sum_parameters p = *one;
-    const char *const argument =
-        reads_argument(pre) ? s->argument + r * s->argument_step + i * size_of(s->type) : NULL;
-    if (pre == BNORM_PRE_MASK) {
-        const size_t bit = s->bit + r * s->bit_step + i;
-        return vec_from_bits(bit_window(s->a->mask.bits, bit, n) & ((1u << n) - 1));
+/* n <= VEC_F lanes of all rows. */
+BNORM_INLINE void load_column(const struct column *of, bnorm_dtype type, int limited, size_t n) {
+    const struct column own = *of, *const c = &own; /* that no store can change */
+    const struct sum_rows *const s = c->s;
+    const enum bnorm_pre pre = s->a ? s->a->pre : BNORM_PRE_NONE;
+    struct cursor at = c->at;
+    for (size_t k = 0; k < c->end; k += c->row) {
+        const vec_f x = widened_lanes(at.x, type, n);
+        vec_store(c->x + k, x);
+        at.x += s->x_step;
+        if (!limited && !s->a)
+            continue;
+        vec_f g = widened_lanes(at.dy, type, n), v = vec_set1(0);
+        at.dy += s->dy_step;
+        if (reads_argument(pre)) {
+            v = widened_lanes(at.argument, type, n);
+            at.argument += s->argument_step;
+        }
+        if (pre == BNORM_PRE_MASK) {
+            v = vec_from_bits(bit_window(s->a->mask.bits, at.bit, n) & ((1u << n) - 1));
+            at.bit += s->bit_step;
+        } else if (pre != BNORM_PRE_Y) {
+            const vec_f d = first_lanes(vec_sub(x, c->p.center), n),
+                        of_x = vec_fma(d, c->p.scale, c->p.shift);
+            v = pre == BNORM_PRE_RESIDUAL ? vec_add(of_x, v) : of_x;
+        }
+        if (limited || pre != BNORM_PRE_NONE)
+            g = column_gradient(c, limited, v, g);
+        vec_store(c->g + k, g);
     }
-    if (pre == BNORM_PRE_Y)
-        return widened_lanes(argument, s->type, n);
-    if (!s->spread) {
-        p.center = load_lanes(s->center + i, n);
-        p.scale = load_lanes(s->scale + i, n);
-        p.shift = load_lanes(s->shift + i, n);
-    }
-    /* Lanes behind them hold 0, as do their parameters where they are not those of a plane. */
-    const vec_f v = vec_fma(first_lanes(vec_sub(x, p.center), n), p.scale, p.shift);
-    if (pre == BNORM_PRE_X)
-        return v;
-    return vec_add(v, widened_lanes(argument, s->type, n));
-}
-
-BNORM_INLINE void load_arguments(enum bnorm_pre pre, const struct sum_rows *s, const float *x,
-                                 size_t r, size_t i, size_t end, float *v) {
-    struct sum_parameters one = {.center = vec_set1(0), .scale = vec_set1(0)};
-    if (reads_x(pre) && s->spread) {
-        one.center = vec_set1(s->center[r]);
-        one.scale = vec_set1(s->scale[r]);
-        one.shift = vec_set1(s->shift[r]);
-    }
-    for (; i + VEC_F <= end; i += VEC_F, v += VEC_F)
-        vec_store(v, argument_lanes(pre, s, &one, vec_load(x + i), r, i, VEC_F));
-    if (i < end)
-        vec_store(v, argument_lanes(pre, s, &one, vec_load(x + i), r, i, end - i));
 }
 
 /* Rows [0, rows) of n lanes as floats without gaps, whole vectors each: x, and g, which is not
- * written for statistics. */
+ * written for statistics. One row where parameters are spread. */
 static void load_rows(const struct sum_rows *s, size_t rows, size_t n, float *x, float *g) {
-    enum { ROOM = 128 };
-    float v[ROOM];
-    size_t count = 0;
-    load_tensor(x, s->x, s->x_step, s->type, rows, n);
-    if (!s->a)
-        return;
-    load_tensor(g, s->dy, s->dy_step, s->type, rows, n);
-    if (s->a->pre == BNORM_PRE_NONE)
-        return;
-    const struct sum_rows own = *s; /* that no store can change */
-    for (size_t r = 0; r < rows; r++, x += whole_vectors(n))
-        for (size_t i = 0, end; i < n; i = end) {
-            end = lesser(n, i + ROOM);
-            if (count + whole_vectors(end - i) > ROOM) {
-                gradient_values(&s->a->act, v, g, count);
-                g += count;
-                count = 0;
-            }
-#define BNORM_CASE(pre)                                                                            \
-    case pre:                                                                                      \
-        load_arguments(pre, &own, x, r, i, end, v + count);                                        \
-        break;
-            switch (s->a->pre) {
-                BNORM_CASE(BNORM_PRE_X)
-                BNORM_CASE(BNORM_PRE_RESIDUAL)
-                BNORM_CASE(BNORM_PRE_Y)
-                BNORM_CASE(BNORM_PRE_MASK)
-            default:
-                break;
-            }
-#undef BNORM_CASE
-            count += whole_vectors(end - i);
+    const enum bnorm_pre pre = s->a ? s->a->pre : BNORM_PRE_NONE;
+    const size_t size = size_of(s->type);
+    const int limited = pre != BNORM_PRE_NONE &&
+                        (s->a->act.kind == BNORM_ACT_RELU || s->a->act.kind == BNORM_ACT_CLAMP);
+    struct column c = {.s = s, .at = cursor_of(s), .row = whole_vectors(n), .x = x, .g = g};
+    c.end = rows * c.row;
+    if (limited)
+        set_limits(&s->a->act, &c.p);
+    for (size_t i = 0; i < n; i += VEC_F, c.x += VEC_F, c.g += VEC_F) {
+        const size_t lanes = lesser(VEC_F, n - i);
+        if (reads_x(pre)) {
+            c.p.center = parameter_lanes(s->center, s->spread, i, lanes);
+            c.p.scale = parameter_lanes(s->scale, s->spread, i, lanes);
+            c.p.shift = parameter_lanes(s->shift, s->spread, i, lanes);
         }
-    gradient_values(&s->a->act, v, g, count);
+        if (limited && lanes == VEC_F)
+            load_column(&c, s->type, 1, VEC_F);
+        else
+            load_column(&c, s->type, 0, lanes);
+        c.at.x += VEC_F * size;
+        c.at.bit += VEC_F;
+        if (s->a)
+            c.at.dy += VEC_F * size;
+        if (reads_argument(pre))
+            c.at.argument += VEC_F * size;
+    }
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -382,14 +376,15 @@ static int form_of(const struct sum_rows *s) {
     return BNORM_GENERAL;
 }
 
-/* Sums of a group in float, whole vectors of lanes: those of b behind those of a. */
-#define BNORM_GROUP_LANES (BNORM_TILE + BNORM_PAD)
+/* Sums of a group in float: of each vector of lanes both. */
+BNORM_INLINE struct sums load_sums(const float *from) {
+    return (struct sums){vec_load(from), vec_load(from + VEC_F)};
+}
 BNORM_INLINE void add_to_group(struct sums s, int first, float *to) {
-    float *const b = to + BNORM_GROUP_LANES;
     if (!first)
-        s = add_sums((struct sums){vec_load(to), vec_load(b)}, s);
+        s = add_sums(load_sums(to), s);
     vec_store(to, s.a);
-    vec_store(b, s.b);
+    vec_store(to + VEC_F, s.b);
 }
 
 /* Four rows of len lanes. Where these are not whole vectors, the last one begins so much earlier.
@@ -412,15 +407,15 @@ BNORM_INLINE void add_fours_of_rows(const struct sum_form f, const struct sum_ro
                     lane = 0;
                 }
             }
-            add_to_group(sum_4(f, s, &p, at, 0, 0), first, to + i);
+            add_to_group(sum_4(f, s, &p, at, 0, 0), first, to);
             at = cursor_at(f, s, at, 0, VEC_F);
             i += VEC_F;
+            to += 2 * VEC_F;
         } while (i < end);
         if (end == len)
             return;
         i = len - VEC_F;
         end = len;
-        to += VEC_F - rest;
         at = cursor_at(f, s, at, 0, rest - VEC_F);
     }
 }
@@ -432,7 +427,7 @@ BNORM_INLINE void add_other_rows(const struct sum_form f, const struct sum_rows 
     for (size_t i = 0; i < len; i += VEC_F) {
         const size_t lane = lesser(i, len - VEC_F), in_tail = lanes_before(tail, lane);
         const struct sum_parameters p = sum_parameters_at(f, s, 0, lane);
-        add_to_group(sum_rest(f, s, &p, at, 0, lane, rows, in_tail), first, to + i);
+        add_to_group(sum_rest(f, s, &p, at, 0, lane, rows, in_tail), first, to + 2 * i);
     }
 }
 
@@ -443,10 +438,9 @@ BNORM_INLINE void move_rest(double *p, size_t rest) {
 }
 
 /* Sums of `rows` rows of len >= VEC_F lanes, and the first `tail` lanes of one more; whole vectors
- * are written. */
+ * are written. group has room for those of a group of rows. */
 BNORM_INLINE void add_lanes(const struct sum_form f, const struct sum_rows *from, size_t rows,
-                            size_t tail, size_t len, double *a, double *b) {
-    float group[2 * BNORM_GROUP_LANES];
+                            size_t tail, size_t len, float *group, double *a, double *b) {
     const struct sum_rows own = *from, *const s = &own; /* that no store can change */
     const size_t rest = len % VEC_F, whole = len - rest, four = 4 * len * size_of(f.type),
                  ahead = s->prefetch ? 4 * ((BNORM_AHEAD + four - 1) / four) : 0;
@@ -463,8 +457,7 @@ BNORM_INLINE void add_lanes(const struct sum_form f, const struct sum_rows *from
         if (q < count || last)
             add_other_rows(f, s, at, len, count - q, last, q == 0, group);
         for (size_t i = 0; i < len; i += VEC_F)
-            add_group((struct sums){vec_load(group + i), vec_load(group + BNORM_GROUP_LANES + i)},
-                      r == 0, a + i, b + i);
+            add_group(load_sums(group + 2 * i), r == 0, a + i, b + i);
     }
     if (rest) {
         move_rest(a + whole, rest);
@@ -472,34 +465,35 @@ BNORM_INLINE void add_lanes(const struct sum_form f, const struct sum_rows *from
     }
 }
 
+typedef void rows_form(const struct sum_rows *s, size_t rows, size_t tail, size_t len, float *group,
+                       double *a, double *b);
 #define BNORM_ROWS_FORM(name, g, type)                                                             \
     static void add_rows_##name(const struct sum_rows *s, size_t rows, size_t tail, size_t len,    \
-                                double *a, double *b) {                                            \
-        add_lanes((struct sum_form){g, type, 0}, s, rows, tail, len, a, b);                        \
+                                float *group, double *a, double *b) {                              \
+        add_lanes((struct sum_form){g, type, 0}, s, rows, tail, len, group, a, b);                 \
     }
 BNORM_SUM_FORMS(BNORM_ROWS_FORM)
+#define BNORM_ROWS_ENTRY(name, g, type) add_rows_##name,
+static rows_form *const rows_forms[] = {BNORM_SUM_FORMS(BNORM_ROWS_ENTRY)};
 
 /* What has a form, of len >= VEC_F. */
-BNORM_INLINE void add_form(const struct sum_rows *s, size_t rows, size_t tail, size_t len,
-                           double *a, double *b) {
-#define BNORM_ROWS_ENTRY(name, g, type) add_rows_##name,
-    static void (*const forms[])(const struct sum_rows *, size_t, size_t, size_t, double *,
-                                 double *) = {BNORM_SUM_FORMS(BNORM_ROWS_ENTRY)};
-    forms[form_of(s)](s, rows, tail, len, a, b);
+BNORM_RARE void add_form(const struct sum_rows *s, size_t rows, size_t tail, size_t len, double *a,
+                         double *b) {
+    float group[2 * (BNORM_TILE + BNORM_PAD)];
+    rows_forms[form_of(s)](s, rows, tail, len, group, a, b);
 }
 
 /* Elements of four rows of a plane, and of a group. */
 #define BNORM_FOUR_SPAN  ((size_t)4 * BNORM_SPAN_LANES)
 #define BNORM_GROUP_SPAN (BNORM_GROUP * BNORM_SPAN_LANES)
 /* Floats of x and g that are made at a time: a group of a plane; of rows a group of so many lanes. */
-#define BNORM_STAGE_LANES ((size_t)32)
+#define BNORM_STAGE_LANES ((size_t)16)
 
 /* Rows of `row` floats at x, and at g. */
-BNORM_INLINE struct sum_rows staged_rows(const struct sum_rows *s, bnorm_map_args *args,
-                                         const float *x, const float *g, const float *pivot,
-                                         size_t row) {
-    args->pre = BNORM_PRE_NONE;
-    return (struct sum_rows){.a = s->a ? args : NULL,
+BNORM_INLINE struct sum_rows staged_rows(const struct sum_rows *s, const float *x, const float *g,
+                                         const float *pivot, size_t row) {
+    static const bnorm_map_args plain = {.pre = BNORM_PRE_NONE};
+    return (struct sum_rows){.a = s->a ? &plain : NULL,
                              .type = BNORM_F32,
                              .spread = s->spread,
                              .x = (const char *)x,
@@ -511,31 +505,54 @@ BNORM_INLINE struct sum_rows staged_rows(const struct sum_rows *s, bnorm_map_arg
                              .invstd = pivot};
 }
 
+/* Parameters of n lanes from lane i on, but for the pivot. */
+struct staged_parameters {
+    float center[BNORM_STAGE_LANES], scale[BNORM_STAGE_LANES], shift[BNORM_STAGE_LANES];
+};
+BNORM_RARE void stage_parameters(struct sum_rows *s, size_t i, size_t n,
+                                 struct staged_parameters *to) {
+    if (s->spread || !s->a || !reads_x(s->a->pre))
+        return;
+    for (size_t k = 0, channel = i % s->c; k < n; k++) {
+        const int valid = channel < s->valid;
+        to->center[k] = valid ? s->center[channel] : 0;
+        to->scale[k] = valid ? s->scale[channel] : 0;
+        to->shift[k] = valid ? s->shift[channel] : 0;
+        channel = channel + 1 < s->c ? channel + 1 : 0;
+    }
+    s->center = to->center;
+    s->scale = to->scale;
+    s->shift = to->shift;
+}
+
 /* What has none, and any len: a group of few lanes at a time. */
 BNORM_RARE void add_staged(const struct sum_rows *s, size_t rows, size_t tail, size_t len,
                            double *a, double *b) {
     enum { ROOM = BNORM_GROUP * BNORM_STAGE_LANES };
-    float x[ROOM], g[ROOM], pivot[BNORM_STAGE_LANES];
+    float x[ROOM], g[ROOM], pivot[BNORM_STAGE_LANES], group[2 * BNORM_STAGE_LANES];
     double sums_a[BNORM_STAGE_LANES + VEC_F], sums_b[BNORM_STAGE_LANES + VEC_F];
-    bnorm_map_args args;
-    for (size_t r = 0; r < rows + (tail > 0); r += BNORM_GROUP) {
-        const size_t count = lesser(BNORM_GROUP, rows - r), last = count < BNORM_GROUP ? tail : 0,
-                     end = count ? len : last;
-        for (size_t i = 0; i < end; i += BNORM_STAGE_LANES) {
-            const size_t n = lesser(BNORM_STAGE_LANES, end - i), row = whole_vectors(n),
-                         in_tail = last > i ? lesser(n, last - i) : 0, behind = count * row;
-            const struct sum_rows at = sum_rows_from(s, r, i, 1, i),
-                                  after = sum_rows_from(&at, count, 0, 1, 0),
-                                  t = staged_rows(s, &args, x, g, pivot, row);
-            memset(pivot, 0, sizeof pivot);
-            memcpy(pivot, at.pivot, n * sizeof *pivot);
+    struct staged_parameters parameters;
+    const size_t end = rows ? len : tail;
+    for (size_t i = 0; i < end; i += BNORM_STAGE_LANES) {
+        const size_t n = lesser(BNORM_STAGE_LANES, end - i), row = whole_vectors(n);
+        struct sum_rows at = sum_rows_from(s, 0, i, 1, 0);
+        const struct sum_rows t = staged_rows(s, x, g, pivot, row);
+        stage_parameters(&at, i, n, &parameters);
+        memset(pivot, 0, sizeof pivot);
+        memcpy(pivot, s->pivot + i, n * sizeof *pivot);
+        for (size_t r = 0; r < rows + (tail > i); r += BNORM_GROUP) {
+            const size_t count = lesser(BNORM_GROUP, rows - r), behind = count * row,
+                         in_tail = count < BNORM_GROUP && tail > i ? lesser(n, tail - i) : 0;
             load_rows(&at, count, n, x, g);
+            at = sum_rows_from(&at, count, 0, 1, 0);
             if (in_tail)
-                load_rows(&after, 1, in_tail, x + behind, g + behind);
-            add_form(&t, count, in_tail, row, sums_a, sums_b);
-            for (size_t k = 0; k < row; k++) {
-                a[i + k] = (r ? a[i + k] : 0) + sums_a[k];
-                b[i + k] = (r ? b[i + k] : 0) + sums_b[k];
+                load_rows(&at, 1, in_tail, x + behind, g + behind);
+            rows_forms[form_of(&t)](&t, count, in_tail, row, group, sums_a, sums_b);
+            for (size_t k = 0; k < row; k += VEC_D) {
+                const vec_d none = vec_set1_d(0), of_a = r ? vec_load_d(a + i + k) : none,
+                            of_b = r ? vec_load_d(b + i + k) : none;
+                vec_store_d(a + i + k, vec_add_d(of_a, vec_load_d(sums_a + k)));
+                vec_store_d(b + i + k, vec_add_d(of_b, vec_load_d(sums_b + k)));
             }
         }
     }
@@ -556,23 +573,26 @@ struct sum_block {
     size_t count, c, chains;
 };
 
-/* Rows without gaps are joined, so that chain j of channel i is lane j*c + i of longer rows;
- * otherwise each chain has rows of its own. */
+/* Rows without gaps are joined, so that chain j of channel i is lane j*c + i of longer rows, for
+ * which v is computed with parameters that are repeated, up to so many; otherwise each chain has rows
+ * of its own. */
+#define BNORM_REPEATED 144
 struct chain_rows {
     struct sum_rows s;
     size_t rows, tail, len;
 };
-BNORM_INLINE size_t chain_count(const struct sum_block *k) {
+static size_t chain_count(const struct sum_block *k) {
     const struct sum_rows *s = &k->s;
     const size_t bytes = k->c * size_of(s->type);
+    const int repeats = s->a && reads_x(s->a->pre) && k->c * k->chains > BNORM_REPEATED;
     const int joined = s->x_step == bytes &&
                        (!s->a || (s->dy_step == bytes &&
                                   (!reads_argument(s->a->pre) || s->argument_step == bytes) &&
                                   (s->a->pre != BNORM_PRE_MASK || s->bit_step == k->c)));
-    return k->chains == 1 || joined ? 1 : lesser(k->chains, k->count);
+    return k->chains == 1 || (joined && !repeats) ? 1 : lesser(k->chains, k->count);
 }
 BNORM_INLINE struct chain_rows chain_at(const struct sum_block *k, size_t chains, size_t j) {
-    struct chain_rows r = {.s = sum_rows_from(&k->s, j, 0, k->chains, k->s.spread ? 0 : j * k->c)};
+    struct chain_rows r = {.s = sum_rows_from(&k->s, j, 0, k->chains, 0)};
     if (chains == 1 && k->chains > 1) {
         r.rows = k->count / k->chains;
         r.tail = k->count % k->chains * k->c;
@@ -676,6 +696,8 @@ BNORM_INLINE void sum_planes(const struct sum_form f, const struct sum_rows *s, 
                 add_four(to->all_b[i], to->b[i]);
             }
             at = cursor_at(f, s, at, BNORM_GROUP, 0);
+            if (f.g >= BNORM_PRE_NONE)
+                at.dy -= s->dy_again;
             left -= count;
         } while (left);
     }
@@ -696,13 +718,14 @@ static planes_form *const planes_forms[] = {BNORM_SUM_FORMS(BNORM_PLANES_ENTRY)}
 BNORM_RARE void sum_staged_planes(const struct sum_rows *s, size_t planes, size_t len,
                                   struct plane_sums *to) {
     float x[BNORM_GROUP_SPAN], g[BNORM_GROUP_SPAN];
-    bnorm_map_args args;
     for (size_t i = 0; i < planes; i++) {
         struct plane_sums one;
         memset(&one, 0, sizeof one);
         for (size_t e = 0, n; e < len; e += n) {
-            const struct sum_rows part = sum_rows_from(s, i, e, 1, i),
-                                  t = staged_rows(&part, &args, x, g, part.pivot, 0);
+            struct sum_rows part = sum_rows_from(s, i, e, 1, i);
+            const struct sum_rows t = staged_rows(&part, x, g, part.pivot, 0);
+            if (s->dy_again)
+                part.dy -= e * size_of(s->type);
             n = lesser(len - e, BNORM_GROUP_SPAN);
             load_rows(&part, 1, n, x, g);
             planes_forms[form_of(&t)](&t, 1, n, 1, &one);
@@ -757,6 +780,7 @@ BNORM_RARE void double_channels(const struct sum_block *k, const double *center,
                                 double *b) {
     enum { LANES = 16 };
     float x[LANES], g[LANES];
+    struct staged_parameters parameters;
     const size_t lanes = k->c * k->chains, chains = chain_count(k);
     if (a)
         zero_lanes(a, lanes);
@@ -768,7 +792,8 @@ BNORM_RARE void double_channels(const struct sum_block *k, const double *center,
             const size_t len = row < r.rows ? r.len : r.tail;
             for (size_t i = 0; i < len; i += LANES) {
                 const size_t n = lesser(LANES, len - i), at = j * k->c + i;
-                const struct sum_rows here = sum_rows_from(&r.s, row, i, 1, r.s.spread ? 0 : i);
+                struct sum_rows here = sum_rows_from(&r.s, row, i, 1, 0);
+                stage_parameters(&here, i, n, &parameters);
                 load_rows(&here, 1, n, x, g);
                 for (size_t q = 0; q < n; q++) {
                     const double value = (double)x[q], of_g = k->s.a ? (double)g[q] : 0;
@@ -954,7 +979,7 @@ BNORM_INLINE void round_plane_centers(const struct sum_rows *s, size_t planes, f
     vec_store(pivot, rounded_centers(vec_load(pivot), s, 0, planes));
 }
 
-/* Room for the lanes that are done again together: BNORM_MAX_LANES at most. */
+/* Room for the lanes of few channels, which are done again together. */
 #define BNORM_AGAIN (BNORM_MAX_LANES + BNORM_PAD)
 
 /* Not 0 where a channel has a value that is not its pivot. */
@@ -1041,65 +1066,78 @@ BNORM_INLINE void store_again(const double *a, const double *b, size_t i, double
 
 /* Does those of the first `valid` channels again whose sums a and b about their pivots are
  * inaccurate: about another pivot, and if they still are, in double about the mean itself. Where all
- * values are the pivot, nothing is inaccurate. */
+ * values are the pivot, nothing is inaccurate. The sums of all lanes, in more_a and more_b, may take
+ * the place of a and b. */
 BNORM_RARE void moments_again(struct sum_block k, size_t valid, const double *a, const double *b,
-                              double *sum, double *m2) {
+                              double *more_a, double *more_b, double *sum, double *m2) {
     float other[BNORM_AGAIN];
-    double again_a[BNORM_AGAIN], again_b[BNORM_AGAIN];
+    enum { RIGHT, ALIKE, WRONG };
+    unsigned char state[BNORM_AGAIN];
     const double n = (double)k.count;
-    unsigned char wanted[BNORM_AGAIN];
-    size_t count = 0;
-    int same = 0;
-    for (size_t i = 0; i < valid; i++)
-        same |= b[i] == 0;
-    if (same)
-        sum_distances(&k, again_b);
+    size_t wrong = 0;
+    int alike = 0;
     for (size_t i = 0; i < k.c; i++) {
-        const float pivot = k.s.pivot[i];
-        wanted[i] = i < valid && inaccurate(0, n, vec_set1_d(a[i]), vec_set1_d(b[i]), 1) &&
-                    !(b[i] == 0 && again_b[i] == 0);
-        other[i] = wanted[i] ? better_pivot(n, pivot, a[i], b[i]) : pivot;
-        count += wanted[i];
+        state[i] = RIGHT;
+        other[i] = k.s.pivot[i];
+        if (i >= valid || !inaccurate(0, n, vec_set1_d(a[i]), vec_set1_d(b[i]), 1))
+            continue;
+        state[i] = b[i] == 0 ? ALIKE : WRONG;
+        alike |= b[i] == 0;
+        other[i] = better_pivot(n, other[i], a[i], b[i]);
     }
-    if (!count)
+    if (alike)
+        sum_distances(&k, more_b);
+    for (size_t i = 0; i < k.c; i++) {
+        if (state[i] == ALIKE)
+            state[i] = more_b[i] == 0 ? RIGHT : WRONG;
+        wrong += state[i] == WRONG;
+    }
+    if (!wrong)
         return;
     repeat_lanes(other, k.c, k.s.spread ? 1 : k.chains);
     k.s.pivot = other;
-    sum_block(&k, again_a, again_b);
+    sum_block(&k, more_a, more_b);
     for (size_t i = 0; i < k.c; i++) {
-        const double squares = bnorm_fma(again_a[i] * (-1 / n), again_a[i], again_b[i]);
-        if (!(wanted[i] && again_b[i] >= BNORM_LEAST_SUM && again_b[i] <= DBL_MAX))
+        const double squares = bnorm_fma(more_a[i] * (-1 / n), more_a[i], more_b[i]);
+        if (state[i] == RIGHT || !(more_b[i] >= BNORM_LEAST_SUM && more_b[i] <= DBL_MAX))
             continue;
-        sum[i] = bnorm_fma(n, (double)other[i], again_a[i]);
+        sum[i] = bnorm_fma(n, (double)other[i], more_a[i]);
         m2[i] = squares < 0 ? 0 : squares;
-        wanted[i] = 0;
-        count--;
+        state[i] = RIGHT;
+        wrong--;
     }
-    if (!count)
+    if (!wrong)
         return;
-    double_channels(&k, NULL, again_a, NULL);
+    double_channels(&k, NULL, more_a, NULL);
     for (size_t i = 0; i < k.c; i++)
-        if (wanted[i])
-            store_again(again_a, again_a, i, sum, sum);
+        if (state[i] == WRONG)
+            store_again(more_a, more_a, i, sum, sum);
     for (size_t i = 0; i < k.c; i++)
-        again_a[i] /= n;
-    double_channels(&k, again_a, NULL, again_b);
+        more_a[i] /= n;
+    double_channels(&k, more_a, NULL, more_b);
     for (size_t i = 0; i < k.c; i++)
-        if (wanted[i])
-            store_again(again_b, again_b, i, NULL, m2);
+        if (state[i] == WRONG)
+            store_again(more_b, more_b, i, NULL, m2);
 }
 
 /* The same of backward: in double. A first sum that is finite stays, so that it does not depend on
  * x. */
 BNORM_RARE void sums_again(const struct sum_block *k, size_t valid, const double *a,
-                           const double *b, double *sum_g, double *sum_gx) {
-    double again_a[BNORM_AGAIN], again_b[BNORM_AGAIN], center[BNORM_MAX_LANES] = {0};
-    for (size_t i = 0; i < valid; i++)
+                           const double *b, double *more_a, double *more_b, double *sum_g,
+                           double *sum_gx) {
+    enum { RIGHT, SECOND, BOTH };
+    unsigned char state[BNORM_AGAIN];
+    double center[BNORM_AGAIN] = {0};
+    for (size_t i = 0; i < valid; i++) {
+        state[i] = !inaccurate(1, 1, vec_set1_d(a[i]), vec_set1_d(b[i]), 1) ? RIGHT
+                   : fabs(a[i]) <= DBL_MAX                                  ? SECOND
+                                                                            : BOTH;
         center[i] = (double)k->s.center[i];
-    double_channels(k, center, again_a, again_b);
+    }
+    double_channels(k, center, more_a, more_b);
     for (size_t i = 0; i < valid; i++)
-        if (inaccurate(1, 1, vec_set1_d(a[i]), vec_set1_d(b[i]), 1))
-            store_again(again_a, again_b, i, fabs(a[i]) <= DBL_MAX ? NULL : sum_g, sum_gx);
+        if (state[i] != RIGHT)
+            store_again(more_a, more_b, i, state[i] == BOTH ? sum_g : NULL, sum_gx);
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -1150,19 +1188,21 @@ BNORM_INLINE struct sum_block slice_of(const struct sum_block *k, size_t i) {
     struct sum_block slice = *k;
     if (k->s.spread) {
         slice.s = sum_rows_from(&k->s, i, 0, 1, i);
-        slice.s.x_step = slice.s.dy_step = slice.s.argument_step = size_of(k->s.type);
+        slice.s.x_step = slice.s.argument_step = size_of(k->s.type);
+        slice.s.dy_step = k->s.dy_again ? 0 : size_of(k->s.type);
         slice.s.bit_step = 1;
         slice.c = 1;
         slice.chains = BNORM_SPAN_LANES;
     } else if (k->chains == 1) {
         slice.s = sum_rows_from(&k->s, 0, i, 1, i);
-        slice.c = lesser(VEC_F, k->c - i);
+        slice.c = slice.s.c = lesser(VEC_F, k->c - i);
+        slice.s.valid = k->s.valid - i;
     }
     return slice;
 }
 
-/* There is room for a vector behind a and b. */
-static void finish_block(const struct sum_block *k, size_t valid, const double *a, double *b,
+/* There is room for all lanes and a vector more in a and b, for those of a plane behind VEC_F. */
+static void finish_block(const struct sum_block *k, size_t valid, double *a, double *b,
                          double *first, double *second) {
     const int backward = k->s.a != NULL;
     if (!(backward ? store_block(1, k, valid, a, b, first, second)
@@ -1170,15 +1210,17 @@ static void finish_block(const struct sum_block *k, size_t valid, const double *
         return;
     for (size_t i = 0, n; i < valid; i += n) {
         const struct sum_block slice = slice_of(k, i);
+        double *const more_a = k->s.spread ? a + VEC_F : a + i, *const more_b =
+                                                                    k->s.spread ? b + VEC_F : b + i;
         unsigned any = 0;
         n = lesser(slice.c, valid - i);
         for (size_t j = i; j < i + n; j += VEC_D)
             any |= inaccurate(backward, (double)k->count, vec_load_d(a + j), vec_load_d(b + j),
                               lesser(VEC_D, i + n - j));
         if (any && backward)
-            sums_again(&slice, n, a + i, b + i, first + i, second + i);
+            sums_again(&slice, n, a + i, b + i, more_a, more_b, first + i, second + i);
         else if (any)
-            moments_again(slice, n, a + i, b + i, first + i, second + i);
+            moments_again(slice, n, a + i, b + i, more_a, more_b, first + i, second + i);
     }
 }
 
@@ -1193,58 +1235,75 @@ BNORM_INLINE const float *repeat(float *pattern, const float *p, size_t c, size_
     return pattern;
 }
 
-static void sum_tile(const struct sum_block *k, size_t valid, double *a, double *b, double *first,
-                     double *second) {
+/* Both sums of a block, in a and b; pivot has room for all lanes. */
+static void reduce_block(struct sum_block *k, size_t valid, float *pivot, double *a, double *b,
+                         double *first, double *second) {
+    k->s.c = k->c;
+    k->s.valid = valid;
+    if (k->s.a)
+        round_centers(&k->s, k->c, valid, pivot);
+    else
+        sample_rows(&k->s, k->count, k->c, pivot);
+    repeat_lanes(pivot, k->c, k->chains);
+    k->s.pivot = pivot;
     sum_channels(k, a, b);
     finish_block(k, valid, a, b, first, second);
 }
 
-/* Where v is computed of several rows in one, or beside padding. Not inlined: what it takes of stack
- * is for few channels. */
-BNORM_RARE void sum_repeated(const struct sum_block *k, size_t valid, double *a, double *b,
-                             double *first, double *second) {
-    float center[BNORM_MAX_LANES], scale[BNORM_MAX_LANES], shift[BNORM_MAX_LANES];
-    struct sum_block repeated = *k;
-    repeated.s.center = repeat(center, k->s.center, k->c, valid, k->chains);
-    repeated.s.scale = repeat(scale, k->s.scale, k->c, valid, k->chains);
-    repeated.s.shift = repeat(shift, k->s.shift, k->c, valid, k->chains);
-    sum_tile(&repeated, valid, a, b, first, second);
-}
-
-/* A block of c <= BNORM_TILE channels. */
-static void reduce_tile(const struct sum_rows *s, size_t count, size_t c, size_t valid,
-                        size_t chains, double *first, double *second) {
+/* Of c <= BNORM_TILE channels, a lane each. */
+BNORM_RARE void reduce_tile(const struct sum_rows *s, size_t count, size_t c, double *first,
+                            double *second) {
     double a[BNORM_TILE + BNORM_PAD], b[BNORM_TILE + BNORM_PAD];
     float pivot[BNORM_TILE + BNORM_PAD];
+    struct sum_block k = {*s, count, c, 1};
+    reduce_block(&k, c, pivot, a, b, first, second);
+}
+
+/* Where v is computed of several rows in one, or beside padding, in a form. */
+BNORM_RARE void reduce_repeated(struct sum_block *k, size_t valid, float *pivot, double *a,
+                                double *b, double *first, double *second) {
+    float center[BNORM_REPEATED], scale[BNORM_REPEATED], shift[BNORM_REPEATED];
+    k->s.center = repeat(center, k->s.center, k->c, valid, k->chains);
+    k->s.scale = repeat(scale, k->s.scale, k->c, valid, k->chains);
+    k->s.shift = repeat(shift, k->s.shift, k->c, valid, k->chains);
+    reduce_block(k, valid, pivot, a, b, first, second);
+}
+
+/* Of few channels: their rows may be several in one, or have padding behind them. */
+BNORM_RARE void reduce_few(const struct sum_rows *s, size_t count, size_t c, size_t valid,
+                           size_t chains, double *first, double *second) {
+    double a[BNORM_AGAIN], b[BNORM_AGAIN];
+    float pivot[BNORM_AGAIN];
     struct sum_block k = {*s, count, c, chains};
-    if (s->a)
-        round_centers(s, c, valid, pivot);
+    const int repeats = (chains > 1 && chain_count(&k) == 1) || valid < c;
+    if (repeats && s->a && reads_x(s->a->pre) && form_of(s) != BNORM_GENERAL)
+        reduce_repeated(&k, valid, pivot, a, b, first, second);
     else
-        sample_rows(s, count, c, pivot);
-    repeat_lanes(pivot, c, chains);
-    k.s.pivot = pivot;
-    if (s->a && reads_x(s->a->pre) && (chains > 1 || valid < c))
-        sum_repeated(&k, valid, a, b, first, second);
-    else
-        sum_tile(&k, valid, a, b, first, second);
+        reduce_block(&k, valid, pivot, a, b, first, second);
 }
 
 /* Of c lanes in memory: padding of rows without gaps is added up too, for nothing. */
 BNORM_INLINE void reduce_rows(const struct sum_rows *s, size_t count, size_t c, size_t valid,
                               size_t chains, double *first, double *second) {
-    for (size_t i = 0; i < valid; i += BNORM_TILE) {
+    const size_t most = form_of(s) == BNORM_GENERAL ? BNORM_MAX_LANES : BNORM_TILE;
+    for (size_t i = 0; i < valid; i += most) {
         const struct sum_rows tile = sum_rows_from(s, 0, i, 1, i);
-        reduce_tile(&tile, count, lesser(BNORM_TILE, c - i), lesser(BNORM_TILE, valid - i), chains,
-                    first + i, second + i);
+        const size_t n = lesser(most, c - i);
+        if (n <= BNORM_MAX_LANES)
+            reduce_few(&tile, count, n, lesser(n, valid - i), chains, first + i, second + i);
+        else
+            reduce_tile(&tile, count, n, first + i, second + i);
     }
 }
 
 static void reduce_span(const struct sum_rows *all, size_t planes, size_t len, double *first,
                         double *second) {
     for (size_t i = 0; i < planes; i += VEC_F) {
-        double a[2 * VEC_F] = {0}, b[2 * VEC_F] = {0};
+        double a[VEC_F + BNORM_SPAN_LANES + VEC_F], b[VEC_F + BNORM_SPAN_LANES + VEC_F];
         float pivot[VEC_F];
         const size_t n = lesser(VEC_F, planes - i);
+        zero_lanes(a, 2 * VEC_F);
+        zero_lanes(b, 2 * VEC_F);
         struct sum_block k = {sum_rows_from(all, i, 0, 1, i), len, n, 1};
         if (all->a)
             round_plane_centers(&k.s, n, pivot);
@@ -1293,6 +1352,7 @@ BNORM_INLINE struct sum_rows sum_rows_at(const bnorm_map_args *a, int planes) {
         .x_step = size * (planes ? a->x.group_stride : a->x.row_stride),
         .dy_step = size * (planes ? a->dy.group_stride : a->dy.row_stride),
         .argument_step = size * (planes ? a->argument.group_stride : a->argument.row_stride),
+        .dy_again = planes && a->dy.same_lanes ? size * BNORM_GROUP * BNORM_SPAN_LANES : 0,
         .bit = a->mask.at,
         .bit_step = planes ? a->mask.group_stride : a->mask.row_stride,
         .center = a->center,

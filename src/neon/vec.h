@@ -160,6 +160,13 @@ static inline vec_f vec_load_f16(const uint16_t *p) {
 static inline void vec_store_f16(uint16_t *p, vec_f v) {
     vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(v)));
 }
+static inline void vec_stream_bf16_2(uint16_t *p, vec_f a, vec_f b) {
+    vec_store_bf16_2(p, a, b);
+}
+static inline void vec_stream_f16_2(uint16_t *p, vec_f a, vec_f b) {
+    vec_store_f16(p, a);
+    vec_store_f16(p + VEC_F, b);
+}
 /* 4 bytes. */
 static inline uint8x8_t vec_load_8(const uint8_t *p) {
     uint32_t bytes;

@@ -659,7 +659,7 @@ ALWAYS_INLINE float x_minus_center(const bnorm_map_args *a, size_t r, size_t i, 
 }
 
 static float grad_element(const bnorm_map_args *a, size_t r, size_t i, size_t ch) {
-    const float dy = load_at(&a->dy, r, i);
+    const float dy = load_at(&a->dy, r, a->dy.same_lanes ? 0 : i);
     float v = 0;
     switch (a->pre) {
     case BNORM_PRE_NONE:
