@@ -36,8 +36,7 @@ SOVERSION := $(firstword $(subst ., ,$(VERSION)))
 warnings = -Wall -Wextra -Wpedantic -Wshadow -Wconversion
 # Without -ffp-contract=off gcc may turn a*b + c into one fma and so change bits.
 c_flags = -std=c11 -ffp-contract=off -DBNORM_SLEEF=$(if $(sleef_libs),1,0) -Iinclude $(warnings) -MMD -MP
-# Hidden: a plugin that embeds the archive neither exports bnorm nor calls its host's copy.
-lib_flags = -fPIC -fvisibility=hidden $(inline_atomics)
+lib_flags = -fPIC $(inline_atomics)
 # gcc's functions for atomics on Arm would bring libgcc's constructor into the shared library.
 inline_atomics = $(eval inline_atomics := $(call if_works,-mno-outline-atomics))$(inline_atomics)
 

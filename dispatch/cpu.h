@@ -5,6 +5,8 @@
 #ifndef BNORM_DISPATCH_CPU_H
 #define BNORM_DISPATCH_CPU_H
 
+#pragma GCC visibility push(hidden)
+
 /* Which kernel sets this build contains. */
 #if defined(__x86_64__) || defined(_M_X64)
 #define BNORM_HAVE_X86 1
@@ -51,5 +53,7 @@ typedef void bnorm_cpuid(unsigned leaf, unsigned subleaf, unsigned answer[4]);
 
 /* Those of an x86 CPU, by what it answers. */
 bnorm_limits bnorm_limits_x86(bnorm_cpuid *ask);
+
+#pragma GCC visibility pop
 
 #endif

@@ -16,6 +16,8 @@
 #include "bnorm.h"
 #include "cpu.h"
 
+#pragma GCC visibility push(hidden)
+
 /* 1 = link with SLEEF, for the activations from BNORM_ACT_SIGMOID on. */
 #ifndef BNORM_SLEEF
 #define BNORM_SLEEF 0
@@ -233,5 +235,7 @@ const bnorm_training *bnorm_training_of(const bnorm_isa *isa);
 
 /* Whether the set has the activations from BNORM_ACT_SIGMOID on. */
 int bnorm_isa_has_sleef(const bnorm_isa *isa);
+
+#pragma GCC visibility pop
 
 #endif

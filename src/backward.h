@@ -12,6 +12,8 @@
 #include "renorm.h"
 #include "weights.h"
 
+#pragma GCC visibility push(hidden)
+
 typedef struct bnorm_backward_plan {
     enum bnorm_stage stage;
     bnorm_reduction sums;
@@ -38,5 +40,7 @@ bnorm_status bnorm_plan_backward(const bnorm_job *job, const bnorm_batch *batch,
 void bnorm_lay_out_backward(bnorm_backward_plan *b, const bnorm_view *view, size_t first,
                             const bnorm_exec *exec);
 void bnorm_run_backward(bnorm_backward_plan *b, const bnorm_exec *exec);
+
+#pragma GCC visibility pop
 
 #endif

@@ -44,7 +44,12 @@ __attribute__((used)) static void bnorm_refuse_no_honor_nans(float x) {
 }
 #endif
 
+/* All functions and tables that sources share are hidden: where a program has other ones of the same
+ * names, as of another copy of bnorm in a host and its plugin, each copy calls its own, whatever the
+ * flags. Of the shared library, BNORM_API exports those of bnorm.h. */
+#pragma GCC visibility push(hidden)
 #include "bnorm.h"
+#pragma GCC visibility pop
 
 /* What is shared between sources, as the functions of bnorm.h. */
 #if defined(BNORM_PREFIX)

@@ -6,6 +6,8 @@
 
 #include "bnorm.h"
 
+#pragma GCC visibility push(hidden)
+
 /* What is wanted of an operation with statistics. */
 enum bnorm_stage {
     BNORM_STAGE_SUMS,   /* whole subtrees of the tables, for a piece of a batch */
@@ -30,5 +32,7 @@ static inline size_t bnorm_first_image(const bnorm_batch *batch) {
 bnorm_status bnorm_check_apply(const bnorm_job *job, const bnorm_exec *exec);
 bnorm_status bnorm_check_forward(const bnorm_job *job, const bnorm_exec *exec);
 bnorm_status bnorm_check_backward(const bnorm_job *job, const bnorm_exec *exec);
+
+#pragma GCC visibility pop
 
 #endif

@@ -6,6 +6,8 @@
 
 #include "tensor.h"
 
+#pragma GCC visibility push(hidden)
+
 bnorm_status bnorm_check_exec(const bnorm_exec *exec);
 bnorm_status bnorm_check_act(const bnorm_act *act, const bnorm_exec *exec);
 /* A mask goes with these kinds only; where none is needed, *mask becomes NULL. */
@@ -19,5 +21,7 @@ bnorm_status bnorm_check_renorm(const bnorm_renorm *renorm, const bnorm_running 
 bnorm_status bnorm_check_weights(const bnorm_weights *weights);
 bnorm_status bnorm_check_weight_values(const bnorm_shape *shape, const bnorm_weights *weights);
 bnorm_status bnorm_check_train(const bnorm_train *train, const bnorm_exec *exec);
+
+#pragma GCC visibility pop
 
 #endif

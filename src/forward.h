@@ -13,6 +13,8 @@
 #include "renorm.h"
 #include "weights.h"
 
+#pragma GCC visibility push(hidden)
+
 typedef struct bnorm_forward {
     enum bnorm_stage stage;
     bnorm_reduction sums;
@@ -38,5 +40,7 @@ void bnorm_run_forward(bnorm_forward *f, const bnorm_exec *exec);
 
 /* The arrays of training's options; those that are saved have `saved` floats. */
 void bnorm_uses_train(bnorm_uses *uses, const bnorm_train *train, size_t c, size_t saved);
+
+#pragma GCC visibility pop
 
 #endif

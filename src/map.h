@@ -7,6 +7,8 @@
 #include "../dispatch/cpu.h"
 #include "tensor.h"
 
+#pragma GCC visibility push(hidden)
+
 typedef struct bnorm_map {
     bnorm_view view;
     bnorm_map_args args; /* of the whole view */
@@ -34,5 +36,7 @@ void bnorm_map_part(const bnorm_map *map, const bnorm_part *part, int near);
 
 /* Sets the bits of a mask behind the last element, before the others are written. */
 void bnorm_end_mask(const bnorm_shape *shape, const bnorm_bits *mask);
+
+#pragma GCC visibility pop
 
 #endif

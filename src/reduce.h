@@ -6,6 +6,8 @@
 
 #include "workspace.h"
 
+#pragma GCC visibility push(hidden)
+
 typedef struct bnorm_reduction {
     const bnorm_isa *isa;
     const bnorm_training *kernels; /* of the set */
@@ -44,5 +46,7 @@ void bnorm_reduce_sums(const bnorm_reduction *r, const bnorm_map_args *whole, si
 #define BNORM_COPIES ((size_t)BNORM_GROUP * BNORM_SPAN_LANES)
 /* n copies of one element. */
 void bnorm_copy_element(const void *element, bnorm_dtype type, size_t n, float *copies);
+
+#pragma GCC visibility pop
 
 #endif

@@ -6,6 +6,8 @@
 
 #include "../dispatch/isa.h"
 
+#pragma GCC visibility push(hidden)
+
 /* Where they are derived from and where they go; gamma and beta NULL = 1 and 0. */
 typedef struct bnorm_renorm_args {
     const float *gamma, *beta;
@@ -21,5 +23,7 @@ void bnorm_renorm_backward(const float *r, const float *d, const bnorm_renorm_ar
 /* dgamma = r*sum(g*xh) + d*sum(g) */
 void bnorm_renorm_dgamma(const float *r, const float *d, const bnorm_grad_coefficient_args *derived,
                          size_t channel, size_t channels);
+
+#pragma GCC visibility pop
 
 #endif

@@ -7,6 +7,8 @@
 #include "fp_mode.h"
 #include "order.h"
 
+#pragma GCC visibility push(hidden)
+
 static inline const bnorm_isa *bnorm_exec_isa(const bnorm_exec *exec) {
     return exec && exec->isa ? exec->isa : bnorm_isa_best();
 }
@@ -68,5 +70,7 @@ typedef struct bnorm_pass {
 } bnorm_pass;
 
 void bnorm_run_pass(const bnorm_pass *pass, const bnorm_exec *exec);
+
+#pragma GCC visibility pop
 
 #endif

@@ -6,6 +6,8 @@
 
 #include "uses.h"
 
+#pragma GCC visibility push(hidden)
+
 /* Of M2, in the running variance. */
 double bnorm_running_divisor(const bnorm_running *running, double n);
 /* What an empty batch leaves of running statistics that go elsewhere. */
@@ -16,5 +18,7 @@ static inline float *bnorm_updated(float *running, float *elsewhere) {
 }
 /* What running statistics read and write. */
 void bnorm_uses_running(bnorm_uses *uses, const bnorm_running *running, size_t c);
+
+#pragma GCC visibility pop
 
 #endif

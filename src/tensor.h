@@ -9,6 +9,8 @@
 
 #include <stdint.h>
 
+#pragma GCC visibility push(hidden)
+
 static inline size_t bnorm_min(size_t a, size_t b) {
     return a < b ? a : b;
 }
@@ -167,5 +169,7 @@ static inline void bnorm_fit_view(bnorm_view *view, const bnorm_tensor *tensor) 
         view->lanes = 1;
     }
 }
+
+#pragma GCC visibility pop
 
 #endif

@@ -7,6 +7,8 @@
 
 #include "tensor.h"
 
+#pragma GCC visibility push(hidden)
+
 enum { BNORM_MOST_WRITES = 12, BNORM_MOST_READS = 16 };
 
 /* Outputs that may be the same as an input of their kind; those of no kind overlap nothing. */
@@ -99,5 +101,7 @@ bnorm_status bnorm_check_uses(const bnorm_uses *uses);
 static inline int bnorm_failed(bnorm_status status) {
     return __builtin_expect(status != BNORM_OK, 0) != 0;
 }
+
+#pragma GCC visibility pop
 
 #endif

@@ -7,6 +7,8 @@
 #include "map.h"
 #include "reduce.h"
 
+#pragma GCC visibility push(hidden)
+
 /* The weights of a call; values NULL = none. */
 typedef struct bnorm_weighing {
     const float *values; /* of position p of image n: [n*positions + p] */
@@ -32,5 +34,7 @@ void bnorm_weighted_coefficients(const bnorm_reduction *r, const bnorm_weighing 
 /* dx and dresidual. */
 void bnorm_weighted_map(const bnorm_map *map, const bnorm_weighing *w, const bnorm_part *part,
                         int near);
+
+#pragma GCC visibility pop
 
 #endif

@@ -8,6 +8,8 @@
 #include "order.h"
 #include "uses.h"
 
+#pragma GCC visibility push(hidden)
+
 /* Two tables of partial results (blocks x c), two merged results, up to five coefficients and, for
  * variants of the operations, two totals and two parameters per channel and a sum of weights per
  * block. */
@@ -52,5 +54,7 @@ static inline void bnorm_uses_memory(bnorm_uses *uses, const bnorm_job *job,
     if (piece)
         bnorm_writes(uses, piece->nodes, bnorm_piece_bytes(piece, job->shape->n), BNORM_KIND_NONE);
 }
+
+#pragma GCC visibility pop
 
 #endif

@@ -245,7 +245,7 @@ mkdir "$scratch/build"
 cp -r include src dispatch "$scratch/build"
 cp "$STATIC_LIB" "$scratch/libbnorm.a"
 cd "$scratch/build" || exit 2
-line="$CC -std=c11 -Os -fvisibility=hidden -DBNORM_SLEEF=$SLEEF -DBNORM_PREFIX=acme_ -c -Iinclude"
+line="$CC -std=c11 -Os -fPIC -DBNORM_SLEEF=$SLEEF -DBNORM_PREFIX=acme_ -c -Iinclude"
 # shellcheck disable=SC2086
 expect_nothing "$line src/*.c src/*/*.c dispatch/*.c" \
     "$(printf '%s\n' src/*.c src/*/*.c dispatch/*.c | xargs -n 1 -P "$(nproc || echo 2)" $line 2>&1)"
@@ -278,6 +278,51 @@ $CC -Iinclude -DBNORM_PREFIX=acme_ -c hosts.c -o engine.o
 expect_nothing "a program links with two copies of bnorm" \
     "$($CC -Iinclude hosts.c ./*.o ../libbnorm.a $libs -o hosts 2>&1 && ./hosts || echo 'it fails')"
 rm engine.o
+
+# A plugin that embeds bnorm, in a host that exports all of its symbols with another behaviour.
+cat >plugin.c <<'END'
+#include "bnorm.h"
+
+int use_bnorm(void) {
+    float x[] = {3, 4}, dy[] = {1, 1}, dgamma, dbeta, mean, invstd, workspace[256];
+    const bnorm_shape shape = {BNORM_NHWC, BNORM_F32, 2, 1, 1, 0};
+    const bnorm_in in = {x, 0, 0}, dy_in = {dy, 0, 0};
+    const bnorm_out out = {x, 0, 0}, dx = {dy, 0, 0};
+    const bnorm_train train = {.save_mean = &mean, .save_invstd = &invstd};
+    const bnorm_grad grad = {
+        .save_mean = &mean, .save_invstd = &invstd, .dgamma = &dgamma, .dbeta = &dbeta};
+    return bnorm_apply(&shape, in, out, 0, 0) || !bnorm_isa_find("scalar") ||
+           bnorm_forward_train(&shape, in, out, &train, workspace, sizeof workspace, 0) ||
+           bnorm_backward(&shape, in, dy_in, dx, &grad, workspace, sizeof workspace, 0);
+}
+END
+cat >host.c <<'END'
+#include <dlfcn.h>
+#include <stdio.h>
+
+int main(int argc, char **argv) {
+    void *plugin = argc > 1 ? dlopen(argv[1], RTLD_NOW | RTLD_GLOBAL) : 0;
+    int (*use)(void) = 0;
+    if (plugin)
+        *(void **)&use = dlsym(plugin, "use_bnorm");
+    else
+        puts(dlerror());
+    return !use || use();
+}
+END
+{
+    echo '#include <stdlib.h>'
+    $NM -P --defined-only ./*.o | awk '$2 ~ /^[A-TV-Z]$/ { print "void " $1 "(void) { abort(); }" }'
+} >taken.c
+# shellcheck disable=SC2086
+expect_nothing "a plugin that embeds bnorm calls its own functions, not its host's of the same names" \
+    "$({
+        $CC -Iinclude -DBNORM_PREFIX=acme_ -shared -fPIC plugin.c ./*.o $libs -o plugin.so &&
+            $CC -rdynamic host.c taken.c -ldl -o host && ./host ./plugin.so
+    } 2>&1 || echo "the program ended with exit status $?")"
+expect_nothing "a plugin that embeds bnorm exports nothing of it, and lets nobody take its place" \
+    "$($NM -D -P --defined-only plugin.so | grep bnorm_ | grep -v use_bnorm; $OBJDUMP -R plugin.so | grep bnorm_)"
+rm -f plugin.o host.o taken.o
 
 # gcc puts in vzeroupper by itself at -O2 and above only; without it the caller's SSE code, and
 # libm's, is slowed down for the rest of the process. One for each kernel, whatever the flags.
