@@ -31,7 +31,8 @@ JOBS := $(or $(JOBS),$(shell nproc))
 # What belongs to every compilation, whatever CFLAGS says
 
 VERSION := $(shell sed -n 's/^.define BNORM_VERSION_[A-Z]* *//p' include/bnorm.h | paste -sd.)
-SOVERSION := $(firstword $(subst ., ,$(VERSION)))
+# What programs are bound to: before 1.0 each minor version may change structs.
+SOVERSION := $(if $(filter 0.%,$(VERSION)),$(basename $(VERSION)),$(firstword $(subst ., ,$(VERSION))))
 
 warnings = -Wall -Wextra -Wpedantic -Wshadow -Wconversion
 # Without -ffp-contract=off gcc may turn a*b + c into one fma and so change bits.
@@ -103,9 +104,13 @@ $(static_lib): $(lib_objects)
 	$(call say,AR) $(AR) rcs $@ $^
 
 # Bound to itself: its calls of its own functions stay its own, whatever else the process has loaded.
-$(shared_lib): $(shared_objects)
+$(shared_lib): $(shared_objects) $(BUILD)/libbnorm.map
 	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -shared -Wl,-soname,$(soname) -Wl,--no-undefined \
-		-Wl,-Bsymbolic-functions -Wl,--exclude-libs,ALL -o $@ $^ $(libs)
+		-Wl,-Bsymbolic-functions -Wl,--version-script=$(BUILD)/libbnorm.map -o $@ $(shared_objects) $(libs)
+
+# The symbols' version; which of them are exported, the header says.
+$(BUILD)/libbnorm.map: $(BUILD)/flags
+	@echo 'BNORM_$(SOVERSION) { global: *bnorm_*; local: *; };' >$@
 
 $(BUILD)/bnorm.pc: bnorm.pc.in FORCE
 	@mkdir -p $(@D)

@@ -63,6 +63,22 @@ sanitize-threads:
 asan = -O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 tsan = -O1 -g1 -fsanitize=thread
 
+abi_of = abidw --no-corpus-path --no-comp-dir-path --no-show-locs --no-elf-needed --no-parameter-names \
+	--exported-interfaces-only --drop-private-types --headers-dir include
+
+abi-check: $(BUILD)/abi.xml ## functions, structs and enums of the shared library against abi/x86_64.xml
+	@abidiff abi/x86_64.xml $< || { echo 'The ABI has changed. Where programs that are built already would break, a new' \
+		'minor version is due (major from 1.0 on). Then, and where something was only added: run make abi-update.'; exit 1; }
+
+abi-update: $(BUILD)/abi.xml
+	cp $< abi/x86_64.xml
+
+# With what describes types to debuggers, and not optimized, as that is quick.
+$(BUILD)/abi.xml: $(lib_sources) $(wildcard include/*.h dispatch/*.h src/*.h src/*/*.h)
+	@command -v abidw >/dev/null || { echo 'abidw is missing: run make deps-lint'; exit 1; }
+	$(MAKE) BUILD=$(BUILD)/abi CC=x86_64-linux-gnu-gcc CFLAGS='-O0 -g' LDFLAGS= SLEEF=0 $(BUILD)/abi/libbnorm.so.$(VERSION)
+	$(call say,ABI) $(abi_of) $(BUILD)/abi/libbnorm.so.$(VERSION) >$@
+
 support: $(BUILD)/bnorm-support ## which op, layout, type and activation each kernel set has, as in docs/support.md
 	@$<
 
@@ -79,5 +95,5 @@ $(BUILD)/support.md: $(BUILD)/bnorm-support FORCE
 $(BUILD)/bnorm-support: $(BUILD)/tools/support.c.o $(static_lib)
 	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(libs)
 
-.PHONY: format lint sizes warnings warnings-unoptimized everything sanitize sanitized sanitize-memory sanitize-threads \
+.PHONY: abi-check abi-update format lint sizes warnings warnings-unoptimized everything sanitize sanitized sanitize-memory sanitize-threads \
 	support support-update support-check

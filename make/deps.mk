@@ -4,7 +4,7 @@
 
 ##@ Packages
 
-deps_lint_packages = clang clang-format clang-tidy shellcheck
+deps_lint_packages = clang clang-format clang-tidy shellcheck abigail-tools
 # For bench-peers, which takes today's peers from PyPI; for accuracy, oneDNN and PyTorch.
 deps_peers_packages = libpthreadpool-dev python3-venv ca-certificates libdnnl-dev python3-torch
 # For the frameworks of PyPI, and PyTorch.

@@ -24,7 +24,7 @@ $(BUILD)/amalgamation/bnorm.c.o: $(BUILD)/amalgamation/bnorm.c $(BUILD)/flags
 dist: ## a release of what is committed: sources, one file, SHA256SUMS, SPDX list; the same bytes every time
 	scripts/dist $(BUILD)/dist
 
-deb: dist ## Debian packages in build/deb: libbnorm0, libbnorm-dev, bnorm-tools; and what lintian says of them
+deb: dist ## Debian packages in build/deb: libbnorm0.1, libbnorm-dev, bnorm-tools; and what lintian says of them
 	rm -rf $(BUILD)/deb
 	mkdir -p $(BUILD)/deb
 	cp $(BUILD)/dist/bnorm-$(VERSION).tar.gz $(BUILD)/deb/bnorm_$(VERSION).orig.tar.gz
