@@ -37,9 +37,15 @@ SOVERSION := $(if $(filter 0.%,$(VERSION)),$(basename $(VERSION)),$(firstword $(
 warnings = -Wall -Wextra -Wpedantic -Wshadow -Wconversion
 # Without -ffp-contract=off gcc may turn a*b + c into one fma and so change bits.
 c_flags = -std=c11 -ffp-contract=off -DBNORM_SLEEF=$(if $(sleef_libs),1,0) -Iinclude $(warnings) -MMD -MP
-lib_flags = -fPIC $(inline_atomics)
+lib_flags = -fPIC $(inline_atomics) $(hardening)
 # gcc's functions for atomics on Arm would bring libgcc's constructor into the shared library.
 inline_atomics = $(eval inline_atomics := $(call if_works,-mno-outline-atomics))$(inline_atomics)
+
+# What the compiler has of these: large frames touch each page of the stack, so that a guard page is not
+# jumped over; marks for CPUs that check where jumps and returns go, of x86 and of Arm; and no trace of the
+# folder in which this is built.
+hardening = $(eval hardening := $(foreach flag,-fstack-clash-protection -fcf-protection \
+	-mbranch-protection=standard -ffile-prefix-map=$(CURDIR)=.,$(call if_works,$(flag))))$(hardening)
 
 # What every program links that links $(static_lib).
 libs = $(strip $(sleef_libs) -lm)
@@ -103,10 +109,13 @@ $(static_lib): $(lib_objects)
 	@rm -f $@
 	$(call say,AR) $(AR) rcs $@ $^
 
-# Bound to itself: its calls of its own functions stay its own, whatever else the process has loaded.
+# Bound to itself: its calls of its own functions stay its own, whatever else the process has loaded. All of
+# that is settled, and read-only, when it is loaded. Without the files that start a program: there is nothing
+# to start, and theirs may lack the marks, which then the library would lack.
 $(shared_lib): $(shared_objects) $(BUILD)/libbnorm.map
 	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -shared -Wl,-soname,$(soname) -Wl,--no-undefined \
-		-Wl,-Bsymbolic-functions -Wl,--version-script=$(BUILD)/libbnorm.map -o $@ $(shared_objects) $(libs)
+		-Wl,-Bsymbolic-functions -Wl,--version-script=$(BUILD)/libbnorm.map \
+		-Wl,-z,relro,-z,now -nostartfiles -o $@ $(shared_objects) $(libs)
 
 # The symbols' version; which of them are exported, the header says.
 $(BUILD)/libbnorm.map: $(BUILD)/flags

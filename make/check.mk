@@ -7,7 +7,7 @@
 python_scripts := $(addprefix scripts/,amalgamate check-calls dist)
 scripts := .ci/run $(filter-out $(python_scripts),$(wildcard scripts/*)) \
 	$(wildcard tests/*.sh tests/*/*.sh python/*/*.sh tools/*.sh examples/*/*.sh mpi/*.sh)
-formatted := $(shell find include src dispatch tests bench examples tools mpi python -name '*.[ch]' -o -name '*.cc')
+formatted = $(shell find include src dispatch tests bench examples tools mpi python -name '*.[ch]' -o -name '*.cc')
 
 format: ## formats every C and C++ file
 	clang-format -i $(formatted)
@@ -79,6 +79,18 @@ $(BUILD)/abi.xml: $(lib_sources) $(wildcard include/*.h dispatch/*.h src/*.h src
 	$(MAKE) BUILD=$(BUILD)/abi CC=x86_64-linux-gnu-gcc CFLAGS='-O0 -g' LDFLAGS= SLEEF=0 $(BUILD)/abi/libbnorm.so.$(VERSION)
 	$(call say,ABI) $(abi_of) $(BUILD)/abi/libbnorm.so.$(VERSION) >$@
 
+# As debuggers want it, which names files and folders.
+reproducible: ## two builds in two folders: the same bytes?
+	@rm -rf $(BUILD)/reproducible
+	@for folder in one two/deeper; do \
+		mkdir -p $(BUILD)/reproducible/$$folder; \
+		cp -r include src dispatch make Makefile bnorm.pc.in $(BUILD)/reproducible/$$folder; \
+		CCACHE_DISABLE=1 $(MAKE) -C $(BUILD)/reproducible/$$folder BUILD=build CFLAGS='-O0 -g' all || exit; \
+	done
+	cd $(BUILD)/reproducible; for library in libbnorm.a libbnorm.so.$(VERSION); do \
+		cmp one/build/$$library two/deeper/build/$$library || exit; \
+	done
+
 support: $(BUILD)/bnorm-support ## which op, layout, type and activation each kernel set has, as in docs/support.md
 	@$<
 
@@ -95,5 +107,5 @@ $(BUILD)/support.md: $(BUILD)/bnorm-support FORCE
 $(BUILD)/bnorm-support: $(BUILD)/tools/support.c.o $(static_lib)
 	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(libs)
 
-.PHONY: abi-check abi-update format lint sizes warnings warnings-unoptimized everything sanitize sanitized sanitize-memory sanitize-threads \
+.PHONY: abi-check abi-update reproducible format lint sizes warnings warnings-unoptimized everything sanitize sanitized sanitize-memory sanitize-threads \
 	support support-update support-check

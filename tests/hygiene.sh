@@ -140,6 +140,15 @@ expect_nothing "a plugin that embeds the static library exports nothing of it" \
 soname=$($OBJDUMP -p "$SHARED_LIB" | awk '$1 == "SONAME" { print $2 }')
 expect_equal "the shared library's name carries the version, before 1.0 with the minor one" \
     "$soname" "libbnorm.so.$version"
+case $($OBJDUMP -f "$SHARED_LIB") in
+*x86-64*) marks='IBT, SHSTK' ;;
+*aarch64*) marks='BTI, PAC' ;;
+*) marks='' ;;
+esac
+expect_nothing "the shared library is marked for CPUs that check jumps and returns: $marks" \
+    "$(readelf -n "$SHARED_LIB" | grep -q "feature: $marks" || [ -z "$marks" ] || readelf -n "$SHARED_LIB")"
+expect_equal "the shared library's addresses are settled, and read-only, when it is loaded" \
+    "$(readelf -lWd "$SHARED_LIB" | grep -oE 'GNU_RELRO|BIND_NOW' | sort -u | paste -sd ' ')" 'BIND_NOW GNU_RELRO'
 needed=$($OBJDUMP -p "$SHARED_LIB" | awk '$1 == "NEEDED" { sub(/\.so.*/, "", $2); print $2 }')
 needs='libc and libm'
 if [ "$SLEEF" = 1 ]; then needs='libc, libm and libsleef'; fi
