@@ -633,7 +633,7 @@ typedef struct bnorm_partial {
  * 2*c*sizeof(double) times two per binary digit of n. 0 where c is 0 or that overflows. */
 BNORM_API size_t bnorm_partial_size(size_t c, size_t n);
 
-/* Bytes of `nodes` that a piece fills; they depend on c, first and n alone. */
+/* Bytes of `nodes` that a piece fills; they depend on c, first and n alone. 0 where that overflows. */
 BNORM_API size_t bnorm_partial_used(const bnorm_partial *piece);
 
 /* Appends the statistics of shape->n images to a piece, as its images n, n + 1, ... A piece begins

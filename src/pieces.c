@@ -25,7 +25,10 @@ static size_t nodes_of(const bnorm_partial *piece) {
 }
 
 size_t bnorm_partial_used(const bnorm_partial *piece) {
-    return piece ? nodes_of(piece) * 2 * piece->c * sizeof(double) : 0;
+    size_t bytes;
+    return !piece || __builtin_mul_overflow(nodes_of(piece) * 2 * sizeof(double), piece->c, &bytes)
+               ? 0
+               : bytes;
 }
 
 static double *node_at(const bnorm_partial *piece, size_t k) {
@@ -109,9 +112,8 @@ static bnorm_status check_piece(const bnorm_partial *piece, bnorm_op op) {
         return BNORM_BAD_SHAPE;
     if (piece->n == 0)
         return BNORM_OK;
-    size_t bytes;
-    if (piece->hw == 0 ||
-        __builtin_mul_overflow(nodes_of(piece) * 2 * sizeof(double), piece->c, &bytes))
+    const size_t bytes = bnorm_partial_used(piece);
+    if (piece->hw == 0 || bytes == 0)
         return BNORM_BAD_SHAPE;
     if (!piece->nodes)
         return BNORM_NULL_POINTER;

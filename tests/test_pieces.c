@@ -497,6 +497,13 @@ static void test_sizes(struct test *t) {
         bnorm_partial_size(SIZE_MAX / 4, SIZE_MAX) ||
         bnorm_partial_size(SIZE_MAX / 8, SIZE_MAX / 2))
         test_fail(t, "bnorm_partial_size() is not 0 for c = 0 or sizes that overflow");
+    const bnorm_partial huge[] = {{.c = SIZE_MAX / 16 + 2, .n = 1},
+                                  {.c = SIZE_MAX / 2 + 2, .n = 1},
+                                  {.c = SIZE_MAX / 32 + 2, .n = 3}};
+    for (size_t i = 0; i < COUNT_OF(huge); i++)
+        if (bnorm_partial_used(&huge[i]) != 0)
+            test_fail(t, "c=%zu n=%zu: bnorm_partial_used() is %zu, but should be 0", huge[i].c,
+                      huge[i].n, bnorm_partial_used(&huge[i]));
 }
 
 /* ---------------------------------------------------------------------------------------------- */
