@@ -811,7 +811,7 @@ static void test_workspace_refusals(struct test *t) {
             k->view[v].data = (float *)k->ws + (k->ws_size - 1) / sizeof(float);
             attempt_named(k, BNORM_BAD_OVERLAP, "%s = end of the workspace", view_names[v]);
             fresh(k, layout);
-            k->ws = k->memory->after_ws - k->ws_size;
+            k->ws = &k->memory->ws[WS_ROOM - k->ws_size];
             k->view[v].data = (float *)k->memory->after_ws;
             attempt_named(k, BNORM_OK, "%s = just past the workspace", view_names[v]);
         }

@@ -132,15 +132,15 @@ struct cursor {
     size_t bit;
 };
 
-/* Lane i of row `row` behind a cursor. */
+/* Lane i of row `row` behind a cursor, or before it, by offsets that have wrapped. */
 BNORM_INLINE struct cursor cursor_at(const struct sum_form f, const struct sum_rows *s,
                                      struct cursor c, size_t row, size_t i) {
     const size_t at = i * size_of(f.type), step = BNORM_SPAN_LANES * size_of(f.type);
-    c.x += row * (f.plane ? step : s->x_step) + at;
+    c.x += (ptrdiff_t)(row * (f.plane ? step : s->x_step) + at);
     if (f.g >= BNORM_PRE_NONE)
-        c.dy += row * (f.plane ? step : s->dy_step) + at;
+        c.dy += (ptrdiff_t)(row * (f.plane ? step : s->dy_step) + at);
     if (f.g == BNORM_PRE_RESIDUAL || f.g == BNORM_PRE_Y)
-        c.argument += row * (f.plane ? step : s->argument_step) + at;
+        c.argument += (ptrdiff_t)(row * (f.plane ? step : s->argument_step) + at);
     if (f.g == BNORM_PRE_MASK)
         c.bit += row * (f.plane ? BNORM_SPAN_LANES : s->bit_step) + i;
     return c;
