@@ -1107,6 +1107,63 @@ static void test_fold_parameters(struct test *t) {
 /* ---------------------------------------------------------------------------------------------- */
 /* Texts and handles                                                                              */
 
+/* Which floats of a buffer a tensor has, padding included; 0 if it has one of them twice. */
+static int mark_elements(const bnorm_shape *shape, size_t run_stride, size_t image_stride,
+                         size_t begin, unsigned char *marked) {
+    const size_t b = shape->c_block ? shape->c_block : 1;
+    const int nhwc = shape->layout == BNORM_NHWC;
+    const size_t runs = nhwc ? shape->hw : (shape->c + b - 1) / b,
+                 len = nhwc ? shape->c : shape->hw * b;
+    for (size_t n = 0; n < shape->n; n++)
+        for (size_t run = 0; run < runs; run++)
+            for (size_t i = 0; i < len; i++)
+                if (marked[begin + n * image_stride + run * run_stride + i]++)
+                    return 0;
+    return 1;
+}
+
+/* Two slices of one buffer, with the same strides and at any distance, against what a count of their
+ * elements says. */
+static void test_any_slices(struct test *t) {
+    enum { MOST = 4, SLICE = 1200 };
+    static float buffer[2 * SLICE];
+    struct rng *const r = &t->rng;
+    size_t apart = 0, meeting = 0;
+    for (size_t i = test_repeat(400000, 100000, 30000); i-- > 0;) {
+        static const size_t blocks[] = {0, 0, 4};
+        const bnorm_layout layout = rng_below(r, 3) ? BNORM_NCHW : BNORM_NHWC;
+        const bnorm_shape shape = {.layout = layout,
+                                   .n = 1 + rng_below(r, MOST),
+                                   .c = 1 + rng_below(r, MOST + 2),
+                                   .hw = 1 + rng_below(r, MOST),
+                                   .c_block = layout == BNORM_NCHW ? blocks[rng_below(r, 3)] : 0};
+        const size_t run_stride = 1 + rng_below(r, 40), image_stride = 1 + rng_below(r, 120),
+                     x_at = rng_below(r, SLICE),
+                     y_at = rng_below(r, 4) ? rng_below(r, SLICE) : x_at + rng_below(r, 40);
+        unsigned char marked[2 * SLICE] = {0}, of_y[2 * SLICE] = {0};
+        if (!mark_elements(&shape, run_stride, image_stride, x_at, marked))
+            continue;
+        mark_elements(&shape, run_stride, image_stride, y_at, of_y);
+        int meet = 0;
+        for (size_t k = 0; k < 2 * SLICE; k++)
+            meet |= marked[k] && of_y[k];
+        const bnorm_status want = meet && x_at != y_at ? BNORM_BAD_OVERLAP : BNORM_OK;
+        const bnorm_in x = {buffer + x_at, run_stride, image_stride};
+        const bnorm_out y = {buffer + y_at, run_stride, image_stride};
+        const bnorm_status got = bnorm_apply(&shape, x, y, NULL, NULL);
+        test_context(t, "layout %d n=%zu c=%zu hw=%zu block=%zu strides %zu, %zu y - x %td", layout,
+                     shape.n, shape.c, shape.hw, shape.c_block, run_stride, image_stride,
+                     (ptrdiff_t)(y_at - x_at));
+        if (got == BNORM_BAD_STRIDE)
+            continue; /* images and runs that are woven into each other */
+        check_status(t, "bnorm_apply", got, want);
+        apart += got == BNORM_OK;
+        meeting += got != BNORM_OK;
+    }
+    if (apart < 1000 || meeting < 1000)
+        test_fail(t, "only %zu slices apart and %zu that meet", apart, meeting);
+}
+
 static void test_strerror(struct test *t) {
     const int garbage[] = {BNORM_BAD_RENORM + 1, -1, 1000, INT_MAX, INT_MIN};
     const char *texts[BNORM_BAD_RENORM + 1 + sizeof garbage / sizeof garbage[0]];
@@ -1207,6 +1264,7 @@ void add_errors(struct suite *s) {
     suite_add(s, NULL, test_view_overlap, &fold_conv, "errors/fold_conv/weights-overlap");
     suite_add(s, NULL, test_workspace_size, NULL, "errors/workspace/size");
     suite_add_per_isa(s, test_workspace_memory, NULL, "errors/workspace/memory/%s");
+    suite_add(s, NULL, test_any_slices, NULL, "errors/any-slices");
     suite_add(s, NULL, test_strerror, NULL, "errors/strerror");
     suite_add(s, NULL, test_isa_handles, NULL, "errors/isa-handles");
 }
