@@ -105,6 +105,34 @@ static void test_orders(struct test *t) {
     }
 }
 
+/* Leaves tasks out, and runs others twice. */
+static void parallel_faulty(void *pool, void (*task)(void *arg, size_t i), void *arg,
+                            size_t count) {
+    for (size_t i = 0; i < count; i++)
+        for (size_t times = rng_below(pool, 3); times-- > 0;)
+            task(arg, i);
+}
+
+/* Results are then anything, but nothing else is touched, and the call returns. */
+static void test_faulty(struct test *t) {
+    for (size_t s = 0; s < COUNT_OF(shared_sizes); s++) {
+        const size_t *size = shared_sizes[s];
+        const bnorm_shape shape = {
+            .layout = layout_of(t), .n = size[0], .c = size[1], .hw = size[2]};
+        struct all all;
+        all_new(t, &all, &shape);
+        for (int op = 0; op < OPS; op++) {
+            const bnorm_exec exec = {
+                .parallel = parallel_faulty, .pool = &t->rng, .isa = t->isa, .threads = s % 5};
+            struct call call = all.calls[op];
+            random_targets(&t->rng, &call);
+            call.what = "faulty threads";
+            run_call(t, &call, data_of(&all, op), &exec);
+        }
+        test_release(t);
+    }
+}
+
 /* ---------------------------------------------------------------------------------------------- */
 /* Several callers at once                                                                        */
 
@@ -249,6 +277,7 @@ static void test_first_calls(struct test *t) {
 void add_threads(struct suite *s) {
     static const struct layout_case cases[] = {
         {"threads", "orders", test_orders},
+        {"threads", "faulty", test_faulty},
         {"threads", "callers", test_callers},
     };
     add_layout_cases(s, cases, COUNT_OF(cases));
