@@ -76,11 +76,32 @@ for std in c++11 c++17 c++20; do
     expect_nothing "bnorm.h compiles alone as $std" \
         "$($CXX -std=$std $warnings -Iinclude -fsyntax-only "$scratch/header.cc" 2>&1)"
 done
-echo '#include "bnorm.h"
-int main() { return bnorm_version() && bnorm_isa_best() ? 0 : 1; }' >"$scratch/link.cc"
+cat >"$scratch/link.cc" <<'END'
+#include <vector>
+#include "bnorm.h"
+
+static void throws(void *, void (*task)(void *, size_t), void *arg, size_t) {
+    task(arg, 0);
+    throw 1;
+}
+
+int main() {
+    std::vector<float> x(1 << 20);
+    const bnorm_shape shape = {BNORM_NHWC, BNORM_F32, 16, 64, 1024, 0};
+    bnorm_exec exec = {};
+    exec.parallel = throws;
+    try {
+        bnorm_apply(&shape, {x.data(), 0, 0}, {x.data(), 0, 0}, nullptr, &exec);
+    } catch (int) {
+        return 0;
+    }
+    return 1;
+}
+END
 # shellcheck disable=SC2086
-expect_nothing "a C++ program links with the static library" \
-    "$($CXX -std=c++11 -Iinclude "$scratch/link.cc" "$STATIC_LIB" $libs -o "$scratch/link" 2>&1)"
+expect_nothing "a C++ program links with the static library, and catches what its threads throw" \
+    "$($CXX -std=c++11 -Iinclude "$scratch/link.cc" "$STATIC_LIB" $libs -o "$scratch/link" 2>&1 &&
+        "$scratch/link" 2>&1 || echo "it fails")"
 
 # Every struct and enum of the header, "name size" per line, as a program prints them that is compiled
 # with $1.

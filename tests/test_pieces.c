@@ -858,6 +858,7 @@ static void refuse_collecting(struct args *a) {
     EXPECT(BNORM_BAD_SHAPE, a->shape_value.hw = HW - 1);
     EXPECT(BNORM_BAD_SHAPE, a->left->c = C + 1);
     EXPECT(BNORM_BAD_SHAPE, a->left->first = SIZE_MAX - 4);
+    EXPECT(BNORM_BAD_SHAPE, a->left->first = 0, a->left->n = a->left->size = SIZE_MAX);
     EXPECT(BNORM_BAD_SHAPE, a->left->first = SIZE_MAX - 1, a->left->n = 0);
     EXPECT(BNORM_OK, a->left->first = SIZE_MAX - 5);
     EXPECT(BNORM_OK, a->left->first = SIZE_MAX - 2, a->left->n = 0);
@@ -1041,6 +1042,8 @@ static void test_refuse_finish(struct test *t) {
     float **const outputs[] = {&a->coefficients,  &train->running.mean, &train->running.var,
                                &train->save_mean, &train->save_invstd,  &train->save_mean_lo};
     const float **const inputs[] = {&train->gamma, &train->beta};
+    EXPECT(BNORM_BAD_OVERLAP, train->gamma = a->coefficients + 3 * C - 1);
+    EXPECT(BNORM_OK, train->gamma = a->coefficients + 3 * C);
     refuse_overlaps(a, outputs, COUNT_OF(outputs), inputs, COUNT_OF(inputs));
 }
 
@@ -1057,6 +1060,9 @@ static void test_refuse_finish_grad(struct test *t) {
     EXPECT(BNORM_OK, grad->dgamma = NULL);
     EXPECT(BNORM_OK, grad->dbeta = NULL);
     EXPECT(BNORM_OK, grad->frozen = 1);
+    check_zeros(t, "slope and offset", a->coefficients + 2 * C, 2 * C);
+    EXPECT(BNORM_BAD_OVERLAP, grad->gamma = a->coefficients + 5 * C - 1);
+    EXPECT(BNORM_OK, grad->gamma = a->coefficients + 5 * C);
     EXPECT(BNORM_UNSUPPORTED, grad->weights.values = a->m->array[WEIGHTS]);
     EXPECT(BNORM_UNSUPPORTED, grad->renorm_r = a->m->array[GAMMA],
            grad->renorm_d = a->m->array[BETA]);
@@ -1107,6 +1113,8 @@ static void test_refuse_apply_grad(struct test *t) {
         EXPECT(BNORM_BAD_OVERLAP, grad->residual.data = NULL, grad->y.data = outputs[i] + 1);
         EXPECT(BNORM_BAD_OVERLAP, grad->residual.data = NULL, grad->mask = outputs[i]);
         EXPECT(BNORM_BAD_OVERLAP, a->coefficients = outputs[i] + COUNT - 1);
+        EXPECT(BNORM_BAD_OVERLAP, a->coefficients = outputs[i] - (5 * C - 1));
+        EXPECT(BNORM_OK, a->coefficients = outputs[i] - 5 * C);
         for (size_t j = 0; j < COUNT_OF(inputs); j++)
             EXPECT(BNORM_BAD_OVERLAP, *inputs[j] = outputs[i] + COUNT - 1);
     }

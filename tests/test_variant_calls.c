@@ -259,6 +259,10 @@ static void test_renorm_errors(struct test *t) {
            renorm->save_r = writable(r->job.x.data));
     EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_OVERLAP, r->job.ws = renorm->save_r);
     EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_OVERLAP, train->gamma = renorm->save_r);
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_OVERLAP,
+           train->gamma = renorm->save_r + r->shape.c - 1);
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_BOTH, BNORM_BAD_OVERLAP,
+           train->gamma = renorm->save_d + r->shape.c - 1);
     EXPECT(BNORM_OP_BACKWARD, WITH_BOTH, BNORM_NULL_POINTER, grad->renorm_r = NULL);
     EXPECT(BNORM_OP_BACKWARD, WITH_BOTH, BNORM_NULL_POINTER, grad->renorm_d = NULL);
     EXPECT(BNORM_OP_BACKWARD, WITH_BOTH, BNORM_BAD_PARAMETER, grad->frozen = 1);
@@ -320,6 +324,11 @@ static void test_ghost_errors(struct test *t) {
            train->save_invstd = train->save_mean + 2 * r->shape.c);
     EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_GHOST, BNORM_BAD_OVERLAP,
            train->running.mean = train->save_mean_lo + 3 * r->shape.c - 1);
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_GHOST, BNORM_BAD_OVERLAP,
+           train->running.mean = train->save_invstd + 3 * r->shape.c - 1);
+    EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_GHOST, BNORM_BAD_OVERLAP,
+           train->save_var = train->save_invstd, train->save_invstd = NULL,
+           train->running.mean = train->save_var + 3 * r->shape.c - 1);
     EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_GHOST, BNORM_BAD_OVERLAP, r->job.ws = train->save_mean);
     EXPECT(BNORM_OP_FORWARD_TRAIN, WITH_GHOST, BNORM_BAD_OVERLAP,
            train->save_mean = a->ready.y->data);
@@ -332,6 +341,13 @@ static void test_ghost_errors(struct test *t) {
     EXPECT(BNORM_OP_BACKWARD, WITH_GHOST, BNORM_NULL_POINTER, r->job.dy.data = NULL);
     EXPECT(BNORM_OP_BACKWARD, WITH_GHOST, BNORM_BAD_OVERLAP,
            grad->dgamma = writable(grad->save_mean) + 3 * r->shape.c - 1);
+    EXPECT(BNORM_OP_BACKWARD, WITH_GHOST, BNORM_BAD_OVERLAP,
+           grad->dgamma = writable(grad->save_invstd) + 3 * r->shape.c - 1);
+    EXPECT(BNORM_OP_BACKWARD, WITH_GHOST, BNORM_BAD_OVERLAP, grad->save_mean_lo = grad->save_invstd,
+           grad->dgamma = writable(grad->save_mean_lo) + 3 * r->shape.c - 1,
+           grad->save_invstd = grad->save_mean);
+    EXPECT(BNORM_OP_BACKWARD, WITH_GHOST, BNORM_BAD_OVERLAP, grad->save_var = grad->save_invstd,
+           grad->dgamma = writable(grad->save_var) + 3 * r->shape.c - 1, grad->save_invstd = NULL);
     EXPECT(BNORM_OP_BACKWARD, WITH_GHOST, BNORM_BAD_OVERLAP, grad->dgamma = grad->dbeta);
     EXPECT(BNORM_OP_BACKWARD, WITH_GHOST, BNORM_BAD_OVERLAP, grad->dresidual = r->job.out);
     EXPECT(BNORM_OP_BACKWARD, WITH_GHOST, BNORM_OK, r->job.out.data = NULL,
