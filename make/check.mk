@@ -5,9 +5,9 @@
 ##@ Sources
 
 python_scripts := $(addprefix scripts/,amalgamate check-calls dist)
-scripts := .ci/run $(filter-out $(python_scripts),$(wildcard scripts/*)) \
+scripts := .ci/run fuzz/run fuzz/oss-fuzz/build.sh $(filter-out $(python_scripts),$(wildcard scripts/*)) \
 	$(wildcard tests/*.sh tests/*/*.sh python/*/*.sh tools/*.sh examples/*/*.sh mpi/*.sh)
-formatted = $(shell find include src dispatch tests bench examples tools mpi python -name '*.[ch]' -o -name '*.cc')
+formatted = $(shell find include src dispatch tests fuzz bench examples tools mpi python -name '*.[ch]' -o -name '*.cc')
 
 format: ## formats every C and C++ file
 	clang-format -i $(formatted)

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: MIT
+#
+# Attacks: random calls, wrong ones among them, judged by a model of what the header says; mutants of the
+# sources, which the tests have to notice; the lines that the tests do not reach.
+
+##@ Attack
+
+comma := ,
+deps_fuzz_packages = clang libclang-rt-14-dev python3
+
+deps-fuzz: ## installs what fuzz needs
+	@scripts/apt-install 'to fuzz' $(deps_fuzz_packages)
+
+# Seconds.
+TIME = 120
+# libFuzzer's own options, as in FUZZ='-max_len=512'.
+FUZZ =
+fuzz_cc = $(if $(findstring clang,$(CC)),$(CC),clang)
+# Lines, but no variables, as in check.mk.
+fuzz_flags = -O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined,fuzzer-no-link -fno-sanitize-recover=all
+fuzz_make = $(MAKE) BUILD=$(BUILD)/fuzz CC='$(fuzz_cc)' CFLAGS='$(fuzz_flags)' LDFLAGS=
+fuzz_objects := $(call objects,fuzz/call.c fuzz/model.c fuzz/rest.c)
+
+fuzz: fuzzer ## random calls of every function under ASan and UBSan, for TIME=120 seconds, with clang
+	@fuzz/run $(BUILD)/fuzz $(TIME) $(JOBS) $(FUZZ)
+
+fuzz-corpus: fuzzer ## the fuzzer's stored inputs, each once
+	@fuzz/run $(BUILD)/fuzz 0 1
+
+fuzzer:
+	+$(fuzz_make) $(BUILD)/fuzz/bnorm-fuzz
+
+# What looks at every byte again and again is not what is attacked.
+$(fuzz_objects): private c_flags += $(if $(findstring fuzzer,$(CFLAGS)),-O2 -fno-sanitize=address$(comma)undefined)
+
+$(BUILD)/bnorm-fuzz: $(fuzz_objects) $(static_lib)
+	$(call say,LINK) $(CC) $(CFLAGS) -fsanitize=fuzzer $(LDFLAGS) -o $@ $^ $(libs)
+
+soak: $(BUILD)/bnorm-soak ## random calls on two threads against the scalar set, memory flat, for TIME=120 seconds
+	$(RUN) $< $(TIME)
+
+$(BUILD)/bnorm-soak: $(fuzz_objects) $(call objects,fuzz/soak.c) $(static_lib)
+	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lpthread $(libs)
+
+# As tools/mutants.py --help says.
+FILES = src/*.c dispatch/*.c
+SEED = 1
+COUNT = 60
+
+mutants: ## small changes of FILES='src/*.c dispatch/*.c', which tests have to notice; COUNT=60, SEED=1
+	tools/mutants.py --make '$(MAKE) CC="$(CC)"' --jobs $(JOBS) --folder $(BUILD)/mutants \
+		--seed $(SEED) --count $(COUNT) $(patsubst %,'%',$(FILES))
+
+.PHONY: deps-fuzz fuzz fuzz-corpus fuzzer soak mutants
