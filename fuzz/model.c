@@ -58,12 +58,12 @@ static int strides_are_bad(const struct geometry *g) {
 
 /* Roles by operation: moments, forward_train, backward, apply. */
 static const char roles[BUFFERS][5] = {
-    [X] = "RRRR",      [DY] = "  R ",          [RESIDUAL] = " rrr",   [Y] = "  r ",
-    [OUT] = " WwW",    [DRESIDUAL] = "  w ",   [GAMMA] = " rr ",      [BETA] = " rrr",
-    [SCALE] = "   r",  [MEAN] = "wwRr",        [LO] = " wr ",         [INVSTD] = " wr ",
-    [VAR] = "wwr ",    [RUNNING_MEAN] = " w ", [RUNNING_VAR] = " w ", [NEW_MEAN] = " w ",
-    [NEW_VAR] = " w ", [WEIGHTS] = "rrr ",     [RENORM_R] = " wr ",   [RENORM_D] = " wr ",
-    [DGAMMA] = "  w ", [DBETA] = "  w ",       [MASK] = " wrw",       [WS] = "WWW ",
+    [X] = "RRRR",       [DY] = "  R ",           [RESIDUAL] = " rrr",    [Y] = "  r ",
+    [OUT] = " WwW",     [DRESIDUAL] = "  w ",    [GAMMA] = " rr ",       [BETA] = " rrr",
+    [SCALE] = "   r",   [MEAN] = "wwRr",         [LO] = " wr ",          [INVSTD] = " wr ",
+    [VAR] = "wwr ",     [RUNNING_MEAN] = " w  ", [RUNNING_VAR] = " w  ", [NEW_MEAN] = " w  ",
+    [NEW_VAR] = " w  ", [WEIGHTS] = "rrr ",      [RENORM_R] = " wr ",    [RENORM_D] = " wr ",
+    [DGAMMA] = "  w ",  [DBETA] = "  w ",        [MASK] = " wrw",        [WS] = "WWW ",
 };
 
 char role_of(const struct subject *s, size_t buffer) {

@@ -6,9 +6,9 @@
 ##@ Attack
 
 comma := ,
-deps_fuzz_packages = clang libclang-rt-14-dev python3
+deps_fuzz_packages = clang libclang-rt-14-dev python3 gcovr
 
-deps-fuzz: ## installs what fuzz needs
+deps-fuzz: ## installs what fuzz and coverage need
 	@scripts/apt-install 'to fuzz' $(deps_fuzz_packages)
 
 # Seconds.
@@ -42,6 +42,13 @@ soak: $(BUILD)/bnorm-soak ## random calls on two threads against the scalar set,
 $(BUILD)/bnorm-soak: $(fuzz_objects) $(call objects,fuzz/soak.c) $(static_lib)
 	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lpthread $(libs)
 
+# Of the kernel sets that this CPU runs, at quick depth; atomic, as tests have threads.
+coverage: ## which lines of src and dispatch the tests run, in build/coverage/index.html; fails where too few
+	BNORM_TEST_QUICK=1 $(MAKE) BUILD=$(BUILD)/coverage LDFLAGS= CFLAGS='-O1 --coverage -fprofile-update=atomic' run-tests
+	gcovr --root . --filter src/ --filter dispatch/ --exclude 'src/(avx512|neon)/' --exclude-unreachable-branches \
+		--html-details $(BUILD)/coverage/index.html --txt - --print-summary \
+		--fail-under-line 99 --fail-under-branch 97 $(BUILD)/coverage
+
 # As tools/mutants.py --help says.
 FILES = src/*.c dispatch/*.c
 SEED = 1
@@ -51,4 +58,4 @@ mutants: ## small changes of FILES='src/*.c dispatch/*.c', which tests have to n
 	tools/mutants.py --make '$(MAKE) CC="$(CC)"' --jobs $(JOBS) --folder $(BUILD)/mutants \
 		--seed $(SEED) --count $(COUNT) $(patsubst %,'%',$(FILES))
 
-.PHONY: deps-fuzz fuzz fuzz-corpus fuzzer soak mutants
+.PHONY: deps-fuzz fuzz fuzz-corpus fuzzer soak coverage mutants
