@@ -131,8 +131,6 @@ static bnorm_status check_uses(const bnorm_job *job, const bnorm_batch *batch, b
     bnorm_requires(&uses, grad->save_mean);
     bnorm_requires(&uses, has_sums ? job->ws : batch->coefficients);
     const size_t saved = bnorm_saved_floats(&uses, batch);
-    if (!uses.status && !grad->save_invstd)
-        uses.status = bnorm_check_variance(saved, grad->save_var, grad->eps);
     bnorm_reads_tensor(&uses, &job->x, &args->x);
     bnorm_reads_broadcast(&uses, &job->dy, grad->dy_broadcast, &args->dy);
     bnorm_reads_tensor(&uses,
@@ -150,7 +148,9 @@ static bnorm_status check_uses(const bnorm_job *job, const bnorm_batch *batch, b
     bnorm_reads_floats(&uses, batch->coefficients, 5 * shape->c);
     bnorm_reads_floats(&uses, b->weights.values, shape->n * shape->hw);
     uses_parameters(&uses, grad, b->stage, shape->c, saved);
-    const bnorm_status status = bnorm_check_uses(&uses);
+    bnorm_status status = bnorm_check_uses(&uses);
+    if (!status && !grad->save_invstd) /* values are read last: all sizes are right */
+        status = bnorm_check_variance(saved, grad->save_var, grad->eps);
     return status || !b->weights.values ? status : bnorm_check_weight_values(shape, &grad->weights);
 }
 
