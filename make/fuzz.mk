@@ -42,12 +42,15 @@ soak: $(BUILD)/bnorm-soak ## random calls on two threads against the scalar set,
 $(BUILD)/bnorm-soak: $(fuzz_objects) $(call objects,fuzz/soak.c) $(static_lib)
 	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lpthread $(libs)
 
-# Of the kernel sets that this CPU runs, at quick depth; atomic, as tests have threads.
-coverage: ## which lines of src and dispatch the tests run, in build/coverage/index.html; fails where too few
+# Of the kernel sets that this CPU runs, at quick depth; counted atomically, as tests have threads. gcov counts the
+# branches of a template in each of its forms, most of which have constants there: no limit holds for them.
+coverage: ## which lines and branches the tests run, in build/coverage/index.html; fails where too few
+	@find $(BUILD)/coverage -name '*.gcda' -delete 2>/dev/null || true
 	BNORM_TEST_QUICK=1 $(MAKE) BUILD=$(BUILD)/coverage LDFLAGS= CFLAGS='-O1 --coverage -fprofile-update=atomic' run-tests
-	gcovr --root . --filter src/ --filter dispatch/ --exclude 'src/(avx512|neon)/' --exclude-unreachable-branches \
-		--html-details $(BUILD)/coverage/index.html --txt - --print-summary \
-		--fail-under-line 99 --fail-under-branch 97 $(BUILD)/coverage
+	$(gcovr) --exclude 'src/(avx512|neon)/' --txt - --html-details $(BUILD)/coverage/index.html --fail-under-line 99
+	$(gcovr) --exclude 'src/(avx2|avx512|neon|kernels)/' --branches --txt - --fail-under-branch 97
+
+gcovr = gcovr --root . --filter src/ --filter dispatch/ --exclude-unreachable-branches $(BUILD)/coverage
 
 # As tools/mutants.py --help says.
 FILES = src/*.c dispatch/*.c
