@@ -410,7 +410,8 @@ BNORM_INLINE void skip_elements(struct run *r, const struct form f, const struct
     r->bit += n;
 }
 
-/* The parameters that all groups have, or all vectors of a run: `each` of them, from number i on. */
+/* The parameters of all vectors of a run, or of a group that is repeated: `each` of them, a power of
+ * two, from number i on, over and over. */
 BNORM_INLINE void hold(const struct form f, const struct parameters *p, size_t i, size_t each,
                        struct held *h) {
     const size_t count = f.source == HELD ? BNORM_VECTORS : 1;
@@ -425,18 +426,18 @@ BNORM_INLINE void hold(const struct form f, const struct parameters *p, size_t i
             BNORM_EACH h->offset[q] = load(p->offset);                                             \
         }                                                                                          \
     }
-#define BNORM_GROUP_OF(array) vec_load((array) + q * VEC_F)
-#define BNORM_ONE_OF(array)   vec_set1((array)[i])
-#define BNORM_SOME_OF(array)  vec_repeat((array) + i, each)
-    if (f.source == HELD)
-        BNORM_HOLD(BNORM_GROUP_OF)
-    else if (each == 1)
+#define BNORM_ONE_OF(array)  vec_set1((array)[i])
+#define BNORM_SOME_OF(array) vec_repeat((array) + i, each)
+#define BNORM_MANY_OF(array) vec_load((array) + i + (q * VEC_F & (each - 1)))
+    if (f.source == SPREAD && each == 1)
         BNORM_HOLD(BNORM_ONE_OF)
-    else
+    else if (f.source == SPREAD || each < VEC_F)
         BNORM_HOLD(BNORM_SOME_OF)
-#undef BNORM_GROUP_OF
+    else
+        BNORM_HOLD(BNORM_MANY_OF)
 #undef BNORM_ONE_OF
 #undef BNORM_SOME_OF
+#undef BNORM_MANY_OF
 #undef BNORM_HOLD
 }
 
@@ -557,7 +558,7 @@ BNORM_INLINE void map_held(const struct form f, const struct mapping *given,
     const struct strides strides = block->strides;
     struct run r = block->run;
     struct held h;
-    hold(f, &m->p, 0, 0, &h);
+    hold(f, &m->p, 0, block->each, &h);
     for (size_t rows = block->rows; rows > 0; rows--, skip_row(f, &r, &strides)) {
         struct results results = {.bits = 0};
         compute(f, m, &r, &h, 0, 0, BNORM_VECTORS, &results);
@@ -813,6 +814,7 @@ BNORM_RARE void join_rows(struct mapping *m, struct block *b, float *room) {
 /* A strip of channels after the other, whose parameters are held while all rows pass. */
 BNORM_RARE void map_strips(struct mapping *m, const struct block *b) {
     struct block strip = *b;
+    strip.each = BNORM_GROUP_F;
     for (size_t e = 0; e < b->lanes; e += BNORM_GROUP_F) {
         m->held(m, &strip);
         m->p.center += BNORM_GROUP_F;
@@ -822,18 +824,21 @@ BNORM_RARE void map_strips(struct mapping *m, const struct block *b) {
     }
 }
 
-/* Groups that have whole rows. Leaves at least a vector of what follows them. */
+/* Groups that have whole rows. Leaves nothing, or at least a vector, of what follows them. */
 BNORM_RARE void map_whole_rows(struct mapping *m, struct block *b, float *room) {
     const struct strides *s = &b->strides;
-    const size_t total = b->rows * b->lanes, times = BNORM_GROUP_F / b->lanes;
+    const size_t total = b->rows * b->lanes, times = BNORM_GROUP_F / b->lanes,
+                 left = total % BNORM_GROUP_F ? VEC_F : 0;
     struct block groups = *b;
-    groups.rows = (total - VEC_F) / BNORM_GROUP_F;
+    groups.rows = (total - left) / BNORM_GROUP_F;
+    groups.each = b->lanes;
     groups.strides.x = times * s->x;
     groups.strides.argument = times * s->argument;
     groups.strides.out = times * s->out;
-    repeat_parameters(m, b->lanes, 2 * BNORM_GROUP_F, room);
     m->held(m, &groups);
     skip_elements(&b->run, all_forms, m, groups.rows * BNORM_GROUP_F);
+    if (left)
+        repeat_parameters(m, b->lanes, 2 * BNORM_GROUP_F, room);
     b->lanes = total - groups.rows * BNORM_GROUP_F;
     b->rows = 1;
     b->period = BNORM_GROUP_F;
@@ -854,10 +859,10 @@ static void map_rows(struct mapping *m, struct block *b, float *room) {
         else
             join_rows(m, b, room);
     }
-    if (b->lanes < VEC_F)
-        map_few(m, b, 0);
-    else
+    if (b->lanes >= VEC_F)
         map_form(m->loaded, m, b);
+    else if (b->lanes > 0)
+        map_few(m, b, 0);
     m->p = p;
 }
 
