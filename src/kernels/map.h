@@ -577,12 +577,10 @@ static const struct form all_forms = {BACKWARD, LOADED, BNORM_ANY, BNORM_ANY, 0}
 #define BNORM_FORMS(name, direction, type, kind, sloped)                                           \
     BNORM_FORM(name##_planes, map_runs, direction, SPREAD, type, kind, sloped)                     \
     BNORM_FORM(name##_rows, map_runs, direction, LOADED, type, kind, sloped)
-#define BNORM_FORWARD_F32(name, kind)                                                              \
-    BNORM_FORMS(name, FORWARD, BNORM_F32, kind, 0)                                                 \
-    BNORM_FORM(name##_held, map_held, FORWARD, HELD, BNORM_F32, kind, 0)
-BNORM_FORWARD_F32(forward_identity, BNORM_ACT_IDENTITY)
-BNORM_FORWARD_F32(forward_relu, BNORM_ACT_RELU)
-BNORM_FORWARD_F32(forward_clamp, BNORM_ACT_CLAMP)
+BNORM_FORMS(forward_identity, FORWARD, BNORM_F32, BNORM_ACT_IDENTITY, 0)
+BNORM_FORMS(forward_relu, FORWARD, BNORM_F32, BNORM_ACT_RELU, 0)
+BNORM_FORMS(forward_clamp, FORWARD, BNORM_F32, BNORM_ACT_CLAMP, 0)
+BNORM_FORM(forward_held, map_held, FORWARD, HELD, BNORM_F32, BNORM_ANY, 0)
 BNORM_FORMS(forward_bf16, FORWARD, BNORM_BF16, BNORM_ANY, 0)
 BNORM_FORMS(forward_f16, FORWARD, BNORM_F16, BNORM_ANY, 0)
 BNORM_FORMS(forward_any, FORWARD, BNORM_ANY, BNORM_ANY, 0)
@@ -600,9 +598,9 @@ struct functions {
  * others. */
 #define BNORM_OTHERS 5
 static const struct functions forward_functions[BNORM_OTHERS + 1] = {
-    {forward_identity_planes, forward_identity_rows, forward_identity_held},
-    {forward_relu_planes, forward_relu_rows, forward_relu_held},
-    {forward_clamp_planes, forward_clamp_rows, forward_clamp_held},
+    {forward_identity_planes, forward_identity_rows, forward_held},
+    {forward_relu_planes, forward_relu_rows, forward_held},
+    {forward_clamp_planes, forward_clamp_rows, forward_held},
     {forward_bf16_planes, forward_bf16_rows, NULL},
     {forward_f16_planes, forward_f16_rows, NULL},
     {forward_any_planes, forward_any_rows, NULL}};
