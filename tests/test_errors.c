@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 #include "types.h"
+#include "../src/workspace.h"
 
 enum { N = 2, C = 6, HW = 3, COUNT = N * C * HW, ROOM = 512, PARAM_ROOM = 32, WS_ROOM = 1 << 16 };
 
@@ -908,6 +909,23 @@ static void test_workspace_size(struct test *t) {
             for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
                 if (bnorm_workspace((bnorm_op)op, &bad[i]) != 0)
                     test_fail(t, "a workspace for the refused or empty shape number %zu", i);
+            /* Tensors that there could be, with workspaces that there can not: the products of
+             * blocks, channels and bytes overflow one after the other, or come out too large. */
+            const size_t top = max / 16 + 1;
+            const bnorm_shape huge[] = {
+                {.layout = (bnorm_layout)layout, .dtype = BNORM_BF16, .n = top, .c = 1, .hw = 2},
+                {.layout = (bnorm_layout)layout,
+                 .dtype = BNORM_BF16,
+                 .n = top - 1,
+                 .c = 1,
+                 .hw = 2},
+                {.layout = (bnorm_layout)layout, .n = 1, .c = top / 4, .hw = 1},
+                {.layout = (bnorm_layout)layout, .n = 1, .c = top / 16, .hw = 1},
+            };
+            for (size_t i = 0; i < sizeof huge / sizeof huge[0]; i++)
+                if (bnorm_workspace((bnorm_op)op, &huge[i]) != 0)
+                    test_fail(t, "a workspace of %zu bytes for the huge shape number %zu",
+                              bnorm_workspace((bnorm_op)op, &huge[i]), i);
         }
     }
 }
@@ -1113,6 +1131,30 @@ static void test_fold_parameters(struct test *t) {
 /* ---------------------------------------------------------------------------------------------- */
 /* Texts and handles                                                                              */
 
+/* All that is laid out in a workspace ends in it, wherever it begins and wherever in a batch the
+ * images are. */
+static void test_workspace_layout(struct test *t) {
+    struct rng *const r = &t->rng;
+    for (size_t i = 0; i < 20000; i++) {
+        const size_t hw = rng_below(r, 2) ? 1 : 1 + rng_below(r, 3000);
+        const bnorm_shape shape = {.layout = (bnorm_layout)rng_below(r, 2),
+                                   .n = 1 + rng_below(r, 3000),
+                                   .c = 1 + rng_below(r, 200),
+                                   .hw = hw};
+        const size_t first = rng_below(r, 100000);
+        const bnorm_view view = bnorm_view_of(&shape);
+        const bnorm_blocks blocks = bnorm_blocks_of(&view, first);
+        const uintptr_t begin = ((uintptr_t)1 << 40) + rng_below(r, 64);
+        const bnorm_tables tables = bnorm_tables_of(&view, &blocks, (void *)begin);
+        const uintptr_t end = begin + bnorm_workspace_need(&view, &blocks);
+        char text[96];
+        if ((uintptr_t)(tables.params[1] + view.c) > end ||
+            (uintptr_t)(tables.weights + blocks.count) > (uintptr_t)tables.coefficients[0])
+            test_fail(t, "%s first=%zu: tables end behind the workspace", shape_text(&shape, text),
+                      first);
+    }
+}
+
 struct slice {
     size_t begin, run_stride, image_stride;
 };
@@ -1221,6 +1263,8 @@ static void test_isa_handles(struct test *t) {
              BNORM_VERSION_PATCH);
     if (strcmp(bnorm_version(), version) != 0)
         test_fail(t, "library %s, header %s", bnorm_version(), version);
+    static const char order[] = "avx512 avx2 neon scalar";
+    const char *at = order;
     size_t count = 0;
     int best_listed = 0;
     for (const bnorm_isa *isa; (isa = bnorm_isa_at(count)) != NULL; count++) {
@@ -1228,6 +1272,10 @@ static void test_isa_handles(struct test *t) {
         test_context(t, "set %zu", count);
         if (name == NULL || name[0] == '\0')
             test_fail(t, "no name");
+        const char *const found = strstr(at, name);
+        if (!found)
+            test_fail(t, "%s is not listed in the order %s", name, order);
+        at = found;
         if (bnorm_isa_find(name) != isa)
             test_fail(t, "bnorm_isa_find(\"%s\") gives another set", name);
         for (size_t i = 0; i < count; i++)
@@ -1294,6 +1342,7 @@ void add_errors(struct suite *s) {
     suite_add(s, NULL, test_view_overlap, &fold_conv, "errors/fold_conv/weights-overlap");
     suite_add(s, NULL, test_workspace_size, NULL, "errors/workspace/size");
     suite_add_per_isa(s, test_workspace_memory, NULL, "errors/workspace/memory/%s");
+    suite_add(s, NULL, test_workspace_layout, NULL, "errors/workspace/layout");
     suite_add(s, NULL, test_any_slices, NULL, "errors/any-slices");
     suite_add(s, NULL, test_strerror, NULL, "errors/strerror");
     suite_add(s, NULL, test_isa_handles, NULL, "errors/isa-handles");

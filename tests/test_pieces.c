@@ -965,6 +965,7 @@ static void test_refuse_merge(struct test *t) {
         EXPECT(BNORM_NULL_POINTER, a->left->n = 0, a->left->first = 5, a->left->nodes = NULL);
         EXPECT(BNORM_BAD_OVERLAP, right->nodes = a->left->nodes);
         EXPECT(BNORM_BAD_OVERLAP, right->nodes = a->left->nodes + 4 * C - 1);
+        EXPECT(BNORM_BAD_OVERLAP, right->nodes = a->left->nodes + 4 * C); /* where its nodes go */
         EXPECT(BNORM_BAD_OVERLAP, a->left->nodes = right->nodes + 4 * C - 1);
         EXPECT(BNORM_OK, right->nodes = a->left->nodes + a->left->size / sizeof(double));
     }

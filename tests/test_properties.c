@@ -868,6 +868,11 @@ static void flush_by_exec(struct test *t) {
         float *x = random_x(t, &s, VALUES_NORMAL), *y[2];
         for (size_t e = 0; e < count; e += 3)
             x[e] = bits_float((uint32_t)rng_below(&t->rng, 0x1000000));
+        /* Denormal operands with normal results, and the other way round: the mode's two halves. */
+        float *const scale = test_floats(t, s.c);
+        for (size_t c = 0; c < s.c; c++)
+            scale[c] = (c + (size_t)i) % 2 ? 0x1p20f : 0x1p-126f;
+        const bnorm_affine affine = {.scale = scale};
         say(t, &s, "denormals among normal values, bnorm_exec.denormals");
         for (int by_exec = 0; by_exec < 2; by_exec++) {
             const bnorm_exec exec = {.isa = t->isa,
@@ -878,8 +883,8 @@ static void flush_by_exec(struct test *t) {
             if (!by_exec)
                 set_mode(before | FLUSH_BITS);
             const unsigned set = mode();
-            const bnorm_status status = bnorm_apply(&s, (bnorm_in){.data = x},
-                                                    (bnorm_out){.data = y[by_exec]}, NULL, &exec);
+            const bnorm_status status = bnorm_apply(
+                &s, (bnorm_in){.data = x}, (bnorm_out){.data = y[by_exec]}, &affine, &exec);
             const unsigned after = mode();
             set_mode(before);
             check_status(t, "bnorm_apply", status, BNORM_OK);
