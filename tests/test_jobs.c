@@ -256,6 +256,36 @@ static void test_few(struct test *t) {
     check_bits(t, "y", y, x, 3);
 }
 
+/* Equal jobs begin where tasks end, whatever their number: each is run once, which shows in place. */
+static void test_alike(struct test *t) {
+    enum { ALIKE = 16, C = 16, HW = 512 };
+    const bnorm_shape shape = {.n = 1, .c = C, .hw = HW};
+    float *const x = test_floats(t, ALIKE * C * HW), twos[C];
+    bnorm_job jobs[ALIKE];
+    for (size_t i = 0; i < C; i++)
+        twos[i] = 2;
+    const bnorm_affine twice = {.scale = twos};
+    for (size_t i = 0; i < ALIKE; i++) {
+        float *const own = x + i * C * HW;
+        jobs[i] = (bnorm_job){.op = BNORM_OP_APPLY,
+                              .shape = &shape,
+                              .x = {own, 0, 0},
+                              .out = {own, 0, 0},
+                              .affine = &twice};
+    }
+    for (size_t threads = 0; threads <= 9; threads++) {
+        const bnorm_exec exec = {.isa = t->isa, .parallel = parallel_threads, .threads = threads};
+        for (size_t i = 0; i < ALIKE * C * HW; i++)
+            x[i] = 3;
+        test_context(t, "%zu threads", threads);
+        check_status(t, "bnorm_run_jobs", bnorm_run_jobs(jobs, ALIKE, NULL, &exec), BNORM_OK);
+        for (size_t i = 0; i < ALIKE * C * HW; i++)
+            if (x[i] != 6)
+                test_fail(t, "element %zu of job %zu is %g, not 6", i % (C * HW), i / (C * HW),
+                          (double)x[i]);
+    }
+}
+
 /* Empty batches beside others: as their functions say. */
 static void test_empty(struct test *t) {
     const bnorm_exec exec = {.isa = t->isa, .parallel = parallel_threads, .threads = 2};
@@ -412,6 +442,7 @@ void add_jobs(struct suite *s) {
         {"jobs/%s/flush", test_flush}, {"jobs/%s/many", test_many},
         {"jobs/%s/few", test_few},     {"jobs/%s/empty", test_empty},
         {"jobs/%s/bad", test_bad},     {"jobs/%s/exec", test_exec},
+        {"jobs/%s/alike", test_alike},
     };
     for (size_t i = 0; i < COUNT_OF(cases); i++)
         suite_add_per_isa(s, cases[i].run, NULL, cases[i].name);
