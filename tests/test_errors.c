@@ -1303,6 +1303,93 @@ static void test_isa_handles(struct test *t) {
 
 /* ---------------------------------------------------------------------------------------------- */
 
+/* ---------------------------------------------------------------------------------------------- */
+/* Arrays of more floats than channels: an output must not meet the last of them, either           */
+
+/* Another buffer begins at the array's last float, and then behind it. */
+static bnorm_status at_the_end(size_t at, size_t floats) {
+    return at < floats ? BNORM_BAD_OVERLAP : BNORM_OK;
+}
+
+static void test_coefficients(struct test *t) {
+    float x[C] = {1, 2, 3, 4, 5, 6}, ones[C] = {1, 1, 1, 1, 1, 1};
+    double nodes[2][4 * C];
+    float memory[7 * C], ws[WS_ROOM / 4];
+    const bnorm_shape shape = {.n = 1, .c = C, .hw = 1};
+    bnorm_partial piece = {.c = C, .nodes = nodes[0], .size = sizeof nodes[0]}, sums = piece;
+    sums.op = BNORM_OP_BACKWARD;
+    sums.nodes = nodes[1];
+    bnorm_grad grad = {.save_mean = ones, .save_invstd = ones};
+    const bnorm_in in = {.data = x};
+    check_status(t, "bnorm_partial_collect",
+                 bnorm_partial_collect(&shape, in, &piece, ws, sizeof ws, NULL), BNORM_OK);
+    check_status(t, "bnorm_partial_collect_grad",
+                 bnorm_partial_collect_grad(&shape, in, in, &grad, &sums, ws, sizeof ws, NULL),
+                 BNORM_OK);
+    for (size_t at = 3 * C - 1; at <= 3 * C; at++) {
+        const bnorm_train options = {.eps = 1, .save_mean = memory + at};
+        test_context(t, "save_mean at %zu", at);
+        check_status(t, "bnorm_partial_finish", bnorm_partial_finish(&piece, &options, memory),
+                     at_the_end(at, 3 * C));
+    }
+    for (size_t at = 5 * C - 1; at <= 5 * C; at++) {
+        test_context(t, "an output at %zu", at);
+        grad.dgamma = memory + at;
+        check_status(t, "bnorm_partial_finish_grad",
+                     bnorm_partial_finish_grad(&sums, &grad, memory), at_the_end(at, 5 * C));
+        const bnorm_out dx = {.data = memory + at};
+        check_status(t, "bnorm_partial_apply_grad",
+                     bnorm_partial_apply_grad(&shape, in, in, dx, &grad, memory, NULL),
+                     at_the_end(at, 5 * C));
+    }
+}
+
+/* Saved statistics of groups, of which each of the others, or dbeta, meets the last. */
+static void test_saved_groups(struct test *t) {
+    enum { GROUPS = 2, SAVED = GROUPS * C, ARRAYS = 4 };
+    float x[SAVED], y[SAVED], memory[ARRAYS][SAVED], ws[WS_ROOM / 4], long_array[2 * SAVED];
+    const bnorm_shape shape = {.n = GROUPS, .c = C, .hw = 1};
+    const bnorm_ghost ghost = {.groups = GROUPS};
+    const bnorm_in in = {.data = x};
+    const bnorm_out out = {.data = y};
+    for (size_t i = 0; i < SAVED; i++)
+        x[i] = (float)i;
+    for (size_t i = 0; i < ARRAYS * ARRAYS * 2; i++) {
+        const size_t one = i % ARRAYS, other = i / ARRAYS % ARRAYS, at = SAVED - 1 + i / 16;
+        float *arrays[ARRAYS] = {memory[0], memory[1], memory[2], memory[3]};
+        arrays[one] = long_array;
+        if (one == other)
+            continue;
+        arrays[other] = long_array + at;
+        const bnorm_train options = {.eps = 1,
+                                     .save_mean = arrays[0],
+                                     .save_invstd = arrays[1],
+                                     .save_var = arrays[2],
+                                     .save_mean_lo = arrays[3]};
+        test_context(t, "array %zu at %zu of array %zu", other, at, one);
+        check_status(
+            t, "bnorm_forward_train_ghost",
+            bnorm_forward_train_ghost(&shape, in, out, &options, &ghost, ws, sizeof ws, NULL),
+            at_the_end(at, SAVED));
+    }
+    for (size_t i = 0; i < SAVED; i++)
+        memory[0][i] = long_array[i] = 1;
+    for (size_t i = 0; i < ARRAYS * 2; i++) {
+        const size_t one = i % ARRAYS, at = SAVED - 1 + i / ARRAYS;
+        const bnorm_grad grad = {.save_mean = one == 0 ? long_array : memory[0],
+                                 .save_invstd = one == 1   ? long_array
+                                                : one == 2 ? NULL
+                                                           : memory[0],
+                                 .save_var = one == 2 ? long_array : NULL,
+                                 .save_mean_lo = one == 3 ? long_array : NULL,
+                                 .dbeta = long_array + at};
+        test_context(t, "dbeta at %zu of array %zu", at, one);
+        check_status(t, "bnorm_backward_ghost",
+                     bnorm_backward_ghost(&shape, in, in, out, &grad, &ghost, ws, sizeof ws, NULL),
+                     at_the_end(at, SAVED));
+    }
+}
+
 void add_errors(struct suite *s) {
     static const struct function *const on_tensors[] = {
         &apply, &moments, &train, &train_elsewhere, &backward_residual, &backward_y, &backward_var};
@@ -1344,6 +1431,8 @@ void add_errors(struct suite *s) {
     suite_add_per_isa(s, test_workspace_memory, NULL, "errors/workspace/memory/%s");
     suite_add(s, NULL, test_workspace_layout, NULL, "errors/workspace/layout");
     suite_add(s, NULL, test_any_slices, NULL, "errors/any-slices");
+    suite_add(s, NULL, test_coefficients, NULL, "errors/coefficients");
+    suite_add(s, NULL, test_saved_groups, NULL, "errors/saved-groups");
     suite_add(s, NULL, test_strerror, NULL, "errors/strerror");
     suite_add(s, NULL, test_isa_handles, NULL, "errors/isa-handles");
 }
