@@ -173,8 +173,28 @@ bnorm_limits bnorm_cpu_limits(void) {
 
 #else
 
+#if BNORM_HAVE_NEON && (defined(__aarch64__) || (defined(__ARM_NEON) && defined(__ARM_FEATURE_FMA)))
+/* The whole program is built for it. */
+static int has_neon(void) {
+    return 1;
+}
+#elif BNORM_HAVE_NEON && defined(__linux__)
+#include <sys/auxv.h>
+
+/* Linux, also Android: HWCAP_NEON and HWCAP_VFPv4 of 32-bit Arm. Cortex-A5, A7, A15 and later cores
+ * have both; of A8 and A9, which lack fma, the first has NEON without VFPv4. */
+static int has_neon(void) {
+    const unsigned long both = 1ul << 12 | 1ul << 16;
+    return (getauxval(AT_HWCAP) & both) == both;
+}
+#else
+static int has_neon(void) {
+    return 0;
+}
+#endif
+
 unsigned bnorm_cpu_features(void) {
-    return BNORM_CPU_SCALAR | (BNORM_HAVE_NEON ? BNORM_CPU_NEON : 0);
+    return BNORM_CPU_SCALAR | (has_neon() ? BNORM_CPU_NEON : 0);
 }
 
 bnorm_limits bnorm_cpu_limits(void) {

@@ -13,7 +13,11 @@
 #else
 #define BNORM_HAVE_X86 0
 #endif
-#if defined(__aarch64__) && !defined(__AARCH64EB__)
+/* On 32-bit Arm the target is chosen in the source, but clang has no intrinsics where NEON is off: it
+ * takes -mfpu=neon, the default for Android and not on Debian. */
+#if (defined(__aarch64__) && !defined(__AARCH64EB__)) ||                                           \
+    (defined(__arm__) && !defined(__ARMEB__) && defined(__ARM_FP) && __ARM_ARCH >= 7 &&            \
+     __ARM_ARCH_PROFILE == 'A' && (defined(__ARM_NEON) || !defined(__clang__)))
 #define BNORM_HAVE_NEON 1
 #else
 #define BNORM_HAVE_NEON 0
@@ -23,7 +27,7 @@ enum {
     BNORM_CPU_SCALAR = 1 << 0, /* always */
     BNORM_CPU_AVX2 = 1 << 1,   /* AVX2, FMA, F16C; the OS saves ymm */
     BNORM_CPU_AVX512 = 1 << 2, /* AVX-512 F, BW, DQ, VL; the OS saves zmm and the mask registers */
-    BNORM_CPU_NEON = 1 << 3    /* Advanced SIMD: part of every AArch64 CPU */
+    BNORM_CPU_NEON = 1 << 3    /* Advanced SIMD: part of every AArch64 CPU; else with VFPv4 */
 };
 
 /* A sum of these. */

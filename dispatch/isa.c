@@ -59,10 +59,12 @@ const bnorm_isa *bnorm_isa_best(void) {
     return isa;
 }
 
-/* SLEEF's scalar functions need fma. */
+/* SLEEF's scalar functions need fma, which a CPU has that runs the vector set of least needs. */
 int bnorm_isa_has_sleef(const bnorm_isa *isa) {
-    return BNORM_SLEEF &&
-           (!BNORM_HAVE_X86 || isa != &bnorm_isa_scalar || (bnorm_cpu_features() & BNORM_CPU_AVX2));
+    const unsigned fma = BNORM_HAVE_X86    ? BNORM_CPU_AVX2
+                         : BNORM_HAVE_NEON ? BNORM_CPU_NEON
+                                           : BNORM_CPU_SCALAR;
+    return BNORM_SLEEF && (isa != &bnorm_isa_scalar || (bnorm_cpu_features() & fma));
 }
 
 const char *bnorm_isa_name(const bnorm_isa *isa) {

@@ -318,7 +318,9 @@ typedef void (*bnorm_parallel)(void *pool, void (*task)(void *arg, size_t i), vo
 
 /* Denormals (below 1.2e-38) take x86 CPUs many times as long as other numbers. FLUSH takes them for
  * zero, on every thread that works on the call, and restores each thread's mode; values that are
- * only passed on, as dy to dresidual, may stay denormal. */
+ * only passed on, as dy to dresidual, may stay denormal. On 32-bit Arm the NEON set takes denormal
+ * floats for zero in either case: its bits are those of the other sets where no float that is read,
+ * computed or written is denormal; BNORM_ISA=scalar has them everywhere. */
 typedef enum BNORM_INT bnorm_denormals {
     BNORM_DENORMALS_CALLER = 0, /* whatever mode the thread is in */
     BNORM_DENORMALS_FLUSH

@@ -8,13 +8,26 @@
 test-cross: ## the tests for Arm and older x86 CPUs under qemu, and two CPUs without SIMD kernels
 	BNORM_TEST_QUICK=1 $(MAKE) --output-sync=recurse emulated
 
-emulated: emulate-aarch64 emulate-Haswell emulate-Nehalem verify-riscv64 verify-s390x
+emulated: emulate-aarch64 emulate-armhf emulate-Haswell emulate-Nehalem verify-riscv64 verify-s390x
 
 # The scalar set's cases run on the machine itself.
 emulate-aarch64:
 	BNORM_REQUIRE=neon $(MAKE) run-tests RUN=qemu-aarch64 \
 		TESTS='$(or $(TESTS),*neon* !frameworks/* !types/nchw/* !types/blocked/* !variants/nchw/* !variants/blocked/*)' \
 		BUILD=$(BUILD)/aarch64 CC=aarch64-linux-gnu-gcc LDFLAGS= SLEEF=$(SLEEF)
+
+# Debian's 32-bit Arm has no NEON in its baseline. A7 and A15 run the set, A8 (NEON, but no fma) and A9 may
+# not: an illegal instruction ends the run.
+armhf = BUILD=$(BUILD)/armhf CC=arm-linux-gnueabihf-gcc AR=arm-linux-gnueabihf-ar LDFLAGS= SLEEF=0
+emulate-armhf:
+	$(MAKE) $(armhf) $(BUILD)/armhf/bnorm-verify
+	BNORM_REQUIRE=neon $(MAKE) $(armhf) run-tests RUN='qemu-arm -cpu cortex-a7' \
+		TESTS='$(or $(TESTS),*neon* !*/nchw/* !*/blocked/* !frameworks/*)'
+	qemu-arm -cpu cortex-a15 $(BUILD)/armhf/bnorm-verify --quick
+	for cpu in cortex-a8 cortex-a9; do \
+		qemu-arm -cpu $$cpu $(BUILD)/armhf/bnorm-verify --quick || exit; \
+		BNORM_REQUIRE=scalar qemu-arm -cpu $$cpu $(BUILD)/armhf/bnorm-tests -j $(JOBS) 'apply/*' cpu/ errors/apply; \
+	done
 
 # Has AVX2 but not AVX-512. Emulated AVX2 is slow: the hashes, and the cases of inference.
 emulate-Haswell: $(BUILD)/bnorm-tests $(BUILD)/bnorm-verify
@@ -49,4 +62,4 @@ verify-update: $(BUILD)/bnorm-verify
 	$< --write >$(BUILD)/verify_hashes.inc
 	cp $(BUILD)/verify_hashes.inc tools/verify_hashes.inc
 
-.PHONY: test-cross emulated emulate-aarch64 emulate-Haswell emulate-Nehalem emulate-SkylakeX verify-compilers verify-update
+.PHONY: test-cross emulated emulate-aarch64 emulate-armhf emulate-Haswell emulate-Nehalem emulate-SkylakeX verify-compilers verify-update

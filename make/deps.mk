@@ -17,6 +17,7 @@ deps_wheel_packages = libsleef-dev patchelf python3-venv ca-certificates
 deps_mpi_packages = libopenmpi-dev openmpi-bin libmpich-dev mpich libcmocka-dev
 deps_cross_packages = qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross libcmocka-dev:arm64 \
 	libsleef-dev:arm64 gcc-riscv64-linux-gnu libc6-dev-riscv64-cross gcc-s390x-linux-gnu libc6-dev-s390x-cross
+deps_armhf_packages = gcc-arm-linux-gnueabihf libc6-dev-armhf-cross libcmocka-dev:armhf libsleef-dev:armhf
 deps_avx512_packages = bochs bochs-term binutils xorriso
 
 deps-lint: ## installs what lint and format need
@@ -47,8 +48,9 @@ deps-wheel: ## installs what wheel and test-wheel need, besides deps-cross for A
 deps-mpi: ## installs what mpi, test-mpi and bench-mpi need: Open MPI and MPICH
 	@scripts/apt-install 'to train over MPI' $(deps_mpi_packages)
 
-deps-cross: ## installs what test-cross needs; adds Debian's arm64 architecture
+deps-cross: ## installs what test-cross needs; adds Debian's arm64 and armhf architectures
 	@scripts/apt-install 'to cross-compile and emulate' --arch arm64 $(deps_cross_packages)
+	@scripts/apt-install 'to do so for 32-bit Arm' --arch armhf $(deps_armhf_packages)
 
 deps-avx512: ## installs what emulate-SkylakeX needs, Bochs; fetches a kernel for it, which it doesn't install
 	@scripts/apt-install 'to emulate AVX-512' $(deps_avx512_packages)

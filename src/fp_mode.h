@@ -71,6 +71,36 @@ static inline void bnorm_release_exceptions(bnorm_exceptions held) {
     __asm__ volatile("msr fpcr, %0" : : "r"(held.mode));
 }
 
+#elif defined(__arm__) && defined(__ARM_FP)
+
+typedef uint32_t bnorm_fp_mode;
+
+/* FPSCR: FZ (bit 24) for results and operands of the VFP; Advanced SIMD flushes without it. */
+static inline bnorm_fp_mode bnorm_flush_denormals(void) {
+    bnorm_fp_mode mode;
+    __asm__ volatile("vmrs %0, fpscr" : "=r"(mode));
+    __asm__ volatile("vmsr fpscr, %0" : : "r"(mode | UINT32_C(1) << 24));
+    return mode;
+}
+
+static inline void bnorm_restore_mode(bnorm_fp_mode mode) {
+    __asm__ volatile("vmsr fpscr, %0" : : "r"(mode));
+}
+
+typedef uint32_t bnorm_exceptions;
+
+/* FPSCR: no exception traps (bits 8 to 12 and 15); their flags are bits 0 to 4 and 7. */
+static inline bnorm_exceptions bnorm_hold_exceptions(void) {
+    bnorm_exceptions held;
+    __asm__ volatile("vmrs %0, fpscr" : "=r"(held));
+    __asm__ volatile("vmsr fpscr, %0" : : "r"(held & ~UINT32_C(0x9f00)));
+    return held;
+}
+
+static inline void bnorm_release_exceptions(bnorm_exceptions held) {
+    __asm__ volatile("vmsr fpscr, %0" : : "r"(held));
+}
+
 #else
 
 typedef int bnorm_fp_mode;

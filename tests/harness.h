@@ -184,6 +184,10 @@ uint32_t float_bits(float f);
 float bits_float(uint32_t bits);
 #define NAN_BITS 0xffffffffu
 
+/* Whether this thread takes denormals for zero. All of a test does on 32-bit Arm with NEON, which can't
+ * do otherwise: then the other sets have its bits. */
+int test_flushes(void);
+
 /* Equal bits, or fail with the first index that differs. */
 void check_bits(struct test *t, const char *what, const float *got, const float *want,
                 size_t count);

@@ -184,7 +184,7 @@ allowed='memcpy memset memmove memcmp strcmp secure_getenv sqrt _GLOBAL_OFFSET_T
 getconf GNU_LIBC_VERSION >/dev/null 2>&1 || allowed="$allowed getenv"
 sleef='^$'
 if [ "$SLEEF" = 1 ]; then
-    sleef='^Sleef_finz_[a-z0-9]+_u[0-9]+(purecfma|avx2|avx512f|advsimd)$'
+    sleef='^Sleef_finz_[a-z0-9]+_u[0-9]+(purecfma|avx2|avx512f|advsimd|neonvfpv4)$'
     allowed="$allowed Sleef_finz_*"
     expect_nothing "the library calls SLEEF" \
         "$(grep -q '^Sleef_' "$scratch/symbols" || echo 'no symbol of it: -DBNORM_SLEEF=1 is missing')"

@@ -768,6 +768,16 @@ static unsigned mode(void) {
 static void set_mode(unsigned bits) {
     __asm__ volatile("msr fpcr, %0" : : "r"((uint64_t)bits));
 }
+#elif defined(__arm__)
+#define FLUSH_BITS 0x1000000u /* FZ, of the VFP */
+static unsigned mode(void) {
+    unsigned bits;
+    __asm__ volatile("vmrs %0, fpscr" : "=r"(bits));
+    return bits & 0x7ffff00u; /* without the flags */
+}
+static void set_mode(unsigned bits) {
+    __asm__ volatile("vmsr fpscr, %0" : : "r"(bits));
+}
 #else
 #define FLUSH_BITS 0u
 static unsigned mode(void) {

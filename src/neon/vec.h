@@ -1,13 +1,19 @@
 /* SPDX-License-Identifier: MIT
  *
- * The vec_* primitives for AArch64 Advanced SIMD: 4 floats or 2 doubles. See src/kernels/kernels.h
- * for their meaning. */
+ * The vec_* primitives for Advanced SIMD: 4 floats or 2 doubles. See src/kernels/kernels.h for their
+ * meaning. What 32-bit Arm does another way is in armv7.h, and the same for AArch64 in aarch64.h:
+ * doubles, division, half precision, and three steps of what is here. */
 #define VEC_F 4 /* floats per vector */
 #define VEC_D 2 /* doubles per vector */
 
 typedef float32x4_t vec_f;
-typedef float64x2_t vec_d;
 typedef float32x4_t four_floats;
+
+#if defined(__aarch64__)
+#include "aarch64.h"
+#else
+#include "armv7.h"
+#endif
 
 static inline vec_f vec_load(const float *p) {
     return vld1q_f32(p);
@@ -92,14 +98,6 @@ static inline vec_f vec_zero_from(vec_f v, vec_f limit, vec_f x) {
 static inline vec_f vec_zero_unless_gt(vec_f a, vec_f b, vec_f v) {
     return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(v), vcgtq_f32(a, b)));
 }
-static inline vec_f vec_canonical(vec_f v) {
-    return vreinterpretq_f32_u32(vornq_u32(vreinterpretq_u32_f32(v), vceqq_f32(v, v)));
-}
-
-/* FMAXNM takes a lone quiet NaN for less than any number and, of two, the first. */
-static inline vec_f vec_canonical_result(vec_f v) {
-    return vmaxnmq_f32(vreinterpretq_f32_u32(vdupq_n_u32(~0u)), v);
-}
 static inline vec_f vec_relu(vec_f v) {
     return vec_canonical_result(vmaxq_f32(v, vdupq_n_f32(0)));
 }
@@ -108,15 +106,6 @@ static inline vec_f vec_clamp(vec_f v, vec_f a, vec_f b) {
     return vec_canonical_result(vec_if_le(b, v, b, v));
 }
 
-/* The first n lanes of v, zeros behind them. */
-static inline vec_f vec_first_n(vec_f v, size_t n) {
-    static const uint32_t window[8] = {~0u, ~0u, ~0u, ~0u};
-    return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(v), vld1q_u32(window + 4 - n)));
-}
-
-static inline vec_f vec_div(vec_f a, vec_f b) {
-    return vdivq_f32(a, b);
-}
 static inline vec_f vec_negate(vec_f v) {
     return vnegq_f32(v);
 }
@@ -136,7 +125,6 @@ static inline vec_f vec_power_of_2(vec_f v) {
 static inline vec_f vec_zero_nan(vec_f v) {
     return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(v), vceqq_f32(v, v)));
 }
-#define VEC_SLEEF(function, ulp) Sleef_finz_##function##f4_##ulp##advsimd
 
 static inline vec_f vec_load_bf16(const uint16_t *p) {
     return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16));
@@ -152,13 +140,7 @@ static inline void vec_store_bf16(uint16_t *p, vec_f v) {
     vst1_u16(p, vshrn_n_u32(vreinterpretq_u32_u16(vec_round_bf16(v)), 16));
 }
 static inline void vec_store_bf16_2(uint16_t *p, vec_f a, vec_f b) {
-    vst1q_u16(p, vuzp2q_u16(vec_round_bf16(a), vec_round_bf16(b)));
-}
-static inline vec_f vec_load_f16(const uint16_t *p) {
-    return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
-}
-static inline void vec_store_f16(uint16_t *p, vec_f v) {
-    vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(v)));
+    vst1q_u16(p, neon_odd(vec_round_bf16(a), vec_round_bf16(b)));
 }
 static inline void vec_stream_bf16_2(uint16_t *p, vec_f a, vec_f b) {
     vec_store_bf16_2(p, a, b);
@@ -180,8 +162,7 @@ static inline vec_f vec_load_u8(const uint8_t *p) {
     return vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(vec_load_8(p)))));
 }
 static inline uint8x8_t vec_whole_8(vec_f a, vec_f b, int zero_point, int is_signed) {
-    const int16x8_t words =
-                        vcombine_s16(vqmovn_s32(vcvtnq_s32_f32(a)), vqmovn_s32(vcvtnq_s32_f32(b))),
+    const int16x8_t words = vcombine_s16(vqmovn_s32(neon_whole(a)), vqmovn_s32(neon_whole(b))),
                     whole = vqaddq_s16(words, vdupq_n_s16((short)zero_point));
     return is_signed ? vreinterpret_u8_s8(vqmovn_s16(whole)) : vqmovun_s16(whole);
 }
@@ -201,75 +182,9 @@ static inline vec_f vec_from_bits(unsigned bits) {
 }
 static inline unsigned vec_bits_gt(vec_f a, vec_f b) {
     const uint32_t places[4] = {1, 2, 4, 8};
-    return vaddvq_u32(vandq_u32(vcgtq_f32(a, b), vld1q_u32(places)));
+    return neon_sum(vandq_u32(vcgtq_f32(a, b), vld1q_u32(places)));
 }
 
-static inline vec_d vec_load_d(const double *p) {
-    return vld1q_f64(p);
-}
-/* 1 <= n <= 2 */
-static inline vec_d vec_load_d_n(const double *p, size_t n) {
-    return n >= 2 ? vld1q_f64(p) : vcombine_f64(vld1_f64(p), vdup_n_f64(0));
-}
-static inline void vec_store_d(double *p, vec_d v) {
-    vst1q_f64(p, v);
-}
-static inline void vec_store_d_n(double *p, vec_d v, size_t n) {
-    if (n >= 2)
-        vst1q_f64(p, v);
-    else
-        vst1q_lane_f64(p, v, 0);
-}
-static inline vec_d vec_set1_d(double v) {
-    return vdupq_n_f64(v);
-}
-static inline vec_d vec_add_d(vec_d a, vec_d b) {
-    return vaddq_f64(a, b);
-}
-static inline vec_d vec_sub_d(vec_d a, vec_d b) {
-    return vsubq_f64(a, b);
-}
-static inline vec_d vec_mul_d(vec_d a, vec_d b) {
-    return vmulq_f64(a, b);
-}
-static inline vec_d vec_div_d(vec_d a, vec_d b) {
-    return vdivq_f64(a, b);
-}
-static inline vec_d vec_sqrt_d(vec_d v) {
-    return vsqrtq_f64(v);
-}
-static inline vec_d vec_fma_d(vec_d a, vec_d b, vec_d c) {
-    return vfmaq_f64(c, a, b);
-}
-static inline vec_d vec_if_eq_d(vec_d a, vec_d b, vec_d yes, vec_d no) {
-    return vbslq_f64(vceqq_f64(a, b), yes, no);
-}
-static inline vec_d vec_if_lt_d(vec_d a, vec_d b, vec_d yes, vec_d no) {
-    return vbslq_f64(vcltq_f64(a, b), yes, no);
-}
-static inline vec_d vec_canonical_d(vec_d v) {
-    return vreinterpretq_f64_u64(vornq_u64(vreinterpretq_u64_f64(v), vceqq_f64(v, v)));
-}
-/* Lanes of v outside [low, high], NaN included, one bit each. */
-static inline unsigned vec_outside_d(vec_d v, double low, double high) {
-    const uint64x2_t inside =
-        vandq_u64(vcgeq_f64(v, vdupq_n_f64(low)), vcleq_f64(v, vdupq_n_f64(high)));
-    return (unsigned)(~vgetq_lane_u64(inside, 0) & 1) | (unsigned)(~vgetq_lane_u64(inside, 1) & 2);
-}
-
-/* float -> double: from memory, and the lower and upper half of a vector. */
-static inline vec_d vec_widen(const float *p) {
-    return vcvt_f64_f32(vld1_f32(p));
-}
-static inline vec_d vec_widen_n(const float *p, size_t n) {
-    return vcvt_f64_f32(n >= 2 ? vld1_f32(p) : vld1_lane_f32(p, vdup_n_f32(0), 0));
-}
-static inline vec_d vec_low(vec_f v) {
-    return vcvt_f64_f32(vget_low_f32(v));
-}
-static inline vec_d vec_high(vec_f v) {
-    return vcvt_high_f64_f32(v);
-}
 static inline void vec_fold_fours(float *to_a, float *to_b, vec_f a, vec_f b) {
     vec_store(to_a, a);
     vec_store(to_b, b);
@@ -287,19 +202,5 @@ static inline void vec_load_fours(const float *p, vec_f v[4]) {
     const float32x4x4_t fours = vld4q_f32(p);
     for (int i = 0; i < 4; i++)
         v[i] = fours.val[i];
-}
-/* double -> float, rounded: VEC_D floats to memory. */
-static inline void vec_narrow_store(float *p, vec_d v) {
-    vst1_f32(p, vcvt_f32_f64(v));
-}
-static inline void vec_narrow_store_n(float *p, vec_d v, size_t n) {
-    if (n >= 2)
-        vst1_f32(p, vcvt_f32_f64(v));
-    else
-        vst1_lane_f32(p, vcvt_f32_f64(v), 0);
-}
-/* Rounded to floats, and back. */
-static inline vec_d vec_round_d(vec_d v) {
-    return vcvt_f64_f32(vcvt_f32_f64(v));
 }
 static inline void vec_zeroupper(void) {}
