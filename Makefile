@@ -47,6 +47,7 @@ inline_atomics = $(eval inline_atomics := $(call if_works,-mno-outline-atomics))
 hardening = $(eval hardening := $(foreach flag,-fstack-clash-protection -fcf-protection \
 	-mbranch-protection=standard -ffile-prefix-map=$(CURDIR)=.,$(call if_works,$(flag))))$(hardening)
 
+test_libs = -lcmocka
 # What every program links that links $(static_lib).
 libs = $(strip $(sleef_libs) -lm)
 sleef_libs = $(if $(filter-out 0,$(SLEEF)),$(or $(sleef_found),$(error SLEEF=$(SLEEF), but no program \
@@ -196,7 +197,7 @@ hygiene: $(static_lib) $(shared_lib)
 		SHARED_LIB='$(shared_lib)' SLEEF='$(if $(sleef_libs),1,0)' tests/hygiene.sh
 
 $(BUILD)/bnorm-tests: $(test_objects) $(static_lib)
-	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lcmocka -lpthread $(libs)
+	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(test_libs) -lpthread $(libs)
 
 verify: $(BUILD)/bnorm-verify ## does this machine compute the bits that bnorm promises?
 	$(RUN) $<

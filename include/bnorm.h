@@ -62,7 +62,9 @@
 
 /* BNORM_SHARED is for the build of the library itself; programs need not define it. Enums are as
  * large as an int, whatever -fshort-enums says, so that no struct depends on it. */
-#if defined(BNORM_SHARED) && defined(__GNUC__)
+#if defined(BNORM_SHARED) && defined(_WIN32)
+#define BNORM_API __declspec(dllexport)
+#elif defined(BNORM_SHARED) && defined(__GNUC__)
 #define BNORM_API __attribute__((visibility("default")))
 #else
 #define BNORM_API

@@ -8,7 +8,7 @@
 test-cross: ## the tests for Arm and older x86 CPUs under qemu, and two CPUs without SIMD kernels
 	BNORM_TEST_QUICK=1 $(MAKE) --output-sync=recurse emulated
 
-emulated: emulate-aarch64 emulate-armhf emulate-Haswell emulate-Nehalem verify-riscv64 verify-s390x
+emulated: emulate-aarch64 emulate-armhf emulate-mingw emulate-Haswell emulate-Nehalem verify-riscv64 verify-s390x
 
 # The scalar set's cases run on the machine itself.
 emulate-aarch64:
@@ -28,6 +28,15 @@ emulate-armhf:
 		qemu-arm -cpu $$cpu $(BUILD)/armhf/bnorm-verify --quick || exit; \
 		BNORM_REQUIRE=scalar qemu-arm -cpu $$cpu $(BUILD)/armhf/bnorm-tests -j $(JOBS) 'apply/*' cpu/ errors/apply; \
 	done
+
+# Windows, under Wine, with winpthreads. Debian's wine64 is not in PATH. gcc takes the formats of printf for those
+# of Microsoft's C library, which the tests are not linked with.
+emulate-mingw:
+	BNORM_REQUIRE=scalar WINEPREFIX='$(abspath $(BUILD))/wine' WINEDEBUG=-all PATH="$$PATH:/usr/lib/wine" $(MAKE) \
+		BUILD=$(BUILD)/mingw CC='x86_64-w64-mingw32-gcc-posix' AR=x86_64-w64-mingw32-ar LDFLAGS=-static SLEEF=0 \
+		CFLAGS='-O2 -D__USE_MINGW_ANSI_STDIO=1 -Wno-format -Wno-format-extra-args -Wno-float-conversion' \
+		test_libs=-lshlwapi RUN=wine64 run-tests \
+		TESTS='$(or $(TESTS),apply/ train/ backward/ errors/ kernel/ cpu/ fold/ threads/)'
 
 # Has AVX2 but not AVX-512. Emulated AVX2 is slow: the hashes, and the cases of inference.
 emulate-Haswell: $(BUILD)/bnorm-tests $(BUILD)/bnorm-verify
@@ -62,4 +71,4 @@ verify-update: $(BUILD)/bnorm-verify
 	$< --write >$(BUILD)/verify_hashes.inc
 	cp $(BUILD)/verify_hashes.inc tools/verify_hashes.inc
 
-.PHONY: test-cross emulated emulate-aarch64 emulate-armhf emulate-Haswell emulate-Nehalem emulate-SkylakeX verify-compilers verify-update
+.PHONY: test-cross emulated emulate-aarch64 emulate-armhf emulate-mingw emulate-Haswell emulate-Nehalem emulate-SkylakeX verify-compilers verify-update

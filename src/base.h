@@ -6,6 +6,10 @@
 #ifndef BNORM_BASE_H
 #define BNORM_BASE_H
 
+#if defined(_MSC_VER) && !defined(__clang__)
+#error "bnorm's sources need gcc or clang; with Visual Studio compile them with clang-cl"
+#endif
+
 #if defined(__clang__)
 /* No pragma of clang reaches selections, negations and builtin functions, so it has to be refused.
  * Parts of -ffast-math that define no macro show in that clang then refuses this pragma, which else

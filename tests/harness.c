@@ -10,8 +10,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#if !defined(_WIN32)
 #include <sys/mman.h>
 #include <unistd.h>
+#endif
 
 /* ---------------------------------------------------------------------------------------------- */
 /* Random numbers: splitmix64                                                                     */
@@ -111,6 +113,31 @@ static _Noreturn void die(const char *what) {
     exit(2);
 }
 
+/* `capacity` bytes, of whole pages, between two guard pages. */
+#if defined(_WIN32)
+static unsigned char *map_guarded(size_t capacity) {
+    const size_t page = 4096;
+    unsigned char *map = VirtualAlloc(NULL, capacity + 2 * page, MEM_RESERVE, PAGE_NOACCESS);
+    if (!map || !VirtualAlloc(map + page, capacity, MEM_COMMIT, PAGE_READWRITE))
+        die("VirtualAlloc");
+    return map + page;
+}
+#else
+static unsigned char *map_guarded(size_t capacity) {
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    /* QEMU 7.2 reads all of a masked AVX load, which no CPU does: there, guards stop only
+     * writes. */
+    const int guard = getenv("BNORM_TEST_READABLE_GUARDS") ? PROT_READ : PROT_NONE;
+    unsigned char *map =
+        mmap(NULL, capacity + 2 * page, guard, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (map == MAP_FAILED)
+        die("mmap");
+    if (mprotect(map + page, capacity, PROT_READ | PROT_WRITE))
+        die("mprotect");
+    return map + page;
+}
+#endif
+
 static struct buffer_slot *slot_take(size_t bytes) {
     struct buffer_slot *best = NULL;
     for (size_t i = 0; i < slot_count; i++) {
@@ -123,21 +150,12 @@ static struct buffer_slot *slot_take(size_t bytes) {
             fprintf(stderr, "Too many buffers in one case: raise the size of `slots`.\n");
             exit(2);
         }
-        const size_t page = (size_t)sysconf(_SC_PAGESIZE);
-        size_t capacity = 16 * page;
+        size_t capacity = (size_t)1 << 16; /* the largest page */
         while (capacity < bytes)
             capacity *= 2;
-        /* QEMU 7.2 reads all of a masked AVX load, which no CPU does: there, guards stop only
-         * writes. */
-        const int guard = getenv("BNORM_TEST_READABLE_GUARDS") ? PROT_READ : PROT_NONE;
-        unsigned char *map = mmap(NULL, capacity + 2 * page, guard,
-                                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (map == MAP_FAILED)
-            die("mmap");
-        if (mprotect(map + page, capacity, PROT_READ | PROT_WRITE))
-            die("mprotect");
+        unsigned char *base = map_guarded(capacity);
         best = &slots[slot_count++];
-        best->base = map + page;
+        best->base = base;
         best->capacity = capacity;
     }
     best->used = 1;

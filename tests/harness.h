@@ -13,12 +13,16 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#if defined(_WIN32)
+#include "on_windows.h"
+#else
 #if defined(__has_include)
 #if !__has_include(<cmocka.h>)
 #error "cmocka is missing: run make deps (Debian: libcmocka-dev)"
 #endif
 #endif
 #include <cmocka.h>
+#endif
 #include "bnorm.h"
 
 /* ---------------------------------------------------------------------------------------------- */

@@ -9,16 +9,18 @@
 #include "harness.h"
 
 #include <errno.h>
-#include <fnmatch.h>
 #include <inttypes.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#if !defined(_WIN32)
+#include <fnmatch.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#endif
 
 /* What dispatch may offer on this architecture, fastest first. */
 static const char *const known_sets[] = {
@@ -71,7 +73,7 @@ struct running {
 
 /* One of the processes that run side by side; pid 0 = none now. */
 struct worker {
-    pid_t pid;
+    long pid;
     const struct test_case *current;
     struct running *running;
     FILE *output;
@@ -170,70 +172,20 @@ void suite_add_per_isa(struct suite *s, test_fn run, const void *param, const ch
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* In the process of a case                                                                       */
-
-/* cmocka takes these signals for failures and goes on in the same process, which a ruined heap or
- * a lock that is held may stop for ever: what was set before is better. That ends the process, and
- * a sanitizer reports first. */
-static const int crashes[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGSYS};
-#define CRASHES (sizeof crashes / sizeof crashes[0])
-static struct sigaction on_crash[CRASHES];
-
-static void run_case(void **state) {
-    struct running *r = *state;
-    for (size_t i = 0; i < CRASHES; i++)
-        sigaction(crashes[i], &on_crash[i], NULL);
-    r->run(&r->test);
-    r->finished = 1;
-}
-
-/* cmocka runs this after failed cases too. */
-static int close_case(void **state) {
-    struct running *r = *state;
-    test_release(&r->test);
-    r->closed = 1;
-    return 0;
-}
+/* The end of a case                                                                              */
 
 static unsigned time_limit(void) {
     const char *seconds = getenv("BNORM_TEST_TIMEOUT");
     return seconds && *seconds ? (unsigned)strtoul(seconds, NULL, 10) : 600;
 }
 
-static _Noreturn void run_in_child(const struct worker *w) {
-    if (dup2(fileno(w->output), STDOUT_FILENO) < 0 || dup2(fileno(w->output), STDERR_FILENO) < 0)
-        die("dup2");
-    setvbuf(stdout, NULL, _IOLBF, BUFSIZ); /* a crash loses nothing */
-    for (size_t i = 0; i < CRASHES; i++)
-        sigaction(crashes[i], NULL, &on_crash[i]);
-    alarm(time_limit());
-    const struct CMUnitTest test = {w->running->test.name, run_case, NULL, close_case, w->running};
-    exit(_cmocka_run_group_tests("bnorm", &test, 1, NULL, NULL) != 0);
-}
-
-/* ---------------------------------------------------------------------------------------------- */
-/* Many processes                                                                                 */
-
-static void start(struct worker *w, const struct test_case *c) {
-    w->current = c;
-    *w->running = (struct running){.test = c->test, .run = c->run};
-    rewind(w->output);
-    if (ftruncate(fileno(w->output), 0))
-        die("ftruncate");
-    fflush(stdout);
-    w->pid = fork();
-    if (w->pid < 0)
-        die("fork");
-    if (w->pid == 0)
-        run_in_child(w);
-}
-
 static void print_failure(const struct suite *s, const struct worker *w, int status) {
     const struct test *test = &w->running->test;
     fflush(stdout);
     char text[4096];
-    rewind(w->output);
-    for (size_t size; (size = fread(text, 1, sizeof text, w->output)) > 0;)
+    if (w->output)
+        rewind(w->output);
+    for (size_t size; w->output && (size = fread(text, 1, sizeof text, w->output)) > 0;)
         fwrite(text, 1, size, stdout);
     if (WIFSIGNALED(status) && WTERMSIG(status) == SIGALRM)
         printf("%s: not done after %u s (BNORM_TEST_TIMEOUT=)\n", test->name, time_limit());
@@ -280,12 +232,93 @@ static void finish(struct suite *s, const struct worker *w, int status, double s
     }
 }
 
+#if defined(_WIN32)
+
+/* ---------------------------------------------------------------------------------------------- */
+/* One process                                                                                    */
+
+jmp_buf case_left;
+
+static void run_all(struct suite *s, size_t jobs) {
+    static struct running running;
+    (void)jobs;
+    for (size_t i = 0; i < s->count; i++) {
+        const struct worker w = {.current = &s->cases[i], .running = &running};
+        running = (struct running){.test = w.current->test, .run = w.current->run, .closed = 1};
+        const ULONGLONG began = GetTickCount64();
+        const int left = setjmp(case_left);
+        if (!left) {
+            running.run(&running.test);
+            running.finished = 1;
+        }
+        test_release(&running.test);
+        finish(s, &w, left == CASE_FAILED, 1e-3 * (double)(GetTickCount64() - began));
+        fflush(stdout);
+    }
+}
+
+#else
+
+/* ---------------------------------------------------------------------------------------------- */
+/* In the process of a case                                                                       */
+
+/* cmocka takes these signals for failures and goes on in the same process, which a ruined heap or
+ * a lock that is held may stop for ever: what was set before is better. That ends the process, and
+ * a sanitizer reports first. */
+static const int crashes[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGSYS};
+#define CRASHES (sizeof crashes / sizeof crashes[0])
+static struct sigaction on_crash[CRASHES];
+
+static void run_case(void **state) {
+    struct running *r = *state;
+    for (size_t i = 0; i < CRASHES; i++)
+        sigaction(crashes[i], &on_crash[i], NULL);
+    r->run(&r->test);
+    r->finished = 1;
+}
+
+/* cmocka runs this after failed cases too. */
+static int close_case(void **state) {
+    struct running *r = *state;
+    test_release(&r->test);
+    r->closed = 1;
+    return 0;
+}
+
+static _Noreturn void run_in_child(const struct worker *w) {
+    if (dup2(fileno(w->output), STDOUT_FILENO) < 0 || dup2(fileno(w->output), STDERR_FILENO) < 0)
+        die("dup2");
+    setvbuf(stdout, NULL, _IOLBF, BUFSIZ); /* a crash loses nothing */
+    for (size_t i = 0; i < CRASHES; i++)
+        sigaction(crashes[i], NULL, &on_crash[i]);
+    alarm(time_limit());
+    const struct CMUnitTest test = {w->running->test.name, run_case, NULL, close_case, w->running};
+    exit(_cmocka_run_group_tests("bnorm", &test, 1, NULL, NULL) != 0);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Many processes                                                                                 */
+
+static void start(struct worker *w, const struct test_case *c) {
+    w->current = c;
+    *w->running = (struct running){.test = c->test, .run = c->run};
+    rewind(w->output);
+    if (ftruncate(fileno(w->output), 0))
+        die("ftruncate");
+    fflush(stdout);
+    w->pid = fork();
+    if (w->pid < 0)
+        die("fork");
+    if (w->pid == 0)
+        run_in_child(w);
+}
+
 static double seconds_of(const struct rusage *usage) {
     return (double)usage->ru_utime.tv_sec + (double)usage->ru_stime.tv_sec +
            1e-6 * (double)(usage->ru_utime.tv_usec + usage->ru_stime.tv_usec);
 }
 
-static struct worker *worker_of(struct worker *workers, size_t jobs, pid_t pid) {
+static struct worker *worker_of(struct worker *workers, size_t jobs, long pid) {
     for (size_t i = 0; i < jobs; i++)
         if (workers[i].pid == pid)
             return &workers[i];
@@ -312,7 +345,7 @@ static void run_all(struct suite *s, size_t jobs) {
         }
         int status;
         struct rusage usage;
-        const pid_t pid = wait4(-1, &status, 0, &usage);
+        const long pid = wait4(-1, &status, 0, &usage);
         if (pid < 0 && errno != EINTR)
             die("wait4");
         w = pid > 0 ? worker_of(workers, jobs, pid) : NULL;
@@ -333,6 +366,8 @@ static void run_all(struct suite *s, size_t jobs) {
     }
     free(workers);
 }
+
+#endif
 
 /* ---------------------------------------------------------------------------------------------- */
 /* What ran, and what did not                                                                     */
@@ -439,8 +474,11 @@ int main(int argc, char **argv) {
     static struct suite suite;
     (void)argc;
     suite.program = argv[0];
+    unsigned long jobs = 1;
+#if !defined(_WIN32)
     const long cores = sysconf(_SC_NPROCESSORS_ONLN);
-    unsigned long jobs = cores > 0 ? (unsigned long)cores : 1;
+    jobs = cores > 0 ? (unsigned long)cores : 1;
+#endif
     int list = 0;
     for (argv++; *argv && **argv == '-'; argv++) {
         if (!strcmp(*argv, "-v")) {
