@@ -37,7 +37,7 @@ SOVERSION := $(if $(filter 0.%,$(VERSION)),$(basename $(VERSION)),$(firstword $(
 warnings = -Wall -Wextra -Wpedantic -Wshadow -Wconversion
 # Without -ffp-contract=off gcc may turn a*b + c into one fma and so change bits.
 c_flags = -std=c11 -ffp-contract=off -DBNORM_SLEEF=$(if $(sleef_libs),1,0) -Iinclude $(warnings) -MMD -MP
-lib_flags = -fPIC $(inline_atomics) $(hardening)
+lib_flags = -fPIC $(inline_atomics) $(hardening) $(frames)
 # gcc's functions for atomics on Arm would bring libgcc's constructor into the shared library.
 inline_atomics = $(eval inline_atomics := $(call if_works,-mno-outline-atomics))$(inline_atomics)
 
