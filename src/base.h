@@ -130,6 +130,8 @@ __attribute__((used)) static void bnorm_refuse_no_honor_nans(float x) {
 #define bnorm_workspace_need        BNORM_NAME(bnorm_workspace_need)
 #define bnorm_writes_mask           BNORM_NAME(bnorm_writes_mask)
 #define bnorm_writes_tensor         BNORM_NAME(bnorm_writes_tensor)
+#else
+#define BNORM_NAME(name) name
 #endif
 
 #endif

@@ -23,20 +23,21 @@
 #else
 #define SMOOTH_REGISTER "%ymm0"
 #endif
-#define SMOOTH_FUNCTION_(name, symbol)                                                             \
+#define SMOOTH_FUNCTION_(name, symbol)    SMOOTH_THROUGH(name, symbol, BNORM_NAME(bnorm_##symbol))
+#define SMOOTH_THROUGH(name, symbol, own) SMOOTH_THROUGH_(name, symbol, own)
+#define SMOOTH_THROUGH_(name, symbol, own)                                                         \
     __asm__(".pushsection .text\n"                                                                 \
-            ".globl bnorm_" #symbol "\n"                                                           \
-            ".hidden bnorm_" #symbol "\n"                                                          \
-            ".type bnorm_" #symbol ", @function\n"                                                 \
-            ".p2align 4\n"                                                                         \
-            "bnorm_" #symbol ":\n"                                                                 \
+            ".globl " #own "\n"                                                                    \
+            ".hidden " #own "\n"                                                                   \
+            ".type " #own ", @function\n"                                                          \
+            ".p2align 4\n" #own ":\n"                                                              \
             "vmovups (%rdi), " SMOOTH_REGISTER "\n"                                                \
             "jmp " #symbol "@PLT\n"                                                                \
-            ".size bnorm_" #symbol ", .-bnorm_" #symbol "\n"                                       \
+            ".size " #own ", .-" #own "\n"                                                         \
             ".popsection");                                                                        \
-    __attribute__((visibility("hidden"))) vec_f bnorm_##symbol(const vec_f *v);                    \
+    __attribute__((visibility("hidden"))) vec_f own(const vec_f *v);                               \
     BNORM_INLINE vec_f name(vec_f v) {                                                             \
-        return bnorm_##symbol(&v);                                                                 \
+        return own(&v);                                                                            \
     }
 #else
 #define SMOOTH_FUNCTION_(name, symbol)                                                             \
