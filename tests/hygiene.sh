@@ -176,10 +176,13 @@ if [ "$SLEEF" = 1 ]; then needs='libc, libm and libsleef'; fi
 expect_nothing "the shared library needs $needs only" \
     "$(echo "$needed" | grep -vxE "libc|libm|ld-linux.*$(if [ "$SLEEF" = 1 ]; then echo '|libsleef'; fi)")"
 
-# Memory, text, environment, and arithmetic that the compiler may leave to libm; no allocation,
+expect_nothing "the shared library needs no glibc after 2.17" \
+    "$($OBJDUMP -T "$SHARED_LIB" | grep -o 'GLIBC_2\.[0-9]*' | awk -F. '$2 > 17' | sort -u)"
+
+# Memory, text, environment, CPU, and arithmetic that the compiler may leave to libm; no allocation,
 # streams, threads or abort. __stack_chk_fail is the compiler's own. Of SLEEF: the functions whose bits
 # are the same on every kernel set, and with their set in the name, so that nothing chooses another.
-allowed='memcpy memset memmove memcmp strcmp secure_getenv sqrt _GLOBAL_OFFSET_TABLE_ __stack_chk_fail __stack_chk_guard'
+allowed='memcpy memset memmove memcmp strcmp secure_getenv getauxval sqrt _GLOBAL_OFFSET_TABLE_ __stack_chk_fail __stack_chk_guard'
 # Where libc has none that ignores the environment of a program with more rights than its user.
 getconf GNU_LIBC_VERSION >/dev/null 2>&1 || allowed="$allowed getenv"
 sleef='^$'

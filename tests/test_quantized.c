@@ -59,8 +59,9 @@ static void check_quantized(struct test *t, bnorm_quant quant, const float *valu
     const bnorm_shape shape = shape_for(t, BNORM_F32, count);
     const bnorm_affine affine = {.y_dtype = y_dtype_of(dtype_of(t)), .y_quant = quant};
     const float *y = applied(t, &shape, values, count, &affine);
+    const int denormal = float_bits(quant.scale) - 1 < 0x7fffff;
     for (size_t i = 0; i < count; i++)
-        if (y[i] != want[i])
+        if (y[i] != want[i] && !(denormal && test_flushes()))
             test_fail(t, "%.9g with scale %.9g and zero point %d became %g, expected %g",
                       (double)values[i], (double)quant.scale, quant.zero_point, (double)y[i],
                       (double)want[i]);
