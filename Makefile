@@ -227,7 +227,7 @@ $(BUILD)/bnorm-bench: $(bench_objects) $(static_lib)
 
 ##@ Help
 
-themes = deps check fuzz cross frameworks measure examples mpi packages
+themes = deps check fuzz cross platforms frameworks measure examples mpi packages
 include $(themes:%=make/%.mk)
 
 # Comments after a target's prerequisites are its help; "##@" begins a group.
