@@ -13,7 +13,8 @@ cd "$(dirname "$0")/.."
 zig=${ZIG:-python3 -m ziglang}
 filter=${1:-.}
 folder=$(mktemp -d)
-trap 'rm -r "$folder"' EXIT
+# Wine's server writes into its folder for some seconds after the last program.
+trap 'wineserver -k >/dev/null 2>&1 || true; rm -rf "$folder" || true' EXIT
 export WINEPREFIX=$folder/wine WINEDEBUG=-all PATH=$PATH:/usr/lib/wine
 failed=0 built=
 
