@@ -130,7 +130,7 @@ $(BUILD)/bnorm.pc: bnorm.pc.in FORCE
 $(lib_objects): private c_flags += $(lib_flags)
 $(api_objects): private c_flags += $(lib_flags) -DBNORM_SHARED
 # The plain loop that a user would write, with all that the compiler has: also fma, as is gcc's default.
-$(BUILD)/bench/plain.c.o: private c_flags += -O3 -march=native -ffp-contract=fast
+$(BUILD)/bench/plain.c.o: private c_flags += -O3 $(call if_works,-march=native) -ffp-contract=fast
 
 $(BUILD)/%.c.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)
@@ -227,7 +227,7 @@ $(BUILD)/bnorm-bench: $(bench_objects) $(static_lib)
 
 ##@ Help
 
-themes = deps check fuzz cross platforms frameworks measure examples mpi packages
+themes = deps check fuzz cross frameworks measure platforms examples mpi packages
 include $(themes:%=make/%.mk)
 
 # Comments after a target's prerequisites are its help; "##@" begins a group.

@@ -1748,6 +1748,7 @@ static int flushes(const struct group *group, size_t set) {
 }
 
 struct outcome {
+    int brief; /* groups that are the same have no line */
     int groups, flushed, absent, failed, sleef_failed;
     char first[2 * MAX_NAME]; /* failure */
 };
@@ -1762,7 +1763,8 @@ static void verify(const struct group *group, const struct layout *layout, size_
     name_of(group, layout, name);
     const struct hashes *want = find(name);
     const uint64_t hash = !want ? 0 : quick ? want->quick : want->all;
-    printf("%-30s %016llx", name, (unsigned long long)hash);
+    if (!outcome->brief)
+        printf("%-30s %016llx", name, (unsigned long long)hash);
     fflush(stdout);
     for (size_t i = 0; i < sets; i++)
         if (computes(group, i))
@@ -1780,7 +1782,7 @@ static void verify(const struct group *group, const struct layout *layout, size_
             continue;
         }
         const char *set = bnorm_isa_name(bnorm_isa_at(i));
-        printf("\n  DIFFERENT on %s: %016llx\n", set,
+        printf("%s\n  DIFFERENT on %s: %016llx\n", outcome->brief ? name : "", set,
                (unsigned long long)(quick ? results[i].quick : results[i].all));
         if (computes(group, sets - 1))
             print_first_case(group, layout, &results[i],
@@ -1790,9 +1792,9 @@ static void verify(const struct group *group, const struct layout *layout, size_
             snprintf(outcome->first, sizeof outcome->first, "%s on %s", name, set);
         failed = 1;
     }
-    if (!ran)
+    if (!ran && !outcome->brief)
         printf("  not in this build\n");
-    else if (!failed)
+    else if (!failed && !outcome->brief)
         printf("  same%s%s\n", group->flags & SLEEF ? ", by " SLEEF_VERSION : "",
                flush ? ", neon with denormals flushed" : "");
     outcome->groups += ran;
@@ -1834,8 +1836,8 @@ static int write_all(size_t sets) {
     return 0;
 }
 
-static int verify_all(size_t sets, int quick) {
-    struct outcome outcome = {0};
+static int verify_all(size_t sets, int quick, int brief) {
+    struct outcome outcome = {.brief = brief};
     print_machine();
     FOR_GROUPS(g, layout)
     verify(&groups[g], &layouts[layout], sets, quick, &outcome);
@@ -1870,10 +1872,11 @@ static int verify_all(size_t sets, int quick) {
 
 static int usage(const char *program, int status) {
     fprintf(status ? stderr : stdout,
-            "usage: %s [--quick | --list | --write]\n"
+            "usage: %s [--quick | --brief | --list | --write]\n"
             "Runs every function of bnorm on every kernel set of this CPU and compares the bits\n"
             "with those of all other machines. Exit status 0: the same; 1: not.\n"
             "  --quick  small shapes only, as for slow devices\n"
+            "  --brief  the same, without a line for each group\n"
             "  --list   names of the groups of cases\n"
             "  --write  a new verify_hashes.inc, from the scalar set; for a version of bnorm that\n"
             "           changes results on purpose\n",
@@ -1888,7 +1891,9 @@ int main(int argc, char **argv) {
         sets++;
 
     if (argc == 1 || strcmp(option, "--quick") == 0)
-        return verify_all(sets, argc > 1);
+        return verify_all(sets, argc > 1, 0);
+    if (strcmp(option, "--brief") == 0)
+        return verify_all(sets, 1, 1);
     if (strcmp(option, "--write") == 0)
         return write_all(sets);
     if (strcmp(option, "--help") == 0)
