@@ -64,14 +64,15 @@ void bnorm_weigh(bnorm_weighing *w, const bnorm_reduction *r, const bnorm_exec *
  * or rows of up to LANES channels, which a block of channels has at most. */
 #define ROWS  8
 #define LANES 32
+_Static_assert(ROWS *LANES <= 256, "positions of a tile are bytes");
 
 struct tile {
-    const float *weights;      /* of all positions */
-    size_t n;                  /* positions that have a weight */
-    uint16_t at[ROWS * LANES]; /* which these are */
-    double total;              /* of the weights */
-    int equal;                 /* not 0: all of these have one weight */
-    size_t lanes;              /* channels */
+    const float *weights;     /* of all positions */
+    size_t n;                 /* positions that have a weight */
+    uint8_t at[ROWS * LANES]; /* which these are */
+    double total;             /* of the weights */
+    int equal;                /* not 0: all of these have one weight */
+    size_t lanes;             /* channels */
     float x[ROWS * LANES];
 };
 
@@ -88,7 +89,7 @@ static void pick_positions(struct tile *tile, const float *weights, size_t count
     for (size_t i = 0; i < count; i++) {
         const float weight = weights[i];
         first = first > 0 ? first : weight;
-        tile->at[tile->n] = (uint16_t)i;
+        tile->at[tile->n] = (uint8_t)i;
         tile->n += weight > 0;
         tile->total += (double)weight;
         tile->equal &= weight == first || !(weight > 0);
@@ -103,7 +104,8 @@ struct source {
 };
 
 /* Elements of the tile's channels in positions [from, from + count) of an image. */
-static void load_tile(const struct source *s, size_t from, size_t count, struct tile *tile) {
+static __attribute__((noinline)) void load_tile(const struct source *s, size_t from, size_t count,
+                                                struct tile *tile) {
     static const float ones[LANES] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
                                       1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
     static const float zeros[LANES] = {0};

@@ -487,7 +487,7 @@ BNORM_RARE void add_form(const struct sum_rows *s, size_t rows, size_t tail, siz
 #define BNORM_FOUR_SPAN  ((size_t)4 * BNORM_SPAN_LANES)
 #define BNORM_GROUP_SPAN (BNORM_GROUP * BNORM_SPAN_LANES)
 /* Floats of x and g that are made at a time: a group of a plane; of rows a group of so many lanes. */
-#define BNORM_STAGE_LANES ((size_t)16)
+#define BNORM_STAGE_LANES ((size_t)(VEC_F > 4 ? 16 : 8))
 
 /* Rows of `row` floats at x, and at g. */
 BNORM_INLINE struct sum_rows staged_rows(const struct sum_rows *s, const float *x, const float *g,
@@ -778,7 +778,7 @@ static void add_planes(const struct sum_rows *s, size_t planes, size_t len, doub
  * Chains are added up in order. */
 BNORM_RARE void double_channels(const struct sum_block *k, const double *center, double *a,
                                 double *b) {
-    enum { LANES = 16 };
+    enum { LANES = BNORM_STAGE_LANES };
     float x[LANES], g[LANES];
     struct staged_parameters parameters;
     const size_t lanes = k->c * k->chains, chains = chain_count(k);
@@ -856,7 +856,7 @@ BNORM_INLINE four_floats load_four(const void *p, bnorm_dtype type, size_t n) {
 }
 
 /* Pivots of channels [0, c) of rows; writes up to a vector more. */
-BNORM_INLINE void sample_rows(const struct sum_rows *s, size_t count, size_t c, float *pivot) {
+BNORM_RARE void sample_rows(const struct sum_rows *s, size_t count, size_t c, float *pivot) {
     const size_t samples = bnorm_samples(count);
     const int shift = __builtin_ctzll(samples);
     const char *row[BNORM_SAMPLES];
@@ -954,7 +954,7 @@ BNORM_INLINE vec_f rounded_centers(vec_f x, const struct sum_rows *s, size_t i, 
 }
 
 /* Of rows of c lanes, of which `valid` have a center; whole vectors are written. */
-BNORM_INLINE void round_centers(const struct sum_rows *s, size_t c, size_t valid, float *pivot) {
+BNORM_RARE void round_centers(const struct sum_rows *s, size_t c, size_t valid, float *pivot) {
     size_t i = 0;
     for (; s->type == BNORM_F32 && i + VEC_F <= valid; i += VEC_F)
         vec_store(pivot + i,
