@@ -22,7 +22,7 @@ armhf = BUILD=$(BUILD)/armhf CC=arm-linux-gnueabihf-gcc AR=arm-linux-gnueabihf-a
 emulate-armhf:
 	$(MAKE) $(armhf) $(BUILD)/armhf/bnorm-verify
 	BNORM_REQUIRE=neon $(MAKE) $(armhf) run-tests RUN='qemu-arm -cpu cortex-a7' \
-		TESTS='$(or $(TESTS),*neon* !*/nchw/* !*/blocked/* !frameworks/*)'
+		TESTS='$(or $(TESTS),*neon* !*/nchw/* !*/blocked/* !frameworks/* !types/* !options/*)'
 	qemu-arm -cpu cortex-a15 $(BUILD)/armhf/bnorm-verify --quick
 	for cpu in cortex-a8 cortex-a9; do \
 		qemu-arm -cpu $$cpu $(BUILD)/armhf/bnorm-verify --quick || exit; \
