@@ -575,7 +575,7 @@ struct sum_block {
 
 /* Rows without gaps are joined, so that chain j of channel i is lane j*c + i of longer rows, for
  * which v is computed with parameters that are repeated, up to so many; otherwise each chain has rows
- * of its own. */
+ * of its own, and of a single row there is one chain, whose lanes need no more than c parameters. */
 #define BNORM_REPEATED 144
 struct chain_rows {
     struct sum_rows s;
@@ -1275,7 +1275,8 @@ BNORM_RARE void reduce_few(const struct sum_rows *s, size_t count, size_t c, siz
     double a[BNORM_AGAIN], b[BNORM_AGAIN];
     float pivot[BNORM_AGAIN];
     struct sum_block k = {*s, count, c, chains};
-    const int repeats = (chains > 1 && chain_count(&k) == 1) || valid < c;
+    const int repeats =
+        c * chains <= BNORM_REPEATED && (valid < c || (chains > 1 && chain_count(&k) == 1));
     if (repeats && s->a && reads_x(s->a->pre) && form_of(s) != BNORM_GENERAL)
         reduce_repeated(&k, valid, pivot, a, b, first, second);
     else
