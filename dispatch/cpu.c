@@ -81,7 +81,8 @@ static bnorm_limits limits_of_zen(uint64_t l2, uint64_t l3) {
  * equal from 8 MiB to 48). In place the lines are there when they are written: on a Cascade Lake
  * prefetching still lost 1.43 times at 8 MiB.
  * A streaming store holds one of a core's few fill buffers until it reaches memory: where there are
- * 12 of them, in the cores of Skylake-X, Cascade Lake and Cooper Lake, all of model 0x55, it lost 1.08 to 1.21 times at 51 MB and gained nowhere. */
+ * 12 of them, in the cores of Skylake-X, Cascade Lake and Cooper Lake, all of model 0x55, it lost
+ * 1.08 to 1.21 times at 51 MB and gained nowhere. */
 static bnorm_limits limits_of_intel(unsigned model, uint64_t l2, uint64_t l3) {
     const bnorm_limits limits = {limit(6 * l2), limit(16 * l2 < l3 / 2 ? 16 * l2 : l3 / 2),
                                  model == 0x55 ? 0 : usual.stream, strips(l2)};

@@ -95,6 +95,10 @@ BNORM_INLINE void set_limits(const bnorm_act *act, struct sum_parameters *p) {
     p->high = clamp ? vec_set1(act->b) : vec_set1(NAN);
 }
 
+BNORM_INLINE vec_f limited(const struct sum_parameters *p, vec_f v, vec_f dy) {
+    return vec_zero_from(v, p->high, vec_zero_unless_gt(v, p->low, dy));
+}
+
 BNORM_INLINE struct sum_parameters
 sum_parameters_at(const struct sum_form f, const struct sum_rows *s, int spread, size_t i) {
     struct sum_parameters p;
@@ -184,7 +188,7 @@ BNORM_INLINE struct terms terms_at(BNORM_SUM_ARGS, size_t n) {
         v = vec_fma(difference(x, p->center, n), p->scale, p->shift);
     if (f.g == BNORM_PRE_RESIDUAL)
         v = vec_add(vec_fma(difference(x, p->center, n), p->scale, p->shift), v);
-    return (struct terms){vec_zero_from(v, p->high, vec_zero_unless_gt(v, p->low, dy)), d};
+    return (struct terms){limited(p, v, dy), d};
 }
 
 /* Sums of one row and of two. 0 is added to a product that compilers can't make one operation with
@@ -269,24 +273,18 @@ struct column {
     float *x, *g;
 };
 
-/* dy times the derivative of an activation that may be any, or RELU or CLAMP if `limited`. */
-BNORM_INLINE vec_f column_gradient(const struct column *c, int limited, vec_f v, vec_f dy) {
-    if (limited)
-        return vec_zero_from(v, c->p.high, vec_zero_unless_gt(v, c->p.low, dy));
-    return gradient_of(&c->s->a->act, v, dy);
-}
-
-/* n <= VEC_F lanes of all rows. */
-BNORM_INLINE void load_column(const struct column *of, bnorm_dtype type, int limited, size_t n) {
+/* n <= VEC_F lanes of all rows; limits: the activation is RELU or CLAMP, else any. */
+BNORM_INLINE void load_column(const struct column *of, int limits, size_t n) {
     const struct column own = *of, *const c = &own; /* that no store can change */
     const struct sum_rows *const s = c->s;
     const enum bnorm_pre pre = s->a ? s->a->pre : BNORM_PRE_NONE;
+    const bnorm_dtype type = s->type;
     struct cursor at = c->at;
     for (size_t k = 0; k < c->end; k += c->row) {
         const vec_f x = widened_lanes(at.x, type, n);
         vec_store(c->x + k, x);
         at.x += s->x_step;
-        if (!limited && !s->a)
+        if (!limits && !s->a)
             continue;
         vec_f g = widened_lanes(at.dy, type, n), v = vec_set1(0);
         at.dy += s->dy_step;
@@ -302,8 +300,10 @@ BNORM_INLINE void load_column(const struct column *of, bnorm_dtype type, int lim
                         of_x = vec_fma(d, c->p.scale, c->p.shift);
             v = pre == BNORM_PRE_RESIDUAL ? vec_add(of_x, v) : of_x;
         }
-        if (limited || pre != BNORM_PRE_NONE)
-            g = column_gradient(c, limited, v, g);
+        if (limits)
+            g = limited(&c->p, v, g);
+        else if (pre != BNORM_PRE_NONE)
+            g = gradient_of(&s->a->act, v, g);
         vec_store(c->g + k, g);
     }
 }
@@ -313,11 +313,11 @@ BNORM_INLINE void load_column(const struct column *of, bnorm_dtype type, int lim
 static void load_rows(const struct sum_rows *s, size_t rows, size_t n, float *x, float *g) {
     const enum bnorm_pre pre = s->a ? s->a->pre : BNORM_PRE_NONE;
     const size_t size = size_of(s->type);
-    const int limited = pre != BNORM_PRE_NONE &&
-                        (s->a->act.kind == BNORM_ACT_RELU || s->a->act.kind == BNORM_ACT_CLAMP);
+    const int limits = pre != BNORM_PRE_NONE &&
+                       (s->a->act.kind == BNORM_ACT_RELU || s->a->act.kind == BNORM_ACT_CLAMP);
     struct column c = {.s = s, .at = cursor_of(s), .row = whole_vectors(n), .x = x, .g = g};
     c.end = rows * c.row;
-    if (limited)
+    if (limits)
         set_limits(&s->a->act, &c.p);
     for (size_t i = 0; i < n; i += VEC_F, c.x += VEC_F, c.g += VEC_F) {
         const size_t lanes = lesser(VEC_F, n - i);
@@ -326,10 +326,10 @@ static void load_rows(const struct sum_rows *s, size_t rows, size_t n, float *x,
             c.p.scale = parameter_lanes(s->scale, s->spread, i, lanes);
             c.p.shift = parameter_lanes(s->shift, s->spread, i, lanes);
         }
-        if (limited && lanes == VEC_F)
-            load_column(&c, s->type, 1, VEC_F);
+        if (limits && lanes == VEC_F)
+            load_column(&c, 1, VEC_F);
         else
-            load_column(&c, s->type, 0, lanes);
+            load_column(&c, 0, lanes);
         c.at.x += VEC_F * size;
         c.at.bit += VEC_F;
         if (s->a)
