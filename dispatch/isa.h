@@ -64,8 +64,9 @@ typedef struct bnorm_bits {
     size_t at, image_stride, group_stride, row_stride;
 } bnorm_bits;
 
-/* What an elementwise kernel and the sums of backward take.
+/* What an elementwise kernel and a reduction take.
  *   apply_*  out = act(fma(x - center, scale, shift) + argument)
+ *   moments_* statistics of x; dy is absent, the parameters are not looked at
  * and with g = dy*act'(v):
  *   sums_*   sum(g) and sum(g*(x - center)) in double; invstd says how large x - center is
  *   dx_*     dresidual = g
@@ -76,7 +77,9 @@ typedef struct bnorm_bits {
 typedef struct bnorm_map_args {
     size_t images, groups, rows, lanes;
     /* *_rows: the first `valid` lanes have parameters, apply_* and dx_* write 0 to those behind
-     * them. Fewer than `lanes` only where lanes is at most 32 and groups 1. */
+     * them. Fewer than `lanes` only where lanes is at most 32 and groups 1. Reductions take one
+     * image, planes of at most BNORM_BLOCK_SPAN unless of F32, and have results for the first
+     * `valid` channels of all groups. */
     size_t valid;
     bnorm_tensor x, dy;
     bnorm_tensor argument; /* residual; or y, where `pre` says so; absent = none */
@@ -89,16 +92,6 @@ typedef struct bnorm_map_args {
     const float *center; /* NULL in apply_* = no subtraction */
     const float *scale, *shift, *invstd, *slope, *offset;
 } bnorm_map_args;
-
-/* A block to reduce: rows of `len` elements, or planes of `len`, at most BNORM_BLOCK_SPAN unless of
- * F32, `stride` apart. */
-typedef struct bnorm_block_args {
-    const void *x;
-    bnorm_dtype type;
-    size_t runs, len, stride;
-    size_t valid;   /* rows only: results are wanted of the first `valid` elements of a row */
-    unsigned hints; /* of enum bnorm_hint BNORM_PREFETCH_IN */
-} bnorm_block_args;
 
 /* Partial results of every block of images [first, first + n): two tables, in which block b of
  * channel i is b*stride + i. They are merged where they are: afterwards the whole subtrees of these
@@ -178,11 +171,11 @@ typedef struct bnorm_grad_coefficient_args {
     X(apply_span, (const bnorm_map_args *a))
 #define BNORM_TRAINING_KERNELS(X)                                                                  \
     /* One block of rows: per channel sum(x) and sum((x - sum/rows)^2). */                         \
-    X(moments_rows, (const bnorm_block_args *a, size_t chains, double *sum, double *m2))           \
+    X(moments_rows, (const bnorm_map_args *a, size_t chains, double *sum, double *m2))             \
     /* One block of each plane: 32 chains. */                                                      \
-    X(moments_span, (const bnorm_block_args *a, double *sum, double *m2))                          \
+    X(moments_span, (const bnorm_map_args *a, double *sum, double *m2))                            \
     /* The same for up to BNORM_LEAF rows, a power of two: merged pair by pair, each an image. */  \
-    X(moments_tree, (const bnorm_block_args *a, double *sum, double *m2))                          \
+    X(moments_tree, (const bnorm_map_args *a, double *sum, double *m2))                            \
     /* Merge blocks along the tree; a NaN in m2 makes the mean NaN. NULL: only subtrees. */        \
     X(merge, (const bnorm_partials *p, size_t first, size_t c, double *mean, double *m2))          \
     X(merge_pair, (const bnorm_pair_args *a, size_t c))                                            \

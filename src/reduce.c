@@ -7,39 +7,34 @@
 
 #include <string.h>
 
+/* Whether rows have lanes without a channel. */
+static int has_padding(const bnorm_map_args *args) {
+    return args->valid < args->groups * args->lanes;
+}
+
 void bnorm_reduce_moments(const bnorm_reduction *r, const bnorm_tensor *x, size_t b, size_t channel,
                           size_t channels) {
     const bnorm_view *view = &r->view;
     const bnorm_block block = bnorm_block_at(view, &r->blocks, b);
-    bnorm_part part = bnorm_part_of(view, channel, channels, block.image, block.from, block.len);
-    double *sum = bnorm_entry(r, 0, b, channel), *m2 = bnorm_entry(r, 1, b, channel);
-    const char *data = (const char *)x->data + bnorm_offset_of(x, &part) * bnorm_size_of(x->type);
-    if (view->planes) {
-        const bnorm_block_args args = {.x = data,
-                                       .type = x->type,
-                                       .runs = part.groups,
-                                       .len = part.lanes,
-                                       .stride = x->group_stride,
-                                       .valid = part.lanes,
-                                       .hints = r->hints};
+    const bnorm_part part =
+        bnorm_part_of(view, channel, channels, block.image, block.from, block.len);
+    double *const sum = bnorm_entry(r, 0, b, channel), *const m2 = bnorm_entry(r, 1, b, channel);
+    bnorm_map_args args; /* member by member, as compilers clear whole structs first */
+    args.images = 1;
+    args.groups = part.groups;
+    args.rows = part.rows;
+    args.lanes = part.lanes;
+    args.valid = channels;
+    args.hints = r->hints;
+    args.x = *x;
+    args.dy.data = args.argument.data = args.out.data = args.dresidual.data = NULL;
+    bnorm_move_to(&args.x, &part);
+    if (view->planes)
         r->kernels->moments_span(&args, sum, m2);
-        return;
-    }
-    for (size_t i = 0; i < channels; i += part.lanes) {
-        const bnorm_block_args args = {.x = data,
-                                       .type = x->type,
-                                       .runs = part.rows,
-                                       .len = part.lanes,
-                                       .stride = x->row_stride,
-                                       .valid = bnorm_min(part.lanes, channels - i),
-                                       .hints = r->hints};
-        if (view->leaves)
-            r->kernels->moments_tree(&args, sum + i, m2 + i);
-        else
-            BNORM_HELD(r->kernels->moments_rows(&args, r->blocks.chains, sum + i, m2 + i),
-                       args.valid < args.len);
-        data += x->group_stride * bnorm_size_of(x->type);
-    }
+    else if (view->leaves)
+        r->kernels->moments_tree(&args, sum, m2);
+    else
+        BNORM_HELD(r->kernels->moments_rows(&args, r->blocks.chains, sum, m2), has_padding(&args));
 }
 
 void bnorm_copy_element(const void *element, bnorm_dtype type, size_t n, float *copies) {
@@ -60,7 +55,7 @@ static void run_sums(const bnorm_reduction *r, const bnorm_map_args *args, doubl
         r->kernels->sums_tree(args, sum_g, sum_gx);
     else
         BNORM_HELD(r->kernels->sums_rows(args, r->blocks.chains, sum_g, sum_gx),
-                   args->valid < args->lanes);
+                   has_padding(args));
 }
 
 /* All rows or planes of the call have one value of dy. Not inlined, as few calls need that much of
@@ -73,13 +68,13 @@ static __attribute__((noinline)) void same_sums(const bnorm_reduction *r, bnorm_
     run_sums(r, args, sum_g, sum_gx);
 }
 
-/* What the kernels take for one slice; those of rows take one group at a time. */
+/* What the kernels take for one slice. */
 static void take_slice(const bnorm_view *view, const bnorm_map_args *whole, const bnorm_part *part,
                        size_t channels, bnorm_map_args *args) {
     const size_t channel = bnorm_channel_of(view, part);
     *args = *whole;
     args->images = 1;
-    args->groups = view->planes ? part->groups : 1;
+    args->groups = part->groups;
     args->rows = part->rows;
     args->lanes = part->lanes;
     args->valid = channels;
@@ -104,8 +99,6 @@ void bnorm_reduce_sums(const bnorm_reduction *r, const bnorm_map_args *whole, si
     size_t at_once = channels;
     if (same_dy)
         at_once = dy_stride != 0 ? 1 : view->planes ? channels : bnorm_min(channels, BNORM_COPIES);
-    else if (!view->planes && view->groups > 1)
-        at_once = view->lanes;
     for (size_t i = 0; i < channels; i += at_once) {
         const size_t count = bnorm_min(at_once, channels - i);
         const bnorm_part part =

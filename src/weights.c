@@ -166,13 +166,14 @@ static void tile_moments(const struct source *s, const struct tile *tile, double
             lane_moments(tile, i, &mean[i], &m2[i]);
         return;
     }
+    bnorm_map_args args = {.groups = 1, .rows = tile->n, .lanes = lanes, .valid = valid};
+    args.x.data = (void *)(uintptr_t)tile->x;
+    args.x.row_stride = lanes;
     if (s->r->view.planes) {
-        const bnorm_block_args args = {
-            .x = tile->x, .runs = 1, .len = tile->n, .stride = tile->n, .valid = 1};
+        args.rows = 1;
+        args.lanes = tile->n;
         s->r->kernels->moments_span(&args, mean, m2);
     } else {
-        const bnorm_block_args args = {
-            .x = tile->x, .runs = tile->n, .len = lanes, .stride = lanes, .valid = valid};
         s->r->kernels->moments_rows(&args, 1, mean, m2); /* whatever channels come together */
     }
     weight_moments(mean, m2, valid, tile->n, weight_of(tile, 0));

@@ -456,14 +456,17 @@ static void maybe_constant(struct trial *r, struct operand *x, const struct area
     memcpy(x->data[TESTED], x->data[SCALAR], x->bytes);
 }
 
-static bnorm_block_args block_args(const struct operand *x, bnorm_dtype type, const struct area *a,
-                                   enum version v) {
-    return (bnorm_block_args){.x = at(x, v),
-                              .type = type,
-                              .runs = a->runs,
-                              .len = a->len,
-                              .stride = a->stride,
-                              .valid = a->valid};
+/* Rows, or planes; gaps between groups that are not there are not looked at. */
+static bnorm_map_args block_args(const struct operand *x, bnorm_dtype type, const struct area *a,
+                                 int planes, enum version v) {
+    bnorm_map_args args = {.images = 1,
+                           .groups = planes ? a->runs : 1,
+                           .rows = planes ? 1 : a->runs,
+                           .lanes = a->len,
+                           .valid = planes ? a->runs : a->valid};
+    args.x = (bnorm_tensor){.data = at(x, v), .type = type};
+    *(planes ? &args.x.group_stride : &args.x.row_stride) = a->stride;
+    return args;
 }
 
 /* A block of rows in chains, or with 0 of them as a tree. */
@@ -477,7 +480,7 @@ static void trial_block_of_rows(struct trial *r, size_t c, size_t rows, size_t c
     maybe_constant(r, x, &a);
     struct operand *sum = doubles(r, "sum", c), *m2 = doubles(r, "m2", c);
     for (enum version v = SCALAR; v < VERSIONS; v++) {
-        const bnorm_block_args args = block_args(x, type, &a, v);
+        const bnorm_map_args args = block_args(x, type, &a, 0, v);
         if (chains)
             bnorm_training_of(r->isa[v])->moments_rows(&args, chains, at(sum, v), at(m2, v));
         else
@@ -507,7 +510,7 @@ static void trial_moments_span(struct trial *r, size_t len, size_t round) {
     maybe_constant(r, x, &a);
     struct operand *sum = doubles(r, "sum", planes), *m2 = doubles(r, "m2", planes);
     for (enum version v = SCALAR; v < VERSIONS; v++) {
-        const bnorm_block_args args = block_args(x, type, &a, v);
+        const bnorm_map_args args = block_args(x, type, &a, 1, v);
         bnorm_training_of(r->isa[v])->moments_span(&args, at(sum, v), at(m2, v));
     }
     compare(r);

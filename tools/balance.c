@@ -51,19 +51,19 @@ static void add_work(enum kernel kernel, size_t elements) {
 /* A double is two elements. */
 enum { DOUBLES = 2 };
 
-static void count_moments_rows(const bnorm_block_args *a, size_t chains, double *sum, double *m2) {
+static void count_moments_rows(const bnorm_map_args *a, size_t chains, double *sum, double *m2) {
     (void)chains, (void)sum, (void)m2;
-    add_work(KERNEL_moments_rows, a->runs * a->len);
+    add_work(KERNEL_moments_rows, a->groups * a->rows * a->lanes);
 }
 
-static void count_moments_span(const bnorm_block_args *a, double *sum, double *m2) {
+static void count_moments_span(const bnorm_map_args *a, double *sum, double *m2) {
     (void)sum, (void)m2;
-    add_work(KERNEL_moments_span, a->runs * a->len);
+    add_work(KERNEL_moments_span, a->groups * a->rows * a->lanes);
 }
 
-static void count_moments_tree(const bnorm_block_args *a, double *sum, double *m2) {
+static void count_moments_tree(const bnorm_map_args *a, double *sum, double *m2) {
     (void)sum, (void)m2;
-    add_work(KERNEL_moments_tree, a->runs * a->len);
+    add_work(KERNEL_moments_tree, a->groups * a->rows * a->lanes);
 }
 
 /* Two tables read, one node per image or leaf written, and two results if they are wanted. */

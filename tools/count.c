@@ -198,24 +198,25 @@ static size_t moments_variant_count(void) {
     return is_scalar() ? 1 : sizeof moments_variants / sizeof moments_variants[0];
 }
 
-static bnorm_block_args moments_args(const struct size *s, bnorm_dtype type) {
-    return (bnorm_block_args){.x = x_of(type),
-                              .type = type,
-                              .runs = s->runs,
-                              .len = s->len,
-                              .stride = s->len,
-                              .valid = s->valid};
+static bnorm_map_args moments_args(const struct size *s, bnorm_dtype type) {
+    bnorm_map_args args = {.groups = s->rows ? 1 : s->runs,
+                           .rows = s->rows ? s->runs : 1,
+                           .lanes = s->len,
+                           .valid = s->rows ? s->valid : s->runs};
+    args.x = (bnorm_tensor){.data = (void *)(uintptr_t)x_of(type), .type = type};
+    args.x.group_stride = args.x.row_stride = s->len;
+    return args;
 }
 
 static void count_moments(int rows) {
     for (size_t v = 0; v < moments_variant_count(); v++)
         for (size_t i = 0; i < SIZES; i++) {
-            const bnorm_block_args args = moments_args(&sizes[i], moments_variants[v].type);
+            const bnorm_map_args args = moments_args(&sizes[i], moments_variants[v].type);
             if (sizes[i].rows != rows)
                 continue;
             begin();
             if (rows)
-                training->moments_rows(&args, bnorm_chains(args.len), sums[0], sums[1]);
+                training->moments_rows(&args, bnorm_chains(args.lanes), sums[0], sums[1]);
             else
                 training->moments_span(&args, sums[0], sums[1]);
             end(rows ? "moments_rows" : "moments_span", moments_variants[v].name, sizes[i].name);
@@ -239,7 +240,7 @@ enum { LEAVES = sizeof leaves / sizeof leaves[0] };
 static void count_moments_tree(void) {
     for (size_t v = 0; v < moments_variant_count(); v++)
         for (size_t i = 0; i < LEAVES; i++) {
-            const bnorm_block_args args = moments_args(&leaves[i], moments_variants[v].type);
+            const bnorm_map_args args = moments_args(&leaves[i], moments_variants[v].type);
             begin();
             training->moments_tree(&args, sums[0], sums[1]);
             end("moments_tree", moments_variants[v].name, leaves[i].name);
@@ -494,7 +495,7 @@ static void (*const kernels[])(void) = {
 
 static void count_call(const struct call *call, const char *name, const char *layout,
                        const char *size) {
-    const int training = call->op == BNORM_OP_FORWARD_TRAIN;
+    const int trains = call->op == BNORM_OP_FORWARD_TRAIN;
     const struct operands at = {
         .x = {.data = x},
         .dy = {.data = dy},
@@ -502,8 +503,8 @@ static void count_call(const struct call *call, const char *name, const char *la
         .gamma = scale,
         .beta = shift,
         .scale = scale,
-        .mean = training ? results[2] : center,
-        .invstd = training ? results[3] : invstd,
+        .mean = trains ? results[2] : center,
+        .invstd = trains ? results[3] : invstd,
         .running_mean = results[0],
         .running_var = results[1],
         .dgamma = results[0],

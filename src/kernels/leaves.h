@@ -145,14 +145,21 @@ BNORM_INLINE void reduce_leaves(enum tree tree, const struct sum_rows *s, size_t
     }
 }
 
-static void moments_tree(const bnorm_block_args *a, double *sum, double *m2) {
-    const struct sum_rows s = block_rows(a, 0);
-    reduce_leaves(BNORM_MERGED, &s, a->runs, a->valid, sum, m2);
+BNORM_INLINE void reduce_groups_of_leaves(enum tree tree, const bnorm_map_args *a, double *first,
+                                          double *second) {
+    const int backward = tree == BNORM_ADDED;
+    struct sum_rows s = sum_rows_of(a, 0, backward);
+    for (size_t i = 0; i < a->valid; i += a->lanes) {
+        reduce_leaves(tree, &s, a->rows, lesser(a->lanes, a->valid - i), first + i, second + i);
+        next_group(a, backward, &s);
+    }
     vec_zeroupper();
 }
 
+static void moments_tree(const bnorm_map_args *a, double *sum, double *m2) {
+    reduce_groups_of_leaves(BNORM_MERGED, a, sum, m2);
+}
+
 static void sums_tree(const bnorm_map_args *a, double *sum_g, double *sum_gx) {
-    const struct sum_rows s = sum_rows_at(a, 0);
-    reduce_leaves(BNORM_ADDED, &s, a->rows, a->valid, sum_g, sum_gx);
-    vec_zeroupper();
+    reduce_groups_of_leaves(BNORM_ADDED, a, sum_g, sum_gx);
 }

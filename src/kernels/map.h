@@ -583,7 +583,7 @@ BNORM_FORMS(forward_clamp, FORWARD, BNORM_F32, BNORM_ACT_CLAMP, 0)
 BNORM_FORM(forward_held, map_held, FORWARD, HELD, BNORM_F32, BNORM_ANY, 0)
 BNORM_FORMS(forward_bf16, FORWARD, BNORM_BF16, BNORM_ANY, 0)
 BNORM_FORMS(forward_f16, FORWARD, BNORM_F16, BNORM_ANY, 0)
-BNORM_FORMS(forward_any, FORWARD, BNORM_ANY, BNORM_ANY, 0)
+BNORM_FORM(forward_any_rows, map_runs, FORWARD, LOADED, BNORM_ANY, BNORM_ANY, 0)
 BNORM_FORMS(backward_identity, BACKWARD, BNORM_F32, BNORM_ACT_IDENTITY, 1)
 BNORM_FORMS(backward_relu, BACKWARD, BNORM_F32, BNORM_ACT_RELU, 1)
 BNORM_FORMS(backward_frozen, BACKWARD, BNORM_F32, BNORM_ANY, 0)
@@ -603,7 +603,7 @@ static const struct functions forward_functions[BNORM_OTHERS + 1] = {
     {forward_clamp_planes, forward_clamp_rows, forward_held},
     {forward_bf16_planes, forward_bf16_rows, NULL},
     {forward_f16_planes, forward_f16_rows, NULL},
-    {forward_any_planes, forward_any_rows, NULL}};
+    {NULL, forward_any_rows, NULL}};
 static const struct functions backward_functions[BNORM_OTHERS + 1] = {
     {backward_identity_planes, backward_identity_rows, NULL},
     {backward_relu_planes, backward_relu_rows, NULL},
@@ -704,7 +704,7 @@ BNORM_INLINE void begin_period(struct block *b) {
 
 /* Runs of fewer elements than a vector: each as one vector in memory, the other elements of which
  * are 0, as are their parameters, so that nothing comes of them. */
-BNORM_RARE void map_few(const struct mapping *m, const struct block *b, int planes) {
+BNORM_COLD void map_few(const struct mapping *m, const struct block *b, int planes) {
     struct {
         _Alignas(64) char x[64], dy[64], argument[64], out[64], dresidual[64];
         float p[6][VEC_F];
@@ -891,7 +891,7 @@ static void map_planes(struct mapping *m, struct block *b, float *room) {
     m->p = p;
 }
 
-BNORM_RARE void clear_rows(char *p, size_t stride, size_t rows, size_t bytes, int zero) {
+BNORM_COLD void clear_rows(char *p, size_t stride, size_t rows, size_t bytes, int zero) {
     const uint32_t four = (uint32_t)(zero & 255) * 0x01010101u;
     for (; rows > 0; rows--, p += stride) {
         size_t k = 0;
@@ -904,7 +904,7 @@ BNORM_RARE void clear_rows(char *p, size_t stride, size_t rows, size_t bytes, in
 
 /* Rows whose lanes behind the first `valid` are padding, which gets zeros. Whatever is in it gives
  * NaN in forward, which has no bit. */
-BNORM_RARE void map_padded(const struct mapping *m, struct block *b, size_t valid, float *room) {
+BNORM_COLD void map_padded(const struct mapping *m, struct block *b, size_t valid, float *room) {
     const struct run r = b->run;
     const size_t rows = b->rows, n = b->lanes - valid, at = valid * m->out_size;
     float p[6][32];

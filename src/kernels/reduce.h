@@ -10,7 +10,8 @@
  *   g     where the first of the two terms comes from: BNORM_SQUARES = from d; of backward an enum
  *         bnorm_pre: dy alone for BNORM_PRE_NONE, else dy where RELU or CLAMP let it pass
  *   type  of the tensors: F32, and BF16 and F16 for BNORM_SQUARES and BNORM_PRE_NONE
- *   plane whether rows are those of a plane, whose steps are constants, too
+ *   plane whether rows are those of a plane, whose steps are constants, too, or of a block of
+ *         channels with the same steps, F32 and from dy or x
  * Everything else, and rows of less than a vector of lanes, becomes x and g in floats first, in
  * memory that stays in the first-level cache. */
 #include "../fma.h"
@@ -21,7 +22,7 @@
 struct sum_form {
     int g;
     bnorm_dtype type;
-    int plane; /* rows are those of a plane */
+    enum plane { BNORM_ROWS, BNORM_PLANE, BNORM_BLOCK } plane;
 };
 
 /* Rows of lanes in memory. Steps are bytes from one row to the next. */
@@ -99,18 +100,30 @@ BNORM_INLINE vec_f limited(const struct sum_parameters *p, vec_f v, vec_f dy) {
     return vec_zero_from(v, p->high, vec_zero_unless_gt(v, p->low, dy));
 }
 
-BNORM_INLINE struct sum_parameters
-sum_parameters_at(const struct sum_form f, const struct sum_rows *s, int spread, size_t i) {
+/* Of a vector from lane i on; or of all vectors of plane i, or of a block of channels. */
+BNORM_INLINE struct sum_parameters sum_parameters_at(const struct sum_form f,
+                                                     const struct sum_rows *s, size_t i) {
     struct sum_parameters p;
-    p.pivot = parameter_lanes(s->pivot, spread, i, VEC_F);
-    p.center = p.scale = p.shift = p.low = p.high = vec_set1(0);
+    const int reads_all = f.g == BNORM_PRE_X || f.g == BNORM_PRE_RESIDUAL;
+    p.pivot = p.center = p.scale = p.shift = p.low = p.high = vec_set1(0);
     if (f.g > BNORM_PRE_NONE)
         set_limits(&s->a->act, &p);
-    if (f.g == BNORM_PRE_X || f.g == BNORM_PRE_RESIDUAL) {
-        p.center = parameter_lanes(s->center, spread, i, VEC_F);
-        p.scale = parameter_lanes(s->scale, spread, i, VEC_F);
-        p.shift = parameter_lanes(s->shift, spread, i, VEC_F);
+#define BNORM_PARAMETERS(load)                                                                     \
+    {                                                                                              \
+        p.pivot = load(s->pivot + i);                                                              \
+        if (reads_all) {                                                                           \
+            p.center = load(s->center + i);                                                        \
+            p.scale = load(s->scale + i);                                                          \
+            p.shift = load(s->shift + i);                                                          \
+        }                                                                                          \
     }
+#define BNORM_ONE(p) vec_set1(*(p))
+    if (f.plane == BNORM_PLANE)
+        BNORM_PARAMETERS(BNORM_ONE)
+    else
+        BNORM_PARAMETERS(vec_load)
+#undef BNORM_ONE
+#undef BNORM_PARAMETERS
     return p;
 }
 
@@ -366,13 +379,14 @@ BNORM_INLINE void add_group(struct sums s, int first, double *a, double *b) {
     X(limited_mask, BNORM_PRE_MASK, BNORM_F32)
 
 /* Which of them s has, or BNORM_GENERAL. */
+#define BNORM_LIMITED_X 6
 static int form_of(const struct sum_rows *s) {
     const enum bnorm_pre pre = s->a ? s->a->pre : BNORM_PRE_NONE;
     if (pre == BNORM_PRE_NONE)
         return (s->a ? 3 : 0) + (int)s->type;
     if (s->type == BNORM_F32 &&
         (s->a->act.kind == BNORM_ACT_RELU || s->a->act.kind == BNORM_ACT_CLAMP))
-        return 6 + (int)pre - (int)BNORM_PRE_X;
+        return BNORM_LIMITED_X + (int)pre - (int)BNORM_PRE_X;
     return BNORM_GENERAL;
 }
 
@@ -397,7 +411,7 @@ BNORM_INLINE void add_fours_of_rows(const struct sum_form f, const struct sum_ro
     struct cursor next = cursor_at(f, s, at, ahead, 0);
     for (;;) {
         do {
-            const struct sum_parameters p = sum_parameters_at(f, s, 0, i);
+            const struct sum_parameters p = sum_parameters_at(f, s, i);
             if (BNORM_UNLIKELY(s->prefetch)) {
                 prefetch_ahead(f, next, 0, 4 * VEC_F * size_of(f.type));
                 next = cursor_at(f, s, next, 0, 4 * VEC_F);
@@ -426,7 +440,7 @@ BNORM_INLINE void add_other_rows(const struct sum_form f, const struct sum_rows 
                                  float *to) {
     for (size_t i = 0; i < len; i += VEC_F) {
         const size_t lane = lesser(i, len - VEC_F), in_tail = lanes_before(tail, lane);
-        const struct sum_parameters p = sum_parameters_at(f, s, 0, lane);
+        const struct sum_parameters p = sum_parameters_at(f, s, lane);
         add_to_group(sum_rest(f, s, &p, at, 0, lane, rows, in_tail), first, to + 2 * i);
     }
 }
@@ -470,7 +484,7 @@ typedef void rows_form(const struct sum_rows *s, size_t rows, size_t tail, size_
 #define BNORM_ROWS_FORM(name, g, type)                                                             \
     static void add_rows_##name(const struct sum_rows *s, size_t rows, size_t tail, size_t len,    \
                                 float *group, double *a, double *b) {                              \
-        add_lanes((struct sum_form){g, type, 0}, s, rows, tail, len, group, a, b);                 \
+        add_lanes((struct sum_form){g, type, BNORM_ROWS}, s, rows, tail, len, group, a, b);                 \
     }
 BNORM_SUM_FORMS(BNORM_ROWS_FORM)
 #define BNORM_ROWS_ENTRY(name, g, type) add_rows_##name,
@@ -571,6 +585,7 @@ BNORM_INLINE void add_rows(const struct sum_rows *s, size_t rows, size_t tail, s
 struct sum_block {
     struct sum_rows s; /* a row is a position, and c*chains lanes have parameters */
     size_t count, c, chains;
+    int of_plane; /* rows follow one another, with the same parameters in each vector, as in planes */
 };
 
 /* Rows without gaps are joined, so that chain j of channel i is lane j*c + i of longer rows, for
@@ -625,10 +640,11 @@ static void sum_channels(const struct sum_block *k, double *a, double *b) {
 
 enum { SPAN_VECTORS = BNORM_SPAN_LANES / VEC_F };
 
-/* Of up to VEC_F planes: the sums of a group, four each, and those of planes of more groups. */
+/* Of up to VEC_F planes: the sums of a group, four each, and those of planes of more groups; of a
+ * block of channels those of all lanes. */
 struct plane_sums {
     _Alignas(64) float a[VEC_F][4], b[VEC_F][4];
-    double all_a[VEC_F][4], all_b[VEC_F][4];
+    double all_a[VEC_F > 8 ? VEC_F : 8][4], all_b[VEC_F > 8 ? VEC_F : 8][4];
 };
 
 /* Adds four floats. */
@@ -640,18 +656,23 @@ BNORM_INLINE void add_four(double *sums, const float *fours) {
                       lanes);
 }
 
+/* Adds the sums of a group's lanes. */
+BNORM_RARE void add_lanes_of_group(const float *group, int first, struct plane_sums *to) {
+    for (size_t i = 0; i < BNORM_SPAN_LANES; i += VEC_F)
+        add_group(load_sums(group + 2 * i), first, to->all_a[0] + i, to->all_b[0] + i);
+}
+
 /* Planes of `len` elements; `adds`: the sums of groups are added to those of planes. */
 BNORM_INLINE void sum_planes(const struct sum_form f, const struct sum_rows *s, size_t planes,
                              size_t len, int adds, struct plane_sums *to) {
-    const struct sum_form apart = {f.g, f.type, 0};
+    const struct sum_form apart = {f.g, f.type, BNORM_ROWS};
     const size_t rows = len % BNORM_FOUR_SPAN / BNORM_SPAN_LANES;
     size_t last[SPAN_VECTORS]; /* lanes of the row that is not whole */
     struct cursor plane = cursor_of(s);
     for (size_t k = 0; k < SPAN_VECTORS; k++)
         last[k] = lanes_before(len % BNORM_SPAN_LANES, k * VEC_F);
     for (size_t i = 0; i < planes; i++, plane = cursor_at(apart, s, plane, 1, 0)) {
-        const struct sum_rows here = sum_rows_from(s, 0, 0, 1, i);
-        const struct sum_parameters p = sum_parameters_at(f, &here, 1, 0);
+        const struct sum_parameters p = sum_parameters_at(f, s, i);
         struct cursor at = plane;
         size_t left = len;
         do {
@@ -682,18 +703,24 @@ BNORM_INLINE void sum_planes(const struct sum_form f, const struct sum_rows *s, 
                 add_fours(f, s, &p, at, fours, SPAN_VECTORS, t);
                 BNORM_VECTORS_OF(u, add_sums(t[k], u[k]))
             }
-#undef BNORM_TERMS
-#undef BNORM_VECTORS_OF
-            BNORM_UNROLL
-            for (size_t half = SPAN_VECTORS / 2; half > 0; half /= 2) {
+            if (f.plane == BNORM_BLOCK) {
+                float lanes[2 * BNORM_SPAN_LANES];
                 BNORM_UNROLL
-                for (size_t k = 0; k < half; k++)
-                    u[k] = add_sums(u[k], u[half + k]);
-            }
-            vec_fold_fours(to->a[i], to->b[i], u[0].a, u[0].b);
-            if (adds) {
-                add_four(to->all_a[i], to->a[i]);
-                add_four(to->all_b[i], to->b[i]);
+                for (size_t k = 0; k < SPAN_VECTORS; k++)
+                    add_to_group(u[k], 1, lanes + k * 2 * VEC_F);
+                add_lanes_of_group(lanes, left == len, to);
+            } else {
+                BNORM_UNROLL
+                for (size_t half = SPAN_VECTORS / 2; half > 0; half /= 2) {
+                    BNORM_UNROLL
+                    for (size_t k = 0; k < half; k++)
+                        u[k] = add_sums(u[k], u[half + k]);
+                }
+                vec_fold_fours(to->a[i], to->b[i], u[0].a, u[0].b);
+                if (adds) {
+                    add_four(to->all_a[i], to->a[i]);
+                    add_four(to->all_b[i], to->b[i]);
+                }
             }
             at = cursor_at(f, s, at, BNORM_GROUP, 0);
             if (f.g >= BNORM_PRE_NONE)
@@ -701,6 +728,8 @@ BNORM_INLINE void sum_planes(const struct sum_form f, const struct sum_rows *s, 
             left -= count;
         } while (left);
     }
+#undef BNORM_TERMS
+#undef BNORM_VECTORS_OF
 }
 
 typedef void planes_form(const struct sum_rows *s, size_t planes, size_t len, int adds,
@@ -708,9 +737,16 @@ typedef void planes_form(const struct sum_rows *s, size_t planes, size_t len, in
 #define BNORM_PLANES_FORM(name, g, type)                                                           \
     static void sum_planes_##name(const struct sum_rows *s, size_t planes, size_t len, int adds,   \
                                   struct plane_sums *to) {                                         \
-        sum_planes((struct sum_form){g, type, 1}, s, planes, len, adds, to);                       \
+        sum_planes((struct sum_form){g, type, BNORM_PLANE}, s, planes, len, adds, to);             \
+    }
+#define BNORM_BLOCK_FORM(name, g)                                                                  \
+    static void sum_block_##name(const struct sum_rows *s, size_t len, struct plane_sums *to) {    \
+        sum_planes((struct sum_form){g, BNORM_F32, BNORM_BLOCK}, s, 1, len, 0, to);                \
     }
 BNORM_SUM_FORMS(BNORM_PLANES_FORM)
+BNORM_BLOCK_FORM(squares, BNORM_SQUARES)
+BNORM_BLOCK_FORM(dy, BNORM_PRE_NONE)
+BNORM_BLOCK_FORM(limited_x, BNORM_PRE_X)
 #define BNORM_PLANES_ENTRY(name, g, type) sum_planes_##name,
 static planes_form *const planes_forms[] = {BNORM_SUM_FORMS(BNORM_PLANES_ENTRY)};
 
@@ -771,12 +807,64 @@ static void add_planes(const struct sum_rows *s, size_t planes, size_t len, doub
     }
 }
 
+/* Whether rows without gaps have a form for this. */
+static int are_rows_of_plane(const struct sum_block *k) {
+    const bnorm_map_args *a = k->s.a;
+    return VEC_F % k->c == 0 && k->s.type == BNORM_F32 &&
+           (!a || a->pre == BNORM_PRE_NONE || form_of(&k->s) == BNORM_LIMITED_X);
+}
+
+/* The lanes of a plane folded, upper half onto lower half, to those of a vector. */
+BNORM_INLINE void fold_vectors(const double *lanes, double *to) {
+    for (size_t i = 0; i < VEC_F; i += VEC_D) {
+        vec_d v[SPAN_VECTORS];
+        BNORM_UNROLL
+        for (size_t k = 0; k < SPAN_VECTORS; k++)
+            v[k] = vec_load_d(lanes + k * VEC_F + i);
+        BNORM_UNROLL
+        for (size_t half = SPAN_VECTORS / 2; half > 0; half /= 2) {
+            BNORM_UNROLL
+            for (size_t k = 0; k < half; k++)
+                v[k] = vec_add_d(v[k], v[half + k]);
+        }
+        vec_store_d(to + i, v[0]);
+    }
+}
+
+/* Both sums of such a block. */
+static void add_rows_of_plane(const struct sum_block *k, double *a, double *b) {
+    struct plane_sums sums;
+    const size_t len = k->count * k->c;
+    if (!k->s.a)
+        sum_block_squares(&k->s, len, &sums);
+    else if (k->s.a->pre == BNORM_PRE_NONE)
+        sum_block_dy(&k->s, len, &sums);
+    else
+        sum_block_limited_x(&k->s, len, &sums);
+    fold_vectors(sums.all_a[0], a);
+    fold_vectors(sums.all_b[0], b);
+    if (k->c < VEC_F) {
+        fold_chains(a, k->c, VEC_F / k->c);
+        fold_chains(b, k->c, VEC_F / k->c);
+    }
+}
+
+/* Both sums of the channels of rows, or of a plane. */
+static void sum_block(const struct sum_block *k, double *a, double *b) {
+    if (k->s.spread)
+        add_planes(&k->s, 1, k->count, a, b);
+    else if (k->of_plane)
+        add_rows_of_plane(k, a, b);
+    else
+        sum_channels(k, a, b);
+}
+
 /* ---------------------------------------------------------------------------------------------- */
 /* In double */
 
 /* Sums of x, or of g, in a, and of (x - center)^2, or g*(x - center), in b; either may be absent.
  * Chains are added up in order. */
-BNORM_RARE void double_channels(const struct sum_block *k, const double *center, double *a,
+BNORM_COLD void double_channels(const struct sum_block *k, const double *center, double *a,
                                 double *b) {
     enum { LANES = BNORM_STAGE_LANES };
     float x[LANES], g[LANES];
@@ -983,7 +1071,7 @@ BNORM_INLINE void round_plane_centers(const struct sum_rows *s, size_t planes, f
 #define BNORM_AGAIN (BNORM_MAX_LANES + BNORM_PAD)
 
 /* Not 0 where a channel has a value that is not its pivot. */
-static void sum_distances(const struct sum_block *k, double *b) {
+BNORM_COLD void sum_distances(const struct sum_block *k, double *b) {
     const size_t chains = chain_count(k);
     zero_lanes(b, k->c * k->chains);
     for (size_t j = 0; j < chains; j++) {
@@ -1025,14 +1113,6 @@ static float better_pivot(double n, float pivot, double a, double b) {
     return sum - magic;
 }
 
-/* Both sums of the channels of rows, or of a plane. */
-BNORM_INLINE void sum_block(const struct sum_block *k, double *a, double *b) {
-    if (k->s.spread)
-        add_planes(&k->s, 1, k->count, a, b);
-    else
-        sum_channels(k, a, b);
-}
-
 /* Lanes whose pivot is more than a deviation off the mean, or whose squares leave the range of a
  * float: one bit each. */
 BNORM_INLINE unsigned inaccurate_moments(double n, vec_d a, vec_d b) {
@@ -1068,7 +1148,7 @@ BNORM_INLINE void store_again(const double *a, const double *b, size_t i, double
  * inaccurate: about another pivot, and if they still are, in double about the mean itself. Where all
  * values are the pivot, nothing is inaccurate. The sums of all lanes, in more_a and more_b, may take
  * the place of a and b. */
-BNORM_RARE void moments_again(struct sum_block k, size_t valid, const double *a, const double *b,
+BNORM_COLD void moments_again(struct sum_block k, size_t valid, const double *a, const double *b,
                               double *more_a, double *more_b, double *sum, double *m2) {
     float other[BNORM_AGAIN];
     enum { RIGHT, ALIKE, WRONG };
@@ -1122,7 +1202,7 @@ BNORM_RARE void moments_again(struct sum_block k, size_t valid, const double *a,
 
 /* The same of backward: in double. A first sum that is finite stays, so that it does not depend on
  * x. */
-BNORM_RARE void sums_again(const struct sum_block *k, size_t valid, const double *a,
+BNORM_COLD void sums_again(const struct sum_block *k, size_t valid, const double *a,
                            const double *b, double *more_a, double *more_b, double *sum_g,
                            double *sum_gx) {
     enum { RIGHT, SECOND, BOTH };
@@ -1246,7 +1326,7 @@ static void reduce_block(struct sum_block *k, size_t valid, float *pivot, double
         sample_rows(&k->s, k->count, k->c, pivot);
     repeat_lanes(pivot, k->c, k->chains);
     k->s.pivot = pivot;
-    sum_channels(k, a, b);
+    sum_block(k, a, b);
     finish_block(k, valid, a, b, first, second);
 }
 
@@ -1255,7 +1335,7 @@ BNORM_RARE void reduce_tile(const struct sum_rows *s, size_t count, size_t c, do
                             double *second) {
     double a[BNORM_TILE + BNORM_PAD], b[BNORM_TILE + BNORM_PAD];
     float pivot[BNORM_TILE + BNORM_PAD];
-    struct sum_block k = {*s, count, c, 1};
+    struct sum_block k = {*s, count, c, 1, 0};
     reduce_block(&k, c, pivot, a, b, first, second);
 }
 
@@ -1274,18 +1354,23 @@ BNORM_RARE void reduce_few(const struct sum_rows *s, size_t count, size_t c, siz
                            size_t chains, double *first, double *second) {
     double a[BNORM_AGAIN], b[BNORM_AGAIN];
     float pivot[BNORM_AGAIN];
-    struct sum_block k = {*s, count, c, chains};
-    const int repeats =
-        c * chains <= BNORM_REPEATED && (valid < c || (chains > 1 && chain_count(&k) == 1));
-    if (repeats && s->a && reads_x(s->a->pre) && form_of(s) != BNORM_GENERAL)
+    struct sum_block k = {*s, count, c, chains, 0};
+    const int joined = chains > 1 && chain_count(&k) == 1;
+    k.of_plane = joined && are_rows_of_plane(&k);
+    const int whole = valid == c && (!joined || (k.of_plane && c == VEC_F));
+    if (!whole && c * chains <= BNORM_REPEATED && s->a && reads_x(s->a->pre) && form_of(s) != BNORM_GENERAL)
         reduce_repeated(&k, valid, pivot, a, b, first, second);
     else
         reduce_block(&k, valid, pivot, a, b, first, second);
 }
 
 /* Of c lanes in memory: padding of rows without gaps is added up too, for nothing. */
-BNORM_INLINE void reduce_rows(const struct sum_rows *s, size_t count, size_t c, size_t valid,
-                              size_t chains, double *first, double *second) {
+static void reduce_rows(const struct sum_rows *s, size_t count, size_t c, size_t valid,
+                        size_t chains, double *first, double *second) {
+    if (c <= BNORM_MAX_LANES) {
+        reduce_few(s, count, c, valid, chains, first, second);
+        return;
+    }
     const size_t most = form_of(s) == BNORM_GENERAL ? BNORM_MAX_LANES : BNORM_TILE;
     for (size_t i = 0; i < valid; i += most) {
         const struct sum_rows tile = sum_rows_from(s, 0, i, 1, i);
@@ -1305,7 +1390,7 @@ static void reduce_span(const struct sum_rows *all, size_t planes, size_t len, d
         const size_t n = lesser(VEC_F, planes - i);
         zero_lanes(a, 2 * VEC_F);
         zero_lanes(b, 2 * VEC_F);
-        struct sum_block k = {sum_rows_from(all, i, 0, 1, i), len, n, 1};
+        struct sum_block k = {sum_rows_from(all, i, 0, 1, i), len, n, 1, 0};
         if (all->a)
             round_plane_centers(&k.s, n, pivot);
         else
@@ -1319,60 +1404,78 @@ static void reduce_span(const struct sum_rows *all, size_t planes, size_t len, d
 /* ---------------------------------------------------------------------------------------------- */
 /* The kernels */
 
-BNORM_INLINE struct sum_rows block_rows(const bnorm_block_args *a, int planes) {
-    return (struct sum_rows){.type = a->type,
-                             .spread = planes,
-                             .prefetch = (a->hints & BNORM_PREFETCH_IN) != 0,
-                             .x = a->x,
-                             .x_step = a->stride * size_of(a->type)};
-}
-
-static void moments_rows(const bnorm_block_args *a, size_t chains, double *sum, double *m2) {
-    const struct sum_rows s = block_rows(a, 0);
-    reduce_rows(&s, a->runs, a->stride == a->len ? a->len : a->valid, a->valid, chains, sum, m2);
-    vec_zeroupper();
-}
-
-static void moments_span(const bnorm_block_args *a, double *sum, double *m2) {
-    const struct sum_rows s = block_rows(a, 1);
-    reduce_span(&s, a->runs, a->len, sum, m2);
-    vec_zeroupper();
-}
-
-/* Where backward reads; strides are those of rows, or of planes. */
-BNORM_INLINE struct sum_rows sum_rows_at(const bnorm_map_args *a, int planes) {
+/* Rows of a group, or planes; of backward what it reads besides x, too. */
+BNORM_INLINE struct sum_rows sum_rows_of(const bnorm_map_args *a, int planes, int backward) {
     const size_t size = size_of(a->x.type);
-    return (struct sum_rows){
-        .a = a,
-        .type = a->x.type,
-        .spread = planes,
-        .prefetch = (a->hints & BNORM_PREFETCH_IN) != 0,
-        .x = a->x.data,
-        .dy = a->dy.data,
-        .argument = a->argument.data,
-        .x_step = size * (planes ? a->x.group_stride : a->x.row_stride),
-        .dy_step = size * (planes ? a->dy.group_stride : a->dy.row_stride),
-        .argument_step = size * (planes ? a->argument.group_stride : a->argument.row_stride),
-        .dy_again = planes && a->dy.same_lanes ? size * BNORM_GROUP * BNORM_SPAN_LANES : 0,
-        .bit = a->mask.at,
-        .bit_step = planes ? a->mask.group_stride : a->mask.row_stride,
-        .center = a->center,
-        .scale = a->scale,
-        .shift = a->shift,
-        .invstd = a->invstd,
-    };
+#define BNORM_STEP(t) (size * (planes ? a->t.group_stride : a->t.row_stride))
+    struct sum_rows s = {.type = a->x.type,
+                         .spread = planes,
+                         .prefetch = (a->hints & BNORM_PREFETCH_IN) != 0,
+                         .x = a->x.data,
+                         .x_step = BNORM_STEP(x)};
+    if (backward) {
+        s.a = a;
+        s.dy = a->dy.data;
+        s.argument = a->argument.data;
+        s.dy_step = BNORM_STEP(dy);
+        s.argument_step = BNORM_STEP(argument);
+        s.dy_again = planes && a->dy.same_lanes ? size * BNORM_GROUP * BNORM_SPAN_LANES : 0;
+        s.bit = a->mask.at;
+        s.bit_step = planes ? a->mask.group_stride : a->mask.row_stride;
+        s.center = a->center;
+        s.scale = a->scale;
+        s.shift = a->shift;
+        s.invstd = a->invstd;
+    }
+#undef BNORM_STEP
+    return s;
+}
+
+/* Moves to the same rows of the next group. */
+BNORM_INLINE void next_group(const bnorm_map_args *a, int backward, struct sum_rows *s) {
+    const size_t size = size_of(s->type);
+    s->x += a->x.group_stride * size;
+    if (!backward)
+        return;
+    s->dy += a->dy.group_stride * size;
+    s->argument += reads_argument(a->pre) ? a->argument.group_stride * size : 0;
+    s->bit += a->mask.group_stride;
+    s->center += a->lanes;
+    s->invstd += a->lanes;
+    s->scale += reads_x(a->pre) ? a->lanes : 0;
+    s->shift += reads_x(a->pre) ? a->lanes : 0;
+}
+
+BNORM_INLINE void reduce_groups(const bnorm_map_args *a, int backward, size_t chains, double *first,
+                                double *second) {
+    struct sum_rows s = sum_rows_of(a, 0, backward);
+    const int gaps =
+        a->x.row_stride != a->lanes || (backward && a->dy.row_stride != a->lanes) ||
+        (backward && reads_argument(a->pre) && a->argument.row_stride != a->lanes);
+    for (size_t i = 0; i < a->valid; i += a->lanes) {
+        const size_t valid = lesser(a->lanes, a->valid - i);
+        reduce_rows(&s, a->rows, gaps ? valid : a->lanes, valid, chains, first + i, second + i);
+        next_group(a, backward, &s);
+    }
+    vec_zeroupper();
+}
+
+static void moments_rows(const bnorm_map_args *a, size_t chains, double *sum, double *m2) {
+    reduce_groups(a, 0, chains, sum, m2);
+}
+
+static void moments_span(const bnorm_map_args *a, double *sum, double *m2) {
+    const struct sum_rows s = sum_rows_of(a, 1, 0);
+    reduce_span(&s, a->groups, a->lanes, sum, m2);
+    vec_zeroupper();
 }
 
 static void sums_rows(const bnorm_map_args *a, size_t chains, double *sum_g, double *sum_gx) {
-    const int gaps = a->x.row_stride != a->lanes || a->dy.row_stride != a->lanes ||
-                     (reads_argument(a->pre) && a->argument.row_stride != a->lanes);
-    const struct sum_rows s = sum_rows_at(a, 0);
-    reduce_rows(&s, a->rows, gaps ? a->valid : a->lanes, a->valid, chains, sum_g, sum_gx);
-    vec_zeroupper();
+    reduce_groups(a, 1, chains, sum_g, sum_gx);
 }
 
 static void sums_span(const bnorm_map_args *a, double *sum_g, double *sum_gx) {
-    const struct sum_rows s = sum_rows_at(a, 1);
+    const struct sum_rows s = sum_rows_of(a, 1, 1);
     reduce_span(&s, a->groups, a->lanes, sum_g, sum_gx);
     vec_zeroupper();
 }

@@ -206,7 +206,7 @@ static void store_bit(const bnorm_bits *mask, size_t r, size_t i, int bit) {
 
 /* A channel of a block; of backward where there is dy. */
 struct channel {
-    bnorm_map_args args; /* rows of one element for statistics */
+    bnorm_map_args args; /* dy is absent for statistics */
     size_t ch;
     int along_plane;
     size_t count, chains;
@@ -385,36 +385,12 @@ static void moments_channel(const struct channel *c, double *sum, double *m2) {
     *m2 = canonical_double(squares < 0 ? 0 : squares);
 }
 
-static struct channel channel_of(const bnorm_block_args *a, size_t ch, int along_plane) {
-    struct channel c = {.ch = ch, .along_plane = along_plane};
-    c.args.x = (bnorm_tensor){.data = (void *)(uintptr_t)a->x, .row_stride = a->stride};
-    c.args.x.type = a->type;
-    c.count = along_plane ? a->len : a->runs;
-    c.chains = BNORM_SPAN_LANES;
-    return c;
-}
-
-static void moments_rows(const bnorm_block_args *a, size_t chains, double *sum, double *m2) {
-    for (size_t i = 0; i < a->valid; i++) {
-        struct channel c = channel_of(a, i, 0);
-        c.chains = chains;
-        moments_channel(&c, &sum[i], &m2[i]);
-    }
-}
-
-static void moments_span(const bnorm_block_args *a, double *sum, double *m2) {
-    for (size_t i = 0; i < a->runs; i++) {
-        const struct channel c = channel_of(a, i, 1);
-        moments_channel(&c, &sum[i], &m2[i]);
-    }
-}
-
 /* Rows [r, r + rows) of one channel: sums, and squares about the mean of two halves. */
-static void tree_sums(const bnorm_block_args *a, size_t i, size_t r, size_t rows, double *sum,
+static void tree_sums(const bnorm_map_args *a, size_t i, size_t r, size_t rows, double *sum,
                       double *m2) {
     double left, right, left_m2, right_m2;
     if (rows == 1) {
-        *sum = (double)load(a->x, a->type, &no_quant, r * a->stride + i);
+        *sum = (double)load(a->x.data, a->x.type, &no_quant, r * a->x.row_stride + i);
         *m2 = 0;
         return;
     }
@@ -426,13 +402,11 @@ static void tree_sums(const bnorm_block_args *a, size_t i, size_t r, size_t rows
     *m2 = between + (left_m2 + right_m2);
 }
 
-static void moments_tree(const bnorm_block_args *a, double *sum, double *m2) {
-    for (size_t i = 0; i < a->valid; i++) {
-        double total, squares;
-        tree_sums(a, i, 0, a->runs, &total, &squares);
-        sum[i] = canonical_double(total);
-        m2[i] = canonical_double(squares + (total - total)); /* NaN where an infinity is */
-    }
+static void moments_leaf(const struct channel *c, double *sum, double *m2) {
+    double total, squares;
+    tree_sums(&c->args, c->ch, 0, c->count, &total, &squares);
+    *sum = canonical_double(total);
+    *m2 = canonical_double(squares + (total - total)); /* NaN where an infinity is */
 }
 
 /* What a tree is made of: statistics of n values. */
@@ -709,21 +683,6 @@ static void sums_channel(const struct channel *c, double *sum_g, double *sum_gx)
     *sum_gx = canonical_double(sums.b);
 }
 
-static void sums_rows(const bnorm_map_args *a, size_t chains, double *sum_g, double *sum_gx) {
-    for (size_t ch = 0; ch < a->valid; ch++) {
-        const struct channel c = {*a, ch, 0, a->rows, chains};
-        sums_channel(&c, &sum_g[ch], &sum_gx[ch]);
-    }
-}
-
-static void sums_span(const bnorm_map_args *whole, double *sum_g, double *sum_gx) {
-    const bnorm_map_args a = rows_of(whole, 0, 0, 1);
-    for (size_t ch = 0; ch < a.rows; ch++) {
-        const struct channel c = {a, ch, 1, a.lanes, BNORM_SPAN_LANES};
-        sums_channel(&c, &sum_g[ch], &sum_gx[ch]);
-    }
-}
-
 /* Rows [r, r + rows) of one channel, two halves; products in double. */
 static void tree_products(const bnorm_map_args *a, size_t i, size_t r, size_t rows, double *sum_g,
                           double *sum_gx) {
@@ -741,13 +700,62 @@ static void tree_products(const bnorm_map_args *a, size_t i, size_t r, size_t ro
     *sum_gx += next_gx;
 }
 
-static void sums_tree(const bnorm_map_args *a, double *sum_g, double *sum_gx) {
-    for (size_t i = 0; i < a->valid; i++) {
-        double g, gx;
-        tree_products(a, i, 0, a->rows, &g, &gx);
-        sum_g[i] = canonical_double(g);
-        sum_gx[i] = canonical_double(gx);
+static void sums_leaf(const struct channel *c, double *sum_g, double *sum_gx) {
+    double g, gx;
+    tree_products(&c->args, c->ch, 0, c->count, &g, &gx);
+    *sum_g = canonical_double(g);
+    *sum_gx = canonical_double(gx);
+}
+
+/* Both sums of a channel's part of a block. */
+typedef void channel_function(const struct channel *c, double *first, double *second);
+
+ALWAYS_INLINE void each_channel_of_rows(const bnorm_map_args *whole, size_t chains,
+                                        channel_function *reduce, double *first, double *second) {
+    for (size_t ch = 0; ch < whole->valid; ch++) {
+        const size_t lane = ch % whole->lanes;
+        struct channel c = {rows_of(whole, 0, ch / whole->lanes, 0), lane, 0, whole->rows, chains};
+        if (whole->dy.data) {
+            c.args.center += ch - lane;
+            c.args.scale += ch - lane;
+            c.args.shift += ch - lane;
+            c.args.invstd += ch - lane;
+        }
+        reduce(&c, &first[ch], &second[ch]);
     }
+}
+
+ALWAYS_INLINE void each_channel_of_planes(const bnorm_map_args *whole, channel_function *reduce,
+                                          double *first, double *second) {
+    const bnorm_map_args a = rows_of(whole, 0, 0, 1);
+    for (size_t ch = 0; ch < a.rows; ch++) {
+        const struct channel c = {a, ch, 1, a.lanes, BNORM_SPAN_LANES};
+        reduce(&c, &first[ch], &second[ch]);
+    }
+}
+
+static void moments_rows(const bnorm_map_args *a, size_t chains, double *sum, double *m2) {
+    each_channel_of_rows(a, chains, moments_channel, sum, m2);
+}
+
+static void moments_span(const bnorm_map_args *a, double *sum, double *m2) {
+    each_channel_of_planes(a, moments_channel, sum, m2);
+}
+
+static void sums_rows(const bnorm_map_args *a, size_t chains, double *sum_g, double *sum_gx) {
+    each_channel_of_rows(a, chains, sums_channel, sum_g, sum_gx);
+}
+
+static void sums_span(const bnorm_map_args *a, double *sum_g, double *sum_gx) {
+    each_channel_of_planes(a, sums_channel, sum_g, sum_gx);
+}
+
+static void moments_tree(const bnorm_map_args *a, double *sum, double *m2) {
+    each_channel_of_rows(a, 1, moments_leaf, sum, m2);
+}
+
+static void sums_tree(const bnorm_map_args *a, double *sum_g, double *sum_gx) {
+    each_channel_of_rows(a, 1, sums_leaf, sum_g, sum_gx);
 }
 
 ALWAYS_INLINE void dx_element(const bnorm_map_args *a, size_t r, size_t i, size_t ch) {
