@@ -196,10 +196,10 @@ static inline void vec_store_8_4(uint8_t *p, const vec_f *v, int zero_point, int
                   order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     _mm256_storeu_si256((__m256i *)(void *)p, _mm256_permutevar8x32_epi32(fours, order));
 }
-static inline vec_f vec_from_bits(unsigned bits) {
+static inline vec_f vec_if_bits(unsigned bits, vec_f v) {
     const __m256i place = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
     const __m256i set = _mm256_and_si256(_mm256_set1_epi32((int)bits), place);
-    return _mm256_and_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(set, place)), _mm256_set1_ps(1));
+    return _mm256_and_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(set, place)), v);
 }
 static inline unsigned vec_bits_gt(vec_f a, vec_f b) {
     return (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ));

@@ -185,8 +185,8 @@ static inline void vec_store_8_4(uint8_t *p, const vec_f *v, int zero_point, int
     for (int q = 0; q < 4; q++)
         vec_store_8(p + 16 * q, v[q], zero_point, is_signed);
 }
-static inline vec_f vec_from_bits(unsigned bits) {
-    return _mm512_maskz_mov_ps((__mmask16)bits, _mm512_set1_ps(1));
+static inline vec_f vec_if_bits(unsigned bits, vec_f v) {
+    return _mm512_maskz_mov_ps((__mmask16)bits, v);
 }
 static inline unsigned vec_bits_gt(vec_f a, vec_f b) {
     return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ);

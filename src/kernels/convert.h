@@ -119,6 +119,13 @@ BNORM_INLINE unsigned bit_window(const unsigned char *bits, size_t at, size_t n)
     return (window | (unsigned)bits[last] << (VEC_F > 8 ? 16 : 8)) >> at % 8;
 }
 
+/* 32 bits from bit `at` on, and others behind them. */
+BNORM_INLINE uint64_t row_window(const unsigned char *bits, size_t at) {
+    uint32_t four;
+    memcpy(&four, bits + at / 8, sizeof four);
+    return (four | (uint64_t)bits[(at + 31) / 8] << 32) >> at % 8;
+}
+
 /* The bits of a byte that `own` says. */
 BNORM_INLINE void store_some_bits(unsigned char *byte, unsigned bits, unsigned own) {
     __atomic_fetch_and(byte, (unsigned char)(bits | ~own), __ATOMIC_RELAXED);

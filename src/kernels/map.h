@@ -348,7 +348,7 @@ BNORM_INLINE void compute(const struct form f, const struct mapping *m, const st
             load_vectors(v, type, r->argument + at, &m->x_quant, count);
         } else if (any && m->pre == BNORM_PRE_MASK) {
             const uint64_t word = read_bits(m->bits, r->bit + e, count * VEC_F);
-            BNORM_EACH v[q] = vec_from_bits((unsigned)(word >> (q * VEC_F)));
+            BNORM_EACH v[q] = vec_if_bits((unsigned)(word >> (q * VEC_F)), vec_set1(1));
         } else {
             BNORM_EACH v[q] = vec_fma(x[q], BNORM_P(scale), BNORM_P(shift));
             if (m->pre == BNORM_PRE_RESIDUAL) {
@@ -583,7 +583,7 @@ BNORM_FORMS(forward_clamp, FORWARD, BNORM_F32, BNORM_ACT_CLAMP, 0)
 BNORM_FORM(forward_held, map_held, FORWARD, HELD, BNORM_F32, BNORM_ANY, 0)
 BNORM_FORMS(forward_bf16, FORWARD, BNORM_BF16, BNORM_ANY, 0)
 BNORM_FORMS(forward_f16, FORWARD, BNORM_F16, BNORM_ANY, 0)
-BNORM_FORM(forward_any_rows, map_runs, FORWARD, LOADED, BNORM_ANY, BNORM_ANY, 0)
+BNORM_FORMS(forward_any, FORWARD, BNORM_ANY, BNORM_ANY, 0)
 BNORM_FORMS(backward_identity, BACKWARD, BNORM_F32, BNORM_ACT_IDENTITY, 1)
 BNORM_FORMS(backward_relu, BACKWARD, BNORM_F32, BNORM_ACT_RELU, 1)
 BNORM_FORMS(backward_frozen, BACKWARD, BNORM_F32, BNORM_ANY, 0)
@@ -603,7 +603,7 @@ static const struct functions forward_functions[BNORM_OTHERS + 1] = {
     {forward_clamp_planes, forward_clamp_rows, forward_held},
     {forward_bf16_planes, forward_bf16_rows, NULL},
     {forward_f16_planes, forward_f16_rows, NULL},
-    {NULL, forward_any_rows, NULL}};
+    {forward_any_planes, forward_any_rows, NULL}};
 static const struct functions backward_functions[BNORM_OTHERS + 1] = {
     {backward_identity_planes, backward_identity_rows, NULL},
     {backward_relu_planes, backward_relu_rows, NULL},
@@ -891,7 +891,7 @@ static void map_planes(struct mapping *m, struct block *b, float *room) {
     m->p = p;
 }
 
-BNORM_COLD void clear_rows(char *p, size_t stride, size_t rows, size_t bytes, int zero) {
+BNORM_RARE void clear_rows(char *p, size_t stride, size_t rows, size_t bytes, int zero) {
     const uint32_t four = (uint32_t)(zero & 255) * 0x01010101u;
     for (; rows > 0; rows--, p += stride) {
         size_t k = 0;

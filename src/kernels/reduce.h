@@ -8,10 +8,11 @@
  * A lane is a chain of a channel (several where few channels share a row), or every 32nd element of
  * a plane. A form has three parameters, constants of an inlined body:
  *   g     where the first of the two terms comes from: BNORM_SQUARES = from d; of backward an enum
- *         bnorm_pre: dy alone for BNORM_PRE_NONE, else dy where RELU or CLAMP let it pass
+ *         bnorm_pre: dy alone for BNORM_PRE_NONE, else dy where RELU or CLAMP let it pass, from a
+ *         mask RELU alone
  *   type  of the tensors: F32, and BF16 and F16 for BNORM_SQUARES and BNORM_PRE_NONE
  *   plane whether rows are those of a plane, whose steps are constants, too, or of a block of
- *         channels with the same steps, F32 and from dy or x
+ *         channels with the same steps, of F32 and without an activation
  * Everything else, and rows of less than a vector of lanes, becomes x and g in floats first, in
  * memory that stays in the first-level cache. */
 #include "../fma.h"
@@ -106,7 +107,7 @@ BNORM_INLINE struct sum_parameters sum_parameters_at(const struct sum_form f,
     struct sum_parameters p;
     const int reads_all = f.g == BNORM_PRE_X || f.g == BNORM_PRE_RESIDUAL;
     p.pivot = p.center = p.scale = p.shift = p.low = p.high = vec_set1(0);
-    if (f.g > BNORM_PRE_NONE)
+    if (f.g > BNORM_PRE_NONE && f.g != BNORM_PRE_MASK)
         set_limits(&s->a->act, &p);
 #define BNORM_PARAMETERS(load)                                                                     \
     {                                                                                              \
@@ -195,8 +196,14 @@ BNORM_INLINE struct terms terms_at(BNORM_SUM_ARGS, size_t n) {
         return (struct terms){dy, d};
     if (f.g == BNORM_PRE_RESIDUAL || f.g == BNORM_PRE_Y)
         v = form_lanes(f, at.argument, n);
-    if (f.g == BNORM_PRE_MASK)
-        v = vec_from_bits(n ? bit_window(s->a->mask.bits, at.bit, n) : 0);
+    if (f.g == BNORM_PRE_MASK) {
+        const unsigned char *const bits = s->a->mask.bits;
+        const int whole_row = f.plane && __builtin_constant_p(n) && n == VEC_F;
+        const unsigned window = whole_row ? (unsigned)(row_window(bits, at.bit - i) >> i)
+                                : n       ? bit_window(bits, at.bit, n)
+                                          : 0;
+        return (struct terms){vec_if_bits(window, dy), d};
+    }
     if (f.g == BNORM_PRE_X)
         v = vec_fma(difference(x, p->center, n), p->scale, p->shift);
     if (f.g == BNORM_PRE_RESIDUAL)
@@ -306,7 +313,8 @@ BNORM_INLINE void load_column(const struct column *of, int limits, size_t n) {
             at.argument += s->argument_step;
         }
         if (pre == BNORM_PRE_MASK) {
-            v = vec_from_bits(bit_window(s->a->mask.bits, at.bit, n) & ((1u << n) - 1));
+            v = vec_if_bits(bit_window(s->a->mask.bits, at.bit, n) & ((1u << n) - 1),
+                            vec_set1(1));
             at.bit += s->bit_step;
         } else if (pre != BNORM_PRE_Y) {
             const vec_f d = first_lanes(vec_sub(x, c->p.center), n),
@@ -379,14 +387,14 @@ BNORM_INLINE void add_group(struct sums s, int first, double *a, double *b) {
     X(limited_mask, BNORM_PRE_MASK, BNORM_F32)
 
 /* Which of them s has, or BNORM_GENERAL. */
-#define BNORM_LIMITED_X 6
 static int form_of(const struct sum_rows *s) {
     const enum bnorm_pre pre = s->a ? s->a->pre : BNORM_PRE_NONE;
     if (pre == BNORM_PRE_NONE)
         return (s->a ? 3 : 0) + (int)s->type;
     if (s->type == BNORM_F32 &&
-        (s->a->act.kind == BNORM_ACT_RELU || s->a->act.kind == BNORM_ACT_CLAMP))
-        return BNORM_LIMITED_X + (int)pre - (int)BNORM_PRE_X;
+        (s->a->act.kind == BNORM_ACT_RELU ||
+         (s->a->act.kind == BNORM_ACT_CLAMP && pre != BNORM_PRE_MASK)))
+        return 6 + (int)pre - (int)BNORM_PRE_X;
     return BNORM_GENERAL;
 }
 
@@ -746,7 +754,6 @@ typedef void planes_form(const struct sum_rows *s, size_t planes, size_t len, in
 BNORM_SUM_FORMS(BNORM_PLANES_FORM)
 BNORM_BLOCK_FORM(squares, BNORM_SQUARES)
 BNORM_BLOCK_FORM(dy, BNORM_PRE_NONE)
-BNORM_BLOCK_FORM(limited_x, BNORM_PRE_X)
 #define BNORM_PLANES_ENTRY(name, g, type) sum_planes_##name,
 static planes_form *const planes_forms[] = {BNORM_SUM_FORMS(BNORM_PLANES_ENTRY)};
 
@@ -811,7 +818,7 @@ static void add_planes(const struct sum_rows *s, size_t planes, size_t len, doub
 static int are_rows_of_plane(const struct sum_block *k) {
     const bnorm_map_args *a = k->s.a;
     return VEC_F % k->c == 0 && k->s.type == BNORM_F32 &&
-           (!a || a->pre == BNORM_PRE_NONE || form_of(&k->s) == BNORM_LIMITED_X);
+           (!a || a->pre == BNORM_PRE_NONE);
 }
 
 /* The lanes of a plane folded, upper half onto lower half, to those of a vector. */
@@ -837,10 +844,8 @@ static void add_rows_of_plane(const struct sum_block *k, double *a, double *b) {
     const size_t len = k->count * k->c;
     if (!k->s.a)
         sum_block_squares(&k->s, len, &sums);
-    else if (k->s.a->pre == BNORM_PRE_NONE)
-        sum_block_dy(&k->s, len, &sums);
     else
-        sum_block_limited_x(&k->s, len, &sums);
+        sum_block_dy(&k->s, len, &sums);
     fold_vectors(sums.all_a[0], a);
     fold_vectors(sums.all_b[0], b);
     if (k->c < VEC_F) {
@@ -1285,8 +1290,7 @@ BNORM_INLINE struct sum_block slice_of(const struct sum_block *k, size_t i) {
 static void finish_block(const struct sum_block *k, size_t valid, double *a, double *b,
                          double *first, double *second) {
     const int backward = k->s.a != NULL;
-    if (!(backward ? store_block(1, k, valid, a, b, first, second)
-                   : store_block(0, k, valid, a, b, first, second)))
+    if (!store_block(backward, k, valid, a, b, first, second))
         return;
     for (size_t i = 0, n; i < valid; i += n) {
         const struct sum_block slice = slice_of(k, i);
@@ -1357,8 +1361,7 @@ BNORM_RARE void reduce_few(const struct sum_rows *s, size_t count, size_t c, siz
     struct sum_block k = {*s, count, c, chains, 0};
     const int joined = chains > 1 && chain_count(&k) == 1;
     k.of_plane = joined && are_rows_of_plane(&k);
-    const int whole = valid == c && (!joined || (k.of_plane && c == VEC_F));
-    if (!whole && c * chains <= BNORM_REPEATED && s->a && reads_x(s->a->pre) && form_of(s) != BNORM_GENERAL)
+    if ((valid < c || joined) && c * chains <= BNORM_REPEATED && s->a && reads_x(s->a->pre) && form_of(s) != BNORM_GENERAL)
         reduce_repeated(&k, valid, pivot, a, b, first, second);
     else
         reduce_block(&k, valid, pivot, a, b, first, second);

@@ -175,10 +175,10 @@ static inline void vec_store_8_4(uint8_t *p, const vec_f *v, int zero_point, int
     vst1q_u8(p, vcombine_u8(vec_whole_8(v[0], v[1], zero_point, is_signed),
                             vec_whole_8(v[2], v[3], zero_point, is_signed)));
 }
-static inline vec_f vec_from_bits(unsigned bits) {
+static inline vec_f vec_if_bits(unsigned bits, vec_f v) {
     const uint32_t places[4] = {1, 2, 4, 8};
     const uint32x4_t set = vtstq_u32(vdupq_n_u32(bits), vld1q_u32(places));
-    return vreinterpretq_f32_u32(vandq_u32(set, vreinterpretq_u32_f32(vdupq_n_f32(1))));
+    return vreinterpretq_f32_u32(vandq_u32(set, vreinterpretq_u32_f32(v)));
 }
 static inline unsigned vec_bits_gt(vec_f a, vec_f b) {
     const uint32_t places[4] = {1, 2, 4, 8};
