@@ -16,9 +16,12 @@ static inline uint32_t neon_sum(uint32x4_t v) {
 static inline vec_f vec_canonical(vec_f v) {
     return vreinterpretq_f32_u32(vornq_u32(vreinterpretq_u32_f32(v), vceqq_f32(v, v)));
 }
-/* FMAXNM takes a lone quiet NaN for less than any number and, of two, the first. */
+/* FMAXNM takes a lone quiet NaN for less than any number and, of two, the first. Not the intrinsic: clang
+ * takes its result for v, as which of two NaNs it is does not matter to a compiler. */
 static inline vec_f vec_canonical_result(vec_f v) {
-    return vmaxnmq_f32(vreinterpretq_f32_u32(vdupq_n_u32(~0u)), v);
+    const vec_f nan = vreinterpretq_f32_u32(vdupq_n_u32(~0u));
+    __asm__("fmaxnm %0.4s, %1.4s, %2.4s" : "=w"(v) : "w"(nan), "w"(v));
+    return v;
 }
 /* The first n lanes of v, zeros behind them. */
 static inline vec_f vec_first_n(vec_f v, size_t n) {
