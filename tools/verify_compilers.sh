@@ -144,7 +144,7 @@ verify() {
     passed=$((passed + 1))
 }
 
-# Every source has to refuse compiler $1 with flags $2 in bnorm's own words.
+# Every source has to refuse compiler $1 with flags $2 in bnorm's own words, which hold $3.
 refuse() {
     local source
     wanted "$1" "$2" 'not at all' || return
@@ -156,7 +156,7 @@ refuse() {
     while read -r source; do
         # shellcheck disable=SC2086
         if $1 $2 -I"$top/include" -c "$source" -o "$scratch/refused.o" >"$scratch/log" 2>&1 ||
-            ! grep -q 'bnorm needs' "$scratch/log"; then
+            ! grep -q "${3-bnorm needs}" "$scratch/log"; then
             echo "$source" >>"$scratch/log"
             fail "$1" "$2" 'not at all' - 'NOT REFUSED' "$scratch/log"
             return
@@ -198,6 +198,8 @@ for flags in -Ofast -ffast-math -ffp-model=fast -funsafe-math-optimizations \
     -ffinite-math-only -fno-honor-nans -fno-signed-zeros '-m32 -march=i686'; do
     refuse clang "-std=c11 -O1 $flags"
 done
+# In the clothes of Visual Studio's own compiler.
+refuse gcc '-std=c11 -U__GNUC__ -D_MSC_VER=1940' 'compile them with clang-cl'
 for flags in -fsingle-precision-constant '-m32 -march=i686 -mfpmath=387'; do
     refuse gcc "-std=c11 -O1 $flags"
 done
@@ -209,6 +211,8 @@ for arch in aarch64 riscv64 s390x; do
         verify $arch-linux-gnu-gcc "$flags" qemu-$arch $set
     done
 done
+# clang knows more of NEON's intrinsics than gcc, and folds them.
+verify clang '--target=aarch64-linux-gnu -std=c11 -O2' qemu-aarch64 neon
 # Windows, whose C library has an fma that rounds more than once. Debian's wine64 is not in PATH.
 PATH=$PATH:/usr/lib/wine
 export WINEPREFIX="$scratch/wine" WINEDEBUG=-all
