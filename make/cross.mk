@@ -18,7 +18,7 @@ emulate-aarch64:
 
 # Debian's 32-bit Arm has no NEON in its baseline. A7 and A15 run the set, A8 (NEON, but no fma) and A9 may
 # not: an illegal instruction ends the run.
-armhf = BUILD=$(BUILD)/armhf CC=arm-linux-gnueabihf-gcc AR=arm-linux-gnueabihf-ar LDFLAGS= SLEEF=0
+armhf = BUILD=$(BUILD)/armhf CC=arm-linux-gnueabihf-gcc AR=arm-linux-gnueabihf-ar LDFLAGS= SLEEF=$(SLEEF)
 emulate-armhf:
 	$(MAKE) $(armhf) $(BUILD)/armhf/bnorm-verify
 	BNORM_REQUIRE=neon $(MAKE) $(armhf) run-tests RUN='qemu-arm -cpu cortex-a7' \

@@ -206,10 +206,13 @@ static float draw_small(struct trial *r) {
     return draw(r);
 }
 
-/* Any element of 16 bits, now and then; S8 and U8 always are. */
+/* Any element of 16 bits, now and then; S8 and U8 always are. As in special(), no denormal where they are
+ * flushed; those of F16 are normal floats. */
 static void draw_element(struct trial *r, bnorm_dtype type, unsigned char *p) {
-    const uint64_t bits = rng_u64(r->rng);
+    uint64_t bits = rng_u64(r->rng);
     const int any = r->values == 2 || (r->values == 4 && one_in(r, 2));
+    if (type == BNORM_BF16 && !(bits & 0x7f80) && test_flushes())
+        bits = 0;
     if (!is_float(type) || (type != BNORM_F32 && any))
         memcpy(p, &bits, dtype_size(type));
     else
