@@ -10,9 +10,10 @@ test-cross: ## the tests for Arm and older x86 CPUs under qemu, and two CPUs wit
 
 emulated: emulate-aarch64 emulate-armhf emulate-mingw emulate-Haswell emulate-Nehalem verify-riscv64 verify-s390x
 
-# The scalar set's cases run on the machine itself.
+# The scalar set's cases run on the machine itself. The oldest core, so that an instruction of a later one ends
+# the run.
 emulate-aarch64:
-	BNORM_REQUIRE=neon $(MAKE) run-tests RUN=qemu-aarch64 \
+	BNORM_REQUIRE=neon $(MAKE) run-tests RUN='qemu-aarch64 -cpu cortex-a53' \
 		TESTS='$(or $(TESTS),*neon* !frameworks/* !types/nchw/* !types/blocked/* !variants/nchw/* !variants/blocked/*)' \
 		BUILD=$(BUILD)/aarch64 CC=aarch64-linux-gnu-gcc LDFLAGS= SLEEF=$(SLEEF)
 
@@ -38,17 +39,22 @@ emulate-mingw:
 	BNORM_REQUIRE=scalar WINEPREFIX='$(abspath $(BUILD))/wine' WINEDEBUG=-all PATH="$$PATH:/usr/lib/wine" \
 		wine64 $(BUILD)/mingw/bnorm-tests.exe $(or $(TESTS),apply/ kernel/ errors/ cpu/ fold/)
 
-# Has AVX2 but not AVX-512. Emulated AVX2 is slow: the hashes, and the cases of inference.
+# These have AVX2 but not AVX-512; EPYC is Zen 1. Emulated AVX2 is slow: the hashes, and the cases of inference.
 emulate-Haswell: $(BUILD)/bnorm-tests $(BUILD)/bnorm-verify
-	qemu-x86_64 -cpu Haswell $(BUILD)/bnorm-verify --quick
+	for cpu in Haswell EPYC; do qemu-x86_64 -cpu $$cpu $(BUILD)/bnorm-verify --quick || exit; done
 	BNORM_REQUIRE=avx2 BNORM_TEST_READABLE_GUARDS=1 qemu-x86_64 -cpu Haswell $< -j $(JOBS) \
 		$(or $(TESTS),'apply/*avx2*')
 
-# Has no AVX: an illegal instruction ends the run.
+# Nehalem has no AVX, SandyBridge no fma: an illegal instruction ends the run.
 emulate-Nehalem: $(BUILD)/bnorm-tests $(BUILD)/bnorm-verify
-	qemu-x86_64 -cpu Nehalem $(BUILD)/bnorm-verify --quick
+	for cpu in Nehalem SandyBridge; do qemu-x86_64 -cpu $$cpu $(BUILD)/bnorm-verify --quick || exit; done
 	BNORM_REQUIRE=scalar qemu-x86_64 -cpu Nehalem $< -j $(JOBS) \
 		$(or $(TESTS),'apply/*scalar*' 'train/*scalar*' 'backward/*scalar*' 'smooth/*' 'errors/*')
+
+# musl, for which there is no cmocka.
+test-musl: ## the tests of inference and of arguments with the C library musl, in a static program
+	$(MAKE) BUILD=$(BUILD)/musl CC=musl-gcc LDFLAGS=-static SLEEF=0 CFLAGS='-O2 -isystem tests/without_cmocka' test_libs= \
+		run-tests TESTS='$(or $(TESTS),apply/* kernel/* errors/* cpu/* threads/*)'
 
 # Has AVX-512, which takes a whole PC; see there why F16 needs a header of its own.
 emulate-SkylakeX:
@@ -71,4 +77,4 @@ verify-update: $(BUILD)/bnorm-verify
 	$< --write >$(BUILD)/verify_hashes.inc
 	cp $(BUILD)/verify_hashes.inc tools/verify_hashes.inc
 
-.PHONY: test-cross emulated emulate-aarch64 emulate-armhf emulate-mingw emulate-Haswell emulate-Nehalem emulate-SkylakeX verify-compilers verify-update
+.PHONY: test-cross test-musl emulated emulate-aarch64 emulate-armhf emulate-mingw emulate-Haswell emulate-Nehalem emulate-SkylakeX verify-compilers verify-update
