@@ -56,7 +56,7 @@ balance: $(BUILD)/bnorm-balance ## how evenly work is shared among 1 to 64 simul
 $(BUILD)/bnorm-balance: $(call objects,tools/balance.c bench/shapes.c) $(static_lib)
 	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(libs)
 
-mca: ## the NEON loops on paper: cycles on four Arm cores beside their ports' limits (MCA='--code dx_rows' shows code)
+mca: ## the NEON loops on paper: cycles on five Arm cores beside their ports' limits (MCA='--code dx_rows' shows code)
 	@command -v $(firstword $(MCA_CC)) >/dev/null || \
 		{ echo '$(firstword $(MCA_CC)) is missing: run make deps-mca, or say MCA_CC='; exit 1; }
 	$(MAKE) BUILD=$(BUILD)/mca CC='$(MCA_CC)' CFLAGS='-O2 -g' LDFLAGS= SLEEF=0 $(BUILD)/mca/neon.so

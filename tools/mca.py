@@ -3,13 +3,13 @@
 """The inner loops of an AArch64 kernel set on paper: llvm-mca's cycles beside the cores' limits.
 
 Finds every innermost loop of a shared library (built with -g) in its machine code, says which kernel
-it belongs to, which of its loads and stores move tensor data, and has llvm-mca run it on four cores.
+it belongs to, which of its loads and stores move tensor data, and has llvm-mca run it on five cores.
 
 One line per loop. Where a loop has branches: two, for its ways with the most and the least tensor data.
   rd, wr, oth          bytes per turn: tensor data loaded (what is loaded as floats and once more as
                        doubles counts once), tensor data stored, and what else goes through SIMD
                        registers (parameters, sums)
-  A55, A76, N1, V1     llvm-mca's cycles per 16 bytes of tensor data, read or written (where a loop touches
+  A53 and so on         llvm-mca's cycles per 16 bytes of tensor data, read or written (where a loop touches
                        none: of the parameters and sums)
   ld/st                the least that the core's load and store units allow
   limit                the least for loads, stores and SIMD arithmetic together, in the units that they
@@ -41,6 +41,7 @@ Core = collections.namedtuple("Core", "name cpu units out_of_order")
 
 # units: how the names of a model's resources begin if the model is the core's own.
 CORES = (
+    Core("A53", "cortex-a53", "A53", False),
     Core("A55", "cortex-a55", "CortexA55", False),
     Core("A76", "cortex-a76", "CortexA76", True),
     Core("N1", "neoverse-n1", "N1", True),
