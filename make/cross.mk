@@ -35,9 +35,17 @@ emulate-armhf:
 emulate-mingw:
 	$(MAKE) BUILD=$(BUILD)/mingw CC=x86_64-w64-mingw32-gcc-posix AR=x86_64-w64-mingw32-ar LDFLAGS=-static SLEEF=0 \
 		CFLAGS='-O2 -D__USE_MINGW_ANSI_STDIO=1 -Wno-format -Wno-format-extra-args -Wno-float-conversion' \
-		test_libs=-lshlwapi $(BUILD)/mingw/bnorm-tests
-	BNORM_REQUIRE=scalar WINEPREFIX='$(abspath $(BUILD))/wine' WINEDEBUG=-all PATH="$$PATH:/usr/lib/wine" \
-		wine64 $(BUILD)/mingw/bnorm-tests.exe $(or $(TESTS),apply/ kernel/ errors/ cpu/ fold/)
+		test_libs=-lshlwapi $(BUILD)/mingw/bnorm-tests $(BUILD)/mingw/bnorm-verify-dll.exe
+	$(wine) $(BUILD)/mingw/bnorm-verify-dll.exe --quick
+	BNORM_REQUIRE=scalar $(wine) $(BUILD)/mingw/bnorm-tests.exe $(or $(TESTS),apply/ kernel/ errors/ cpu/ fold/)
+wine = WINEPREFIX='$(abspath $(BUILD))/wine' WINEDEBUG=-all PATH="$$PATH:/usr/lib/wine" wine64
+
+# With the library as a DLL, which exports what BNORM_SHARED says.
+$(BUILD)/bnorm-verify-dll.exe: $(BUILD)/tools/verify.c.o $(BUILD)/bnorm.dll
+	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(libs)
+
+$(BUILD)/bnorm.dll: $(shared_objects)
+	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -shared -o $@ $^ $(libs)
 
 # These have AVX2 but not AVX-512; EPYC is Zen 1. Emulated AVX2 is slow: the hashes, and the cases of inference.
 emulate-Haswell: $(BUILD)/bnorm-tests $(BUILD)/bnorm-verify
