@@ -18,6 +18,7 @@ deps_mpi_packages = libopenmpi-dev openmpi-bin libmpich-dev mpich libcmocka-dev
 deps_cross_packages = gcc-mingw-w64-x86-64-posix wine64 qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross libcmocka-dev:arm64 \
 	libsleef-dev:arm64 gcc-riscv64-linux-gnu libc6-dev-riscv64-cross gcc-s390x-linux-gnu libc6-dev-s390x-cross
 deps_armhf_packages = gcc-arm-linux-gnueabihf libc6-dev-armhf-cross libcmocka-dev:armhf libsleef-dev:armhf
+deps_platforms_packages = cmake llvm musl-tools python3-venv ca-certificates
 deps_avx512_packages = bochs bochs-term binutils xorriso
 
 deps-lint: ## installs what lint and format need
@@ -52,8 +53,13 @@ deps-cross: ## installs what test-cross needs; adds Debian's arm64 and armhf arc
 	@scripts/apt-install 'to cross-compile and emulate' --arch arm64 $(deps_cross_packages)
 	@scripts/apt-install 'to do so for 32-bit Arm' --arch armhf $(deps_armhf_packages)
 
+deps-platforms: ## brings what platforms needs besides deps-cross; zig and wasmtime are of PyPI (500 MB, into build/platforms)
+	@scripts/apt-install 'to build for every target' $(deps_platforms_packages)
+	test -x $(BUILD)/platforms/bin/python || python3 -m venv $(BUILD)/platforms
+	$(BUILD)/platforms/bin/pip install -q ziglang wasmtime
+
 deps-avx512: ## installs what emulate-SkylakeX needs, Bochs; fetches a kernel for it, which it doesn't install
 	@scripts/apt-install 'to emulate AVX-512' $(deps_avx512_packages)
 	@tools/emulate_avx512.sh --prepare
 
-.PHONY: deps-packages deps-deb deps-wheel deps-ci deps-lint deps-peers deps-conformance deps-mca deps-mpi deps-cross deps-avx512
+.PHONY: deps-packages deps-deb deps-wheel deps-ci deps-lint deps-peers deps-conformance deps-mca deps-mpi deps-cross deps-platforms deps-avx512

@@ -5,7 +5,11 @@
 ##@ Platforms
 
 platforms: ## builds for every target, runs what can run here, prints a table (PLATFORMS='Windows': some)
-	@tools/platforms.sh $(if $(PLATFORMS),'$(PLATFORMS)')
+	@PYTHON='$(or $(wildcard $(abspath $(BUILD))/platforms/bin/python),python3)' JOBS=$(JOBS) \
+		ZIG_GLOBAL_CACHE_DIR='$(abspath $(BUILD))/platforms/zig' tools/platforms.sh $(if $(PLATFORMS),'$(PLATFORMS)')
+
+sve: ## on paper: the plainest loops with vectors of SVE and of NEON, on three Arm cores
+	@tools/sve.sh
 
 # One static file to copy to a board and to run there.
 BOARD = aarch64
@@ -22,4 +26,4 @@ $(BUILD)/bnorm-board: $(call objects,tools/board.c) $(BUILD)/tools/verify-main.o
 $(BUILD)/tools/verify-main.o: tools/verify.c tools/verify_hashes.inc tests/call.h $(BUILD)/flags
 	$(call say,CC) $(CC) $(CFLAGS) $(c_flags) -Dmain=verify_main -c -o $@ $<
 
-.PHONY: platforms board
+.PHONY: platforms sve board
