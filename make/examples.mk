@@ -14,7 +14,7 @@ digits: $(BUILD)/digits ## trains a small network on handwritten digits, with an
 $(BUILD)/digits: $(digits_objects) $(static_lib)
 	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lpthread $(libs)
 
-examples: $(BUILD)/hello $(BUILD)/mixed $(BUILD)/describe $(BUILD)/threads $(questions) ## the README's example, training in bfloat16, tensors of other libraries, bnorm on a thread pool; builds questions
+examples: $(BUILD)/hello $(BUILD)/mixed $(BUILD)/describe $(BUILD)/threads $(BUILD)/densenet $(questions) ## the README's example, training in bfloat16, tensors of other libraries, bnorm on a thread pool, a DenseNet; builds questions
 
 $(BUILD)/hello $(BUILD)/mixed $(BUILD)/describe: $(BUILD)/%: $(BUILD)/examples/%.c.o $(static_lib)
 	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(libs)
@@ -29,7 +29,7 @@ $(questions): $(BUILD)/questions/%: $(BUILD)/examples/questions/%.c.o $(static_l
 	@mkdir -p $(@D)
 	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lpthread $(libs)
 
-$(BUILD)/threads: examples/threads.c $(static_lib) $(BUILD)/flags
+$(BUILD)/threads $(BUILD)/densenet: $(BUILD)/%: examples/%.c $(static_lib) $(BUILD)/flags
 	$(call say,LINK) $(CC) $(CFLAGS) $(c_flags) $(LDFLAGS) -o $@ $< $(static_lib) $(thread_pools) $(libs)
 
 thread_pools = $(call if_works,-fopenmp) \
