@@ -35,4 +35,19 @@ $(BUILD)/threads $(BUILD)/densenet: $(BUILD)/%: examples/%.c $(static_lib) $(BUI
 thread_pools = $(call if_works,-fopenmp) \
 	$(call if_works,-DHAVE_PTHREADPOOL -include pthreadpool.h -lpthreadpool)
 
-.PHONY: digits examples questions questions-update
+# ---------------------------------------------------------------------------------------------------
+# Engines, whose headers and libraries are not here (docs/engines.md)
+
+engines-onnxruntime: $(BUILD)/engines/libbnorm_onnxruntime.so ## bnorm in ONNX Runtime by ONNX's tests, which it downloads; ORT_INCLUDE=PATH
+	test -x $(BUILD)/engines/onnxruntime/bin/python || python3 -m venv $(BUILD)/engines/onnxruntime
+	$(BUILD)/engines/onnxruntime/bin/pip install -q onnx onnxruntime
+	$(BUILD)/engines/onnxruntime/bin/python examples/engines/onnxruntime/test.py $<
+
+$(BUILD)/engines/libbnorm_onnxruntime.so: examples/engines/onnxruntime/bnorm_onnxruntime.c $(static_lib) $(BUILD)/flags
+	@mkdir -p $(@D)
+	@test -f '$(ORT_INCLUDE)/onnxruntime_c_api.h' || { echo 'Where is onnxruntime_c_api.h? Say make engines-onnxruntime' \
+		'ORT_INCLUDE=PATH; examples/engines/onnxruntime/README.md says where to get it.'; exit 1; }
+	$(call say,LINK) $(CC) $(CFLAGS) $(c_flags) -fPIC -isystem '$(ORT_INCLUDE)' $(LDFLAGS) -shared \
+		-Wl,--exclude-libs,ALL -o $@ $< $(static_lib) $(libs)
+
+.PHONY: digits examples questions questions-update engines-onnxruntime
