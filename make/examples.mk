@@ -50,4 +50,11 @@ $(BUILD)/engines/libbnorm_onnxruntime.so: examples/engines/onnxruntime/bnorm_onn
 	$(call say,LINK) $(CC) $(CFLAGS) $(c_flags) -fPIC -isystem '$(ORT_INCLUDE)' $(LDFLAGS) -shared \
 		-Wl,--exclude-libs,ALL -o $@ $< $(static_lib) $(libs)
 
-.PHONY: digits examples questions questions-update engines-onnxruntime
+engines-ncnn: ## bnorm in ncnn, on every kind of blob; NCNN=PATH, where ncnn is installed
+	@test -d '$(NCNN)/include/ncnn' || { echo 'Where is ncnn installed? Say make engines-ncnn NCNN=PATH, which has' \
+		'include/ncnn and lib/cmake/ncnn; examples/engines/ncnn/README.md has more.'; exit 1; }
+	cmake -S examples/engines/ncnn -B $(BUILD)/engines/ncnn -DCMAKE_BUILD_TYPE=Release -DCMAKE_PREFIX_PATH='$(abspath $(NCNN))'
+	cmake --build $(BUILD)/engines/ncnn --parallel $(JOBS)
+	$(BUILD)/engines/ncnn/bnorm-ncnn-test
+
+.PHONY: digits examples questions questions-update engines-onnxruntime engines-ncnn
