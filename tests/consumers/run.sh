@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 #
 # run.sh FOLDER [WAY...]: projects that use bnorm, each built from what is committed, as others get it.
-# Ways: release, amalgamation, add_subdirectory, FetchContent, find_package, vcpkg; without one all of them.
+# Ways: those of the list below; without one all of them.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -45,12 +45,30 @@ consume() {
     cmake --build "$out/$1"
     ctest --test-dir "$out/$1" --output-on-failure
 }
-add_subdirectory() { consume add_subdirectory; }
-FetchContent() { consume FetchContent; }
+# A program that only infers has less than half of the code.
+add_subdirectory() {
+    consume add_subdirectory
+    size "$out"/add_subdirectory/{hello,inference} | awk '{ code[NR] = $1; print } END { exit !(code[3] * 2 < code[2]) }'
+}
+FetchContent() { CC=clang CXX=clang++ consume FetchContent; }
 find_package() {
     cmake -S "$tree" -B "$out/installing" -DBNORM_SHARED=ON -DCMAKE_BUILD_TYPE=Debug -DCMAKE_INSTALL_PREFIX="$out/installed"
     cmake --build "$out/installing" --target install
     consume find_package -DCMAKE_PREFIX_PATH="$out/installed"
+}
+
+# The consumer for other machines, by presets that include bnorm's, and run by their emulators; then bnorm's own
+# preset for tests, of which bnorm-verify is enough here.
+presets() {
+    local preset
+    export WINEPREFIX=$out/wine WINEDEBUG=-all
+    for preset in aarch64 armhf mingw; do
+        consume "$preset" --preset "$preset" -DWAY=add_subdirectory
+    done
+    cd "$tree"
+    cmake --preset tests -DCMAKE_BUILD_TYPE=Debug
+    cmake --build --preset tests --target bnorm-verify
+    build/cmake-tests/bnorm-verify --quick
 }
 
 # Without vcpkg, which cannot be had here.
@@ -61,7 +79,7 @@ vcpkg() {
 }
 
 ways=("$@")
-if [ $# -eq 0 ]; then ways=(release amalgamation add_subdirectory FetchContent find_package vcpkg); fi
+if [ $# -eq 0 ]; then ways=(release amalgamation add_subdirectory FetchContent find_package presets vcpkg); fi
 passed=0
 for way in "${ways[@]}"; do
     began=$SECONDS
