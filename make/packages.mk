@@ -36,24 +36,28 @@ deb: dist ## Debian packages in build/deb: libbnorm0.1, libbnorm-dev, bnorm-tool
 # A build of its own, with its own flags and number of compilers.
 without_make = env -u MAKEFLAGS -u MAKELEVEL -u MFLAGS
 
-# With Conan 2 from PyPI. Folders of its own, so that nothing is left in the tree or the home.
+# With Conan 2 from PyPI. Folders of its own, so that nothing is left in the tree or the home. It finds the compiler
+# itself, as it takes a CC that is `ccache gcc` for one word.
+run_conan = env -u CC -u CXX CONAN_HOME=$(abspath $(BUILD))/conan/home $(BUILD)/conan/bin/conan
+
 conan: ## the package of Conan, made and tried (packaging/conan)
 	test -x $(BUILD)/conan/bin/conan || { python3 -m venv $(BUILD)/conan && $(BUILD)/conan/bin/pip install -q conan; }
-	CONAN_HOME=$(abspath $(BUILD))/conan/home $(BUILD)/conan/bin/conan profile detect --exist-ok
-	CONAN_HOME=$(abspath $(BUILD))/conan/home $(BUILD)/conan/bin/conan create packaging/conan \
+	$(run_conan) profile detect --exist-ok
+	$(run_conan) create packaging/conan \
 		-c tools.cmake.cmake_layout:test_folder=$(abspath $(BUILD))/conan/test
 
 # ---------------------------------------------------------------------------------------------------
 # Python: a library with SLEEF beside it, under a name of its own, so that a process with another SLEEF has both.
 
-$(BUILD)/python/glue.c.o: private c_flags += $(lib_flags)
+python_objects = $(BUILD)/python/glue.c.o $(BUILD)/python/xla.c.o
+$(python_objects): private c_flags += $(lib_flags)
 
 $(BUILD)/python/libsleef-bnorm.so:
 	@mkdir -p $(@D)
 	@command -v patchelf >/dev/null || { echo 'patchelf is missing: run make deps-wheel'; exit 1; }
 	$(call say,COPY) cp "$$($(CC) -print-file-name=libsleef.so)" $@ && patchelf --set-soname $(@F) $@
 
-$(BUILD)/python/_bnorm.so: $(BUILD)/python/glue.c.o $(static_lib) $(BUILD)/python/libsleef-bnorm.so
+$(BUILD)/python/_bnorm.so: $(python_objects) $(static_lib) $(BUILD)/python/libsleef-bnorm.so
 	$(call say,LINK) $(CC) $(CFLAGS) $(LDFLAGS) -shared -s -Wl,--exclude-libs,ALL -Wl,-Bsymbolic-functions \
 		'-Wl,-rpath,$$ORIGIN' -o $@ $(filter %.o,$^) $(static_lib) $(BUILD)/python/libsleef-bnorm.so -lm
 
