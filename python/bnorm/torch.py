@@ -98,6 +98,12 @@ def _forward(x: Tensor, residual: Optional[Tensor], weight: Optional[Tensor], bi
     return y, saved
 
 
+def _tells(act: tuple[int, float, float], residual: Optional[Tensor]) -> bool:
+    """Whether backward reads the activation's branch off y: that of ReLU, clamp, and leaky ReLU if it rises. Without
+    a residual the argument is computed again."""
+    return residual is not None and (act[0] in (1, 2) or act[0] == 3 and act[1] > 0)
+
+
 def _refuse_twice() -> None:
     # torch.autograd.function.once_differentiable says the same, in 15 us.
     if torch.is_grad_enabled():
@@ -114,8 +120,7 @@ class _Function(torch.autograd.Function):
         y, saved = _forward(x, residual, weight, bias, mean, var, training, rate, eps, act)
         if training:
             mean = var = None
-        # ReLU, clamp and leaky ReLU can be told from y; without a residual their argument is computed again.
-        by_y = residual is not None and act[0] in (1, 2, 3)
+        by_y = _tells(act, residual)
         keep = residual if residual is not None and act[0] and not by_y else None
         ctx.save_for_backward(x, weight, bias, mean, var, saved, keep, y if by_y else None)
         ctx.eps, ctx.act = eps, act
@@ -171,7 +176,7 @@ class _SyncFunction(torch.autograd.Function):
             torch._C._increment_version((mean, var))
         if n:
             _call(_native.affine, how, [x, y, residual], (1,), (coefficients.data_ptr(), *act))
-        by_y = residual is not None and act[0] in (1, 2, 3)
+        by_y = _tells(act, residual)
         keep = residual if residual is not None and act[0] and not by_y else None
         ctx.save_for_backward(x, weight, bias, saved, keep, y if by_y else None)
         ctx.piece, ctx.act = piece, act
@@ -266,10 +271,17 @@ def batch_norm(x: Tensor, running_mean: Optional[Tensor], running_var: Optional[
         return _by_torch(x, running_mean, running_var, weight, bias, training, momentum, eps, act, residual)
     if training and x.numel() == x.shape[1]:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.size()}")
-    if not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in (x, residual, weight, bias)):
+    try:
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, residual, weight, bias)):
+            result: Tensor = _Function.apply(x, residual, weight, bias, running_mean, running_var, training, momentum,
+                                             eps, act)
+            return result
         return _forward(x, residual, weight, bias, running_mean, running_var, training, momentum, eps, act)[0]
-    result: Tensor = _Function.apply(x, residual, weight, bias, running_mean, running_var, training, momentum, eps, act)
-    return result
+    except ValueError:
+        # A variance that is negative is an error to bnorm; PyTorch makes NaN of its channel.
+        if training or running_var is None or not bool((running_var < -eps).any()):
+            raise
+        return _by_torch(x, running_mean, running_var, weight, bias, training, momentum, eps, act, residual)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -4,7 +4,11 @@ import copy
 import itertools
 import unittest
 
-import torch
+try:
+    import torch
+except ImportError:
+    print("skipped: PyTorch is not installed; `make engines ENGINES=torch` in bnorm's checkout installs it")
+    raise SystemExit(0)
 import torch.nn.functional as F
 from torch import nn
 
@@ -104,7 +108,9 @@ class Test(unittest.TestCase):
     def test_residual_of_any_activation(self):
         x, r = torch.randn(3, 5, 4), torch.randn(3, 5, 4)
         for activation, plain in ((None, lambda v: v), ("gelu", F.gelu), ("tanh", torch.tanh), ("elu", F.elu),
-                                  (("clamp", -0.5, 0.5), lambda v: v.clamp(-0.5, 0.5))):
+                                  (("clamp", -0.5, 0.5), lambda v: v.clamp(-0.5, 0.5)),
+                                  (("leaky_relu", 0.2), lambda v: F.leaky_relu(v, 0.2)),
+                                  (("leaky_relu", -0.2), lambda v: F.leaky_relu(v, -0.2))):
             with self.subTest(activation=activation):
                 got = grads(lambda x, r: bt.batch_norm(x, None, None, training=True, activation=activation, residual=r),
                             x, r)
@@ -152,6 +158,15 @@ class Test(unittest.TestCase):
         y = torch.func.vmap(lambda x: bt.batch_norm(x, torch.zeros(5), torch.ones(5)))(torch.randn(2, 3, 5, 4))
         self.assertEqual(y.shape, (2, 3, 5, 4))
         self.assertEqual(ours(torch.zeros(0, 5, 6, dtype=torch.double)).shape, (0, 5, 6))
+
+    def test_negative_variance(self):
+        x, mean, var = torch.randn(4, 3, requires_grad=True), torch.zeros(3), torch.tensor([1, -1, 2.])
+        y, wanted = bt.batch_norm(x, mean, var), F.batch_norm(x, mean, var)
+        self.assertTrue(y[:, 1].isnan().all())
+        torch.testing.assert_close(y, wanted, equal_nan=True)
+        y.sum().backward()
+        with self.assertRaisesRegex(ValueError, "bound or slope"):
+            bt.batch_norm(x, mean, var.abs(), activation=("clamp", 1, 0))
 
     def test_errors(self):
         with self.assertRaisesRegex(ValueError, "more than 1 value per channel"):
