@@ -80,24 +80,41 @@ test-wheel: wheel ## installs the wheel for this machine in a new virtual enviro
 test-wheel-aarch64: wheel ## the same of the wheel for AArch64, under qemu
 	python/tests/emulate_aarch64.sh $(BUILD)/wheel/emulated $(BUILD)/wheel/bnorm-*_aarch64.whl
 
-# A long download: PyTorch's wheel for Linux brings libraries for GPUs, 6 GB on disk. expecttest is what its own
-# samples of operations need.
-engines_ready = $(BUILD)/engines/venv/ready
+# PyTorch's wheel for Linux brings libraries for GPUs, 6 GB on disk; expecttest is what its own samples of operations
+# need, pytest what Keras' own tests do.
+ENGINES = torch jax keras
+packages_torch = torch torchvision expecttest
+packages_jax = jax
+packages_keras = jax keras pytest
+engines_python = $(BUILD)/engines/venv/bin/python
 
-$(engines_ready):
-	rm -rf $(@D)
-	python3 -m venv $(@D)
-	$(@D)/bin/pip install -q torch torchvision expecttest
+$(engines_python):
+	python3 -m venv $(BUILD)/engines/venv
+
+$(BUILD)/engines/venv/ready-%: | $(engines_python)
+	$(engines_python) -m pip install -q $(packages_$*)
 	@touch $@
 
-engines: wheel $(engines_ready) ## bnorm.torch against the PyTorch of PyPI, which it downloads (3 GB, 6 GB on disk)
-	$(BUILD)/engines/venv/bin/pip install -q --no-index --no-deps --force-reinstall --find-links $(BUILD)/wheel bnorm
-	cd $(BUILD)/engines && venv/bin/python $(abspath python)/tests/test_torch.py
+# What is there, with the wheel of now.
+engines-ready: wheel $(ENGINES:%=$(BUILD)/engines/venv/ready-%)
+	$(engines_python) -m pip install -q --no-index --no-deps --force-reinstall --find-links $(BUILD)/wheel bnorm
 
-bench-engines: engines ## networks with PyTorch's batch norms and with bnorm's, an hour (BENCH='--models resnet50 --threads 1')
+engines: engines-ready ## bnorm.torch, .jax and .keras with PyPI's PyTorch (3 GB), JAX and Keras (300 MB); ENGINES='jax keras' picks
+	@cd $(BUILD)/engines && for engine in $(ENGINES); do \
+		echo "$$engine:" && venv/bin/python $(abspath python)/tests/test_$$engine.py || exit; \
+	done
+	$(if $(and $(filter keras,$(ENGINES)),$(filter torch,$(ENGINES))),@cd $(BUILD)/engines && \
+		KERAS_BACKEND=torch venv/bin/python $(abspath python)/tests/test_keras.py)
+	$(if $(filter jax,$(ENGINES)),@$(CC) -std=c11 -fsyntax-only python/tests/xla_abi.c \
+		-I"$$($(engines_python) -c 'import jax; print(jax.ffi.include_dir())')" && echo "xla.h is as JAX's header")
+
+bench-engines: engines-ready ## networks with PyTorch's batch norms and with bnorm's, an hour (BENCH=--short: minutes)
 	cd $(BUILD)/engines && venv/bin/python $(abspath python)/tests/bench_torch.py $(BENCH)
+
+bench-jax: engines-ready ## layers in JAX, as XLA compiles the formula and by bnorm.jax, two minutes (BENCH='--threads 2')
+	cd $(BUILD)/engines && venv/bin/python $(abspath python)/tests/bench_jax.py $(BENCH)
 
 packages: ## every quick way into other projects, tried with small ones (tests/consumers)
 	JOBS=$(JOBS) tests/consumers/run.sh $(BUILD)/packages
 
-.PHONY: test-wheel-aarch64 engines bench-engines wheel test-wheel conan packages deb amalgamation verify-amalgamation dist
+.PHONY: test-wheel-aarch64 engines engines-ready bench-engines bench-jax wheel test-wheel conan packages deb amalgamation verify-amalgamation dist

@@ -10,7 +10,7 @@ import sys
 import zipfile
 
 TOP = pathlib.Path(__file__).resolve().parent
-SUMMARY = "Batch normalization on CPUs for NumPy and PyTorch, the same bits on every instruction set"
+SUMMARY = "Batch normalization on CPUs for NumPy, PyTorch, JAX and Keras, the same bits on every instruction set"
 
 
 def main():
