@@ -207,12 +207,15 @@ class Test(unittest.TestCase):
         self.close(dgamma, jax.grad(lambda g: (plain_train(x, g, jnp.zeros(5), None)[0]**2).sum())(gamma), factor=20)
 
     def test_threads(self):
-        """Large arrays, which XLA's threads share, several at a time; enough of them to meet helpers that are late."""
-        xs = [data(4, 32, 40, 40) for _ in range(4)]
-        wanted = [bnorm.batch_norm_train(x, axis=1, activation="relu")[0] for x in xs]
-        f = jax.jit(lambda xs: [bj.batch_norm_train(x, axis=1, activation="relu")[0] for x in xs])
-        for _ in range(25):
-            self.same(f(xs), wanted)
+        """Large arrays, which XLA's threads share, one and several at a time: often enough to meet helpers that come
+        late, and a caller that has to wait for them."""
+        xs, mean, var = [data(8, 64, 56, 56) for _ in range(3)], data(64), data(64)**2 + 1
+        wanted = [bnorm.batch_norm(x, mean, var, axis=1, activation="relu") for x in xs]
+        xs = [jnp.asarray(x) for x in xs]
+        f = jax.jit(lambda *xs: [bj.batch_norm(x, mean, var, axis=1, activation="relu") for x in xs])
+        for _ in range(50):
+            self.same(f(xs[0]), wanted[:1])
+            self.same(f(*xs), wanted)
 
     def test_errors(self):
         x, c, three = data(2, 3, 4), np.ones(4, np.float32), np.ones(3, np.float32)
