@@ -10,6 +10,7 @@
  * used, by prototypes of its manual: one library is for every version. */
 #include "bnorm.h"
 
+#include <limits.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdint.h>
@@ -170,7 +171,8 @@ typedef struct call {
     int raw;                       /* not 0: arrays are addresses, see begin */
     python_object *held[MAX_HELD]; /* capsules, which keep the arrays alive */
     size_t held_count;
-    int failed;                   /* an exception has been set */
+    int failed;                   /* an exception has been set, or copy */
+    int copy;                     /* not 0: what is returned, so that tensors are copied */
     const array_interface *first; /* x */
     int64_t sizes[BNORM_MAX_DIMS], strides[MAX_TENSORS][BNORM_MAX_DIMS];
     bnorm_ndarray tensors[MAX_TENSORS];
@@ -179,6 +181,9 @@ typedef struct call {
     bnorm_shape shape;
     size_t threads;
     bnorm_exec exec;
+    struct scratch *scratch; /* from start to end */
+    void *thread;            /* not NULL: the interpreter's lock has been given up */
+    bnorm_status status;
 } call;
 
 static python_object *next(call *c) {
@@ -227,10 +232,16 @@ static void begin(call *c, python_object *arguments) {
     c->arguments = arguments;
     c->next = 0;
     c->held_count = c->tensor_count = 0;
-    c->failed = 0;
+    c->failed = c->copy = 0;
     memset(c->tensors, 0, sizeof c->tensors);
+    c->shape = (bnorm_shape){0};
     c->exec = (bnorm_exec){0};
-    c->axes.channel_axis = (int)next_int(c);
+    c->scratch = NULL;
+    c->thread = NULL;
+    c->status = BNORM_OK;
+    /* What is no int is no axis, either. */
+    const long axis = next_int(c);
+    c->axes.channel_axis = axis < INT_MIN ? INT_MIN : axis > INT_MAX ? INT_MAX : (int)axis;
     const long threads = next_int(c);
     c->threads = threads < 1 ? 1 : threads > MAX_THREADS ? MAX_THREADS : (size_t)threads;
     python_object *known = next(c);
@@ -305,6 +316,15 @@ static float *channels(call *c, const char *name, int write) {
     return floats(c, name, 1, write);
 }
 
+static const float *required_channels(call *c, const char *name) {
+    const float *p = channels(c, name, 0);
+    if (!p && !c->failed) {
+        PyErr_Format(PyExc_TypeError, "%s is None, but has to be there", name);
+        c->failed = 1;
+    }
+    return p;
+}
+
 /* The type of elements, bfloat16 being that of the package ml_dtypes. */
 static int dtype_of(const array_interface *a, bnorm_dtype *type) {
     if (a->kind == 'f' && a->itemsize == 4)
@@ -373,38 +393,33 @@ static size_t tensor(call *c, const char *name, int write) {
     return i;
 }
 
-static int end(call *c, int status);
-
 enum { COPY = 100 }; /* + the number of a tensor that has to be copied first */
 
-/* Shapes and strides of all tensors so far. 0 where bnorm can do with them. */
-static int describe(call *c) {
+/* Shapes and strides of all tensors so far. */
+static void describe(call *c) {
     if (c->failed)
-        return end(c, 0);
+        return;
     size_t array, dimension;
     const bnorm_status status =
         bnorm_describe(&c->axes, c->tensors, c->tensor_count, &c->shape, &array, &dimension);
+    c->failed = status != BNORM_OK;
     if (status == BNORM_BAD_STRIDE)
-        return end(c, COPY + (int)array);
-    if (status == BNORM_BAD_PARAMETER)
-        PyErr_Format(PyExc_ValueError, "axis %d is none of x, which has %d", c->axes.channel_axis,
-                     c->first->nd);
+        c->copy = COPY + (int)array;
+    else if (status == BNORM_BAD_PARAMETER)
+        PyErr_Format(PyExc_ValueError, "axis %d is none of x, which has %zd", c->axes.channel_axis,
+                     (intptr_t)c->axes.ndim);
     else if (status != BNORM_OK)
         PyErr_Format(PyExc_ValueError, "x: %s", bnorm_strerror(status));
-    if (status != BNORM_OK) {
-        c->failed = 1;
-        return end(c, 0);
-    }
     if (c->threads > 1)
         c->exec = (bnorm_exec){.parallel = gomp_parallel ? on_gomp : on_own_threads,
                                .pool = &c->threads,
                                .threads = c->threads};
-    return 0;
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* Scratch memory: that of the last call, as fresh pages take longer than what is done with them */
+/* A call's work, between start and end */
 
+/* Scratch memory: that of the last call, as fresh pages take longer than what is done with them. */
 struct scratch {
     size_t size;
     _Alignas(64) char bytes[];
@@ -412,49 +427,61 @@ struct scratch {
 
 static _Atomic(struct scratch *) kept_scratch;
 
-static struct scratch *take_scratch(call *c, size_t size) {
-    struct scratch *s = atomic_exchange(&kept_scratch, NULL);
-    if (s && s->size >= size)
-        return s;
-    free(s);
-    s = malloc(sizeof *s + size);
-    if (s) {
-        s->size = size;
-    } else {
-        PyErr_NoMemory();
-        c->failed = 1;
-    }
-    return s;
-}
-
-static void keep_scratch(struct scratch *s) {
-    free(atomic_exchange(&kept_scratch, s));
-}
-
-/* Below this an interpreter's lock is kept: others would wait no longer than for an addition. */
+/* Below this the interpreter's lock is kept: others would wait no longer than for an addition. */
 enum { LITTLE = 1 << 14 };
 
-static void *unlock(const call *c) {
-    return c->shape.n * c->shape.hw * c->shape.c > LITTLE ? PyEval_SaveThread() : NULL;
+/* When all arguments have been taken: scratch memory, and the interpreter's lock given up where
+ * there is much to do. 0 where there is nothing to do, but end. */
+static int start(call *c, size_t size) {
+    if (c->failed)
+        return 0;
+    c->scratch = atomic_exchange(&kept_scratch, NULL);
+    if (!c->scratch || c->scratch->size < size) {
+        free(c->scratch);
+        c->scratch = malloc(sizeof *c->scratch + size);
+        if (!c->scratch) {
+            PyErr_NoMemory();
+            c->failed = 1;
+            return 0;
+        }
+        c->scratch->size = size;
+    }
+    if (c->shape.n * c->shape.hw * c->shape.c > LITTLE)
+        c->thread = PyEval_SaveThread();
+    return 1;
 }
 
-static void lock(void *state) {
-    if (state)
-        PyEval_RestoreThread(state);
-}
-
-static int end(call *c, int status) {
+/* What a function of this library returns. */
+static int end(call *c) {
+    if (c->thread)
+        PyEval_RestoreThread(c->thread);
+    if (c->scratch)
+        free(atomic_exchange(&kept_scratch, c->scratch));
     for (size_t i = 0; i < c->held_count; i++)
         Py_DecRef(c->held[i]);
-    if (!c->failed && status > 0 && status < COPY)
-        PyErr_Format(PyExc_ValueError, "bnorm: %s", bnorm_strerror((bnorm_status)status));
-    return status;
+    if (!c->failed && c->status != BNORM_OK)
+        PyErr_Format(PyExc_ValueError, "bnorm: %s", bnorm_strerror(c->status));
+    return c->copy;
+}
+
+/* Statistics of a batch, 4*C floats: mean, its low part, invstd and variance. */
+static void save(bnorm_train *train, float *saved, size_t channel_count) {
+    train->save_mean = saved;
+    train->save_mean_lo = saved + channel_count;
+    train->save_invstd = saved + 2 * channel_count;
+    train->save_var = saved + 3 * channel_count;
+}
+
+static void restore(bnorm_grad *grad, const float *saved, size_t channel_count) {
+    grad->save_mean = saved;
+    grad->save_mean_lo = saved + channel_count;
+    grad->save_invstd = saved + 2 * channel_count;
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* What is called, with a tuple of what begin() takes and what is said at each. Returns 0, or COPY + the number of a tensor
- * that needs other strides, counted from 0 in the order of the arguments, or something else with an
- * exception. */
+/* What is called, with a tuple of what begin() takes and what is said at each. Returns 0, with an
+ * exception where something is wrong; or COPY + the number of a tensor that needs other strides,
+ * counted from 0 in the order of the arguments. */
 
 /* x, out, residual, mean, var, gamma, beta, eps, act, a, b */
 EXPORT int bnormpy_apply(python_object *arguments) {
@@ -463,43 +490,32 @@ EXPORT int bnormpy_apply(python_object *arguments) {
     tensor(&c, "x", 0);
     tensor(&c, "out", 1);
     tensor(&c, "residual", 0);
-    const int bad = describe(&c);
-    if (c.failed || bad)
-        return bad;
+    describe(&c);
     bnorm_affine affine = {.residual = c.tensors[2].in};
-    affine.center = channels(&c, "mean", 0);
-    const float *var = channels(&c, "var", 0), *gamma = channels(&c, "gamma", 0);
+    affine.center = required_channels(&c, "mean");
+    const float *var = required_channels(&c, "var"), *gamma = channels(&c, "gamma", 0);
     affine.shift = channels(&c, "beta", 0);
     const double eps = next_double(&c);
     affine.act = next_act(&c);
-    if (c.failed)
-        return end(&c, 0);
-    struct scratch *s = take_scratch(&c, c.shape.c * sizeof(float));
-    if (!s)
-        return end(&c, 0);
-    float *scale = (float *)(void *)s->bytes;
-    bnorm_status status = bnorm_fold(c.shape.c, gamma, NULL, NULL, var, eps, scale, NULL);
-    if (status == BNORM_OK) {
-        affine.scale = scale;
-        void *state = unlock(&c);
-        status = bnorm_apply(&c.shape, c.tensors[0].in, c.tensors[1].out, &affine, &c.exec);
-        lock(state);
-    }
-    keep_scratch(s);
-    return end(&c, (int)status);
+    if (!start(&c, c.shape.c * sizeof(float)))
+        return end(&c);
+    float *scale = (float *)(void *)c.scratch->bytes;
+    c.status = bnorm_fold(c.shape.c, gamma, NULL, NULL, var, eps, scale, NULL);
+    affine.scale = scale;
+    if (c.status == BNORM_OK)
+        c.status = bnorm_apply(&c.shape, c.tensors[0].in, c.tensors[1].out, &affine, &c.exec);
+    return end(&c);
 }
 
-/* x, out, residual, gamma, beta, running_mean, running_var, saved, eps, rate,
- * sample_variance, act, a, b. saved: 4*C floats, or None: mean, its low part, invstd and variance */
+/* x, out, residual, gamma, beta, running_mean, running_var, saved, eps, rate, sample_variance, act,
+ * a, b. saved: as save() has it */
 EXPORT int bnormpy_train(python_object *arguments) {
     call c;
     begin(&c, arguments);
     tensor(&c, "x", 0);
     tensor(&c, "out", 1);
     tensor(&c, "residual", 0);
-    const int bad = describe(&c);
-    if (c.failed || bad)
-        return bad;
+    describe(&c);
     bnorm_train train = {.residual = c.tensors[2].in};
     train.gamma = channels(&c, "gamma", 0);
     train.beta = channels(&c, "beta", 0);
@@ -510,29 +526,21 @@ EXPORT int bnormpy_train(python_object *arguments) {
     train.running.rate = next_double(&c);
     train.running.variance = next_int(&c) ? BNORM_VARIANCE_SAMPLE : BNORM_VARIANCE_POPULATION;
     train.act = next_act(&c);
-    if (c.failed)
-        return end(&c, 0);
-    if (saved) {
-        train.save_mean = saved;
-        train.save_mean_lo = saved + c.shape.c;
-        train.save_invstd = saved + 2 * c.shape.c;
-        train.save_var = saved + 3 * c.shape.c;
-    }
     const size_t size = bnorm_workspace(BNORM_OP_FORWARD_TRAIN, &c.shape);
-    struct scratch *s = take_scratch(&c, size);
-    if (!s)
-        return end(&c, 0);
-    void *state = unlock(&c);
-    const bnorm_status status = bnorm_forward_train(&c.shape, c.tensors[0].in, c.tensors[1].out,
-                                                    &train, s->bytes, size, &c.exec);
-    lock(state);
-    keep_scratch(s);
-    return end(&c, (int)status);
+    if (!start(&c, size))
+        return end(&c);
+    save(&train, saved, c.shape.c);
+    /* An empty batch leaves statistics as they are, and these are fresh memory. */
+    if (c.shape.n == 0 || c.shape.hw == 0)
+        memset(saved, 0, 4 * c.shape.c * sizeof *saved);
+    c.status = bnorm_forward_train(&c.shape, c.tensors[0].in, c.tensors[1].out, &train,
+                                   c.scratch->bytes, size, &c.exec);
+    return end(&c);
 }
 
-/* x, dy, dx, residual, y, dresidual, gamma, beta, mean, var, saved, gradients, eps,
- * act, a, b. saved: as above, or None with mean and var, statistics that are constants. gradients:
- * 2*C floats, dgamma and dbeta */
+/* x, dy, dx, residual, y, dresidual, gamma, beta, mean, var, saved, gradients, eps, act, a, b.
+ * saved: as above, or None with mean and var, statistics that are constants. gradients: 2*C floats,
+ * dgamma and dbeta */
 EXPORT int bnormpy_backward(python_object *arguments) {
     call c;
     begin(&c, arguments);
@@ -542,9 +550,7 @@ EXPORT int bnormpy_backward(python_object *arguments) {
     tensor(&c, "residual", 0);
     tensor(&c, "y", 0);
     tensor(&c, "dresidual", 1);
-    const int bad = describe(&c);
-    if (c.failed || bad)
-        return bad;
+    describe(&c);
     bnorm_grad grad = {.residual = c.tensors[3].in,
                        .y = c.tensors[4].in,
                        .dresidual = c.tensors[5].out,
@@ -556,31 +562,21 @@ EXPORT int bnormpy_backward(python_object *arguments) {
     float *gradients = floats(&c, "gradients", 2, 1);
     grad.eps = next_double(&c);
     grad.act = next_act(&c);
-    if (c.failed)
-        return end(&c, 0);
+    const size_t size = bnorm_workspace(BNORM_OP_BACKWARD, &c.shape);
+    if (!start(&c, size))
+        return end(&c);
     if (saved) {
-        grad.save_mean = saved;
-        grad.save_mean_lo = saved + c.shape.c;
-        grad.save_invstd = saved + 2 * c.shape.c;
+        restore(&grad, saved, c.shape.c);
     } else {
         grad.frozen = 1;
         grad.save_mean = mean;
         grad.save_var = var;
     }
-    if (gradients) {
-        grad.dgamma = gradients;
-        grad.dbeta = gradients + c.shape.c;
-    }
-    const size_t size = bnorm_workspace(BNORM_OP_BACKWARD, &c.shape);
-    struct scratch *s = take_scratch(&c, size);
-    if (!s)
-        return end(&c, 0);
-    void *state = unlock(&c);
-    const bnorm_status status = bnorm_backward(&c.shape, c.tensors[0].in, c.tensors[1].in,
-                                               c.tensors[2].out, &grad, s->bytes, size, &c.exec);
-    lock(state);
-    keep_scratch(s);
-    return end(&c, (int)status);
+    grad.dgamma = gradients;
+    grad.dbeta = gradients + c.shape.c;
+    c.status = bnorm_backward(&c.shape, c.tensors[0].in, c.tensors[1].in, c.tensors[2].out, &grad,
+                              c.scratch->bytes, size, &c.exec);
+    return end(&c);
 }
 
 /* x, result. result: 2*C floats, mean and variance */
@@ -588,22 +584,13 @@ EXPORT int bnormpy_moments(python_object *arguments) {
     call c;
     begin(&c, arguments);
     tensor(&c, "x", 0);
-    const int bad = describe(&c);
-    if (c.failed || bad)
-        return bad;
+    describe(&c);
     float *both = floats(&c, "result", 2, 1);
-    if (c.failed)
-        return end(&c, 0);
     const size_t size = bnorm_workspace(BNORM_OP_MOMENTS, &c.shape);
-    struct scratch *s = take_scratch(&c, size);
-    if (!s)
-        return end(&c, 0);
-    void *state = unlock(&c);
-    const bnorm_status status =
-        bnorm_moments(&c.shape, c.tensors[0].in, both, both + c.shape.c, s->bytes, size, &c.exec);
-    lock(state);
-    keep_scratch(s);
-    return end(&c, (int)status);
+    if (start(&c, size))
+        c.status = bnorm_moments(&c.shape, c.tensors[0].in, both, both + c.shape.c,
+                                 c.scratch->bytes, size, &c.exec);
+    return end(&c);
 }
 
 /* C, gamma, beta, mean, var, eps, result. result: 2*C floats, scale and shift */
@@ -612,12 +599,12 @@ EXPORT int bnormpy_fold(python_object *arguments) {
     begin(&c, arguments);
     const size_t count = c.shape.c = (size_t)next_int(&c);
     const float *gamma = channels(&c, "gamma", 0), *beta = channels(&c, "beta", 0);
-    const float *mean = channels(&c, "mean", 0), *var = channels(&c, "var", 0);
+    const float *mean = required_channels(&c, "mean"), *var = required_channels(&c, "var");
     const double eps = next_double(&c);
     float *both = floats(&c, "result", 2, 1);
-    if (c.failed)
-        return end(&c, 0);
-    return end(&c, (int)bnorm_fold(count, gamma, beta, mean, var, eps, both, both + count));
+    if (!c.failed)
+        c.status = bnorm_fold(count, gamma, beta, mean, var, eps, both, both + count);
+    return end(&c);
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -652,12 +639,12 @@ EXPORT int bnormpy_collect(python_object *arguments) {
     tensor(&c, "dy", 0);
     tensor(&c, "residual", 0);
     tensor(&c, "y", 0);
-    const int bad = describe(&c);
-    if (c.failed || bad)
-        return bad;
+    describe(&c);
     /* Images that bnorm cuts into more could not be numbered through all pieces. */
-    if (c.shape.n != (size_t)c.sizes[0])
-        return end(&c, COPY);
+    if (!c.failed && c.shape.n != (size_t)c.sizes[0]) {
+        c.copy = COPY;
+        c.failed = 1;
+    }
     bnorm_partial piece = {.c = c.shape.c, .first = (size_t)next_int(&c)};
     size_t room = 0;
     piece.nodes = doubles(&c, "nodes", 1, &room);
@@ -667,43 +654,34 @@ EXPORT int bnormpy_collect(python_object *arguments) {
     grad.beta = channels(&c, "beta", 0);
     const float *saved = floats(&c, "saved", 4, 0);
     grad.act = next_act(&c);
-    if (c.failed)
-        return end(&c, 0);
     piece.op = saved ? BNORM_OP_BACKWARD : BNORM_OP_MOMENTS;
     const size_t size = bnorm_workspace(piece.op, &c.shape);
-    struct scratch *s = take_scratch(&c, size);
-    if (!s)
-        return end(&c, 0);
-    void *state = unlock(&c);
-    bnorm_status status;
+    if (!start(&c, size))
+        return end(&c);
     if (saved) {
-        grad.save_mean = saved;
-        grad.save_mean_lo = saved + c.shape.c;
-        grad.save_invstd = saved + 2 * c.shape.c;
-        status = bnorm_partial_collect_grad(&c.shape, c.tensors[0].in, c.tensors[1].in, &grad,
-                                            &piece, s->bytes, size, &c.exec);
+        restore(&grad, saved, c.shape.c);
+        c.status = bnorm_partial_collect_grad(&c.shape, c.tensors[0].in, c.tensors[1].in, &grad,
+                                              &piece, c.scratch->bytes, size, &c.exec);
     } else {
-        status = bnorm_partial_collect(&c.shape, c.tensors[0].in, &piece, s->bytes, size, &c.exec);
+        c.status = bnorm_partial_collect(&c.shape, c.tensors[0].in, &piece, c.scratch->bytes, size,
+                                         &c.exec);
     }
-    lock(state);
-    keep_scratch(s);
-    return end(&c, (int)status);
+    return end(&c);
 }
 
 /* All pieces into one: op, C, HW; counts, the images of each piece; slots, their nodes, all of one
  * size; nodes, of the whole batch. */
-static bnorm_status next_batch(call *c, bnorm_op op, bnorm_partial *whole) {
+static void next_batch(call *c, bnorm_op op, bnorm_partial *whole) {
     c->shape.c = (size_t)next_int(c);
     const size_t hw = (size_t)next_int(c);
     size_t pieces = 0, all = 0, room = 0, first = 0;
     const double *counts = doubles(c, "counts", 0, &pieces);
     double *slots = doubles(c, "slots", 0, &all), *nodes = doubles(c, "nodes", 1, &room);
     if (c->failed)
-        return BNORM_OK;
+        return;
     *whole =
         (bnorm_partial){.op = op, .c = c->shape.c, .nodes = nodes, .size = room * sizeof(double)};
-    bnorm_status status = BNORM_OK;
-    for (size_t i = 0; i < pieces && status == BNORM_OK; i++) {
+    for (size_t i = 0; i < pieces && c->status == BNORM_OK; i++) {
         bnorm_partial piece = *whole;
         piece.hw = hw;
         piece.first = first;
@@ -711,10 +689,9 @@ static bnorm_status next_batch(call *c, bnorm_op op, bnorm_partial *whole) {
         piece.nodes = slots + i * (all / pieces);
         piece.size = all / pieces * sizeof(double);
         if (piece.n > 0)
-            status = bnorm_partial_merge(whole, &piece);
+            c->status = bnorm_partial_merge(whole, &piece);
         first += piece.n;
     }
-    return status;
 }
 
 /* A batch's pieces, then gamma, beta, running_mean, running_var, saved, eps, rate, sample_variance,
@@ -723,7 +700,7 @@ EXPORT int bnormpy_finish(python_object *arguments) {
     call c;
     begin(&c, arguments);
     bnorm_partial whole;
-    bnorm_status status = next_batch(&c, BNORM_OP_MOMENTS, &whole);
+    next_batch(&c, BNORM_OP_MOMENTS, &whole);
     bnorm_train train = {0};
     train.gamma = channels(&c, "gamma", 0);
     train.beta = channels(&c, "beta", 0);
@@ -734,15 +711,11 @@ EXPORT int bnormpy_finish(python_object *arguments) {
     train.running.rate = next_double(&c);
     train.running.variance = next_int(&c) ? BNORM_VARIANCE_SAMPLE : BNORM_VARIANCE_POPULATION;
     float *coefficients = floats(&c, "coefficients", 3, 1);
-    if (c.failed)
-        return end(&c, 0);
-    train.save_mean = saved;
-    train.save_mean_lo = saved + c.shape.c;
-    train.save_invstd = saved + 2 * c.shape.c;
-    train.save_var = saved + 3 * c.shape.c;
-    if (status == BNORM_OK)
-        status = bnorm_partial_finish(&whole, &train, coefficients);
-    return end(&c, (int)status);
+    if (!c.failed && c.status == BNORM_OK) {
+        save(&train, saved, c.shape.c);
+        c.status = bnorm_partial_finish(&whole, &train, coefficients);
+    }
+    return end(&c);
 }
 
 /* x, out, residual, coefficients, act, a, b */
@@ -752,22 +725,18 @@ EXPORT int bnormpy_affine(python_object *arguments) {
     tensor(&c, "x", 0);
     tensor(&c, "out", 1);
     tensor(&c, "residual", 0);
-    const int bad = describe(&c);
-    if (c.failed || bad)
-        return bad;
+    describe(&c);
     const float *coefficients = floats(&c, "coefficients", 3, 0);
+    const bnorm_act act = next_act(&c);
+    if (!start(&c, 0))
+        return end(&c);
     const bnorm_affine affine = {.center = coefficients,
                                  .scale = coefficients + c.shape.c,
                                  .shift = coefficients + 2 * c.shape.c,
                                  .residual = c.tensors[2].in,
-                                 .act = next_act(&c)};
-    if (c.failed)
-        return end(&c, 0);
-    void *state = unlock(&c);
-    const bnorm_status status =
-        bnorm_apply(&c.shape, c.tensors[0].in, c.tensors[1].out, &affine, &c.exec);
-    lock(state);
-    return end(&c, (int)status);
+                                 .act = act};
+    c.status = bnorm_apply(&c.shape, c.tensors[0].in, c.tensors[1].out, &affine, &c.exec);
+    return end(&c);
 }
 
 /* A batch's pieces, then gamma, saved, gradients, coefficients: 5*C floats for bnormpy_apply_grad. */
@@ -775,21 +744,18 @@ EXPORT int bnormpy_finish_grad(python_object *arguments) {
     call c;
     begin(&c, arguments);
     bnorm_partial whole;
-    bnorm_status status = next_batch(&c, BNORM_OP_BACKWARD, &whole);
+    next_batch(&c, BNORM_OP_BACKWARD, &whole);
     bnorm_grad grad = {0};
     grad.gamma = channels(&c, "gamma", 0);
     const float *saved = floats(&c, "saved", 4, 0);
     grad.dgamma = floats(&c, "gradients", 2, 1);
     float *coefficients = floats(&c, "coefficients", 5, 1);
-    if (c.failed)
-        return end(&c, 0);
-    grad.dbeta = grad.dgamma + c.shape.c;
-    grad.save_mean = saved;
-    grad.save_mean_lo = saved + c.shape.c;
-    grad.save_invstd = saved + 2 * c.shape.c;
-    if (status == BNORM_OK)
-        status = bnorm_partial_finish_grad(&whole, &grad, coefficients);
-    return end(&c, (int)status);
+    if (!c.failed && c.status == BNORM_OK) {
+        restore(&grad, saved, c.shape.c);
+        grad.dbeta = grad.dgamma + c.shape.c;
+        c.status = bnorm_partial_finish_grad(&whole, &grad, coefficients);
+    }
+    return end(&c);
 }
 
 /* x, dy, dx, residual, y, dresidual, gamma, beta, saved, coefficients, act, a, b */
@@ -802,9 +768,7 @@ EXPORT int bnormpy_apply_grad(python_object *arguments) {
     tensor(&c, "residual", 0);
     tensor(&c, "y", 0);
     tensor(&c, "dresidual", 1);
-    const int bad = describe(&c);
-    if (c.failed || bad)
-        return bad;
+    describe(&c);
     bnorm_grad grad = {
         .residual = c.tensors[3].in, .y = c.tensors[4].in, .dresidual = c.tensors[5].out};
     grad.gamma = channels(&c, "gamma", 0);
@@ -812,16 +776,12 @@ EXPORT int bnormpy_apply_grad(python_object *arguments) {
     const float *saved = floats(&c, "saved", 4, 0);
     const float *coefficients = floats(&c, "coefficients", 5, 0);
     grad.act = next_act(&c);
-    if (c.failed)
-        return end(&c, 0);
-    grad.save_mean = saved;
-    grad.save_mean_lo = saved + c.shape.c;
-    grad.save_invstd = saved + 2 * c.shape.c;
-    void *state = unlock(&c);
-    const bnorm_status status = bnorm_partial_apply_grad(
-        &c.shape, c.tensors[0].in, c.tensors[1].in, c.tensors[2].out, &grad, coefficients, &c.exec);
-    lock(state);
-    return end(&c, (int)status);
+    if (!start(&c, 0))
+        return end(&c);
+    restore(&grad, saved, c.shape.c);
+    c.status = bnorm_partial_apply_grad(&c.shape, c.tensors[0].in, c.tensors[1].in,
+                                        c.tensors[2].out, &grad, coefficients, &c.exec);
+    return end(&c);
 }
 
 EXPORT const char *bnormpy_version(void) {
