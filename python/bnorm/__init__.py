@@ -62,6 +62,15 @@ def _act(activation: Activation) -> tuple[int, float, float]:
                      "low, high), ('leaky_relu', slope) or ('elu', a)")
 
 
+def _per_channel(rows: int, x: Array, axis: int) -> Array:
+    try:
+        return _empty((rows, x.shape[axis]), _float32)
+    except AttributeError:
+        raise TypeError("x is no NumPy array: convert it with numpy.asarray") from None
+    except IndexError:
+        raise ValueError(f"axis {axis} is none of x, which has {x.ndim}") from None
+
+
 def _floats(array: Optional[Array]) -> Optional[Array]:
     return None if array is None else np.ascontiguousarray(array, np.float32)
 
@@ -150,7 +159,7 @@ def batch_norm_train(x: Array, gamma: Optional[Array] = None, beta: Optional[Arr
     if out is None:
         out = _empty_like(x)
     kind, a, b = _ACTS.get(activation) or _act(activation)
-    saved = _empty((4, x.shape[axis]), _float32)
+    saved = _per_channel(4, x, axis)
     rest = (gamma, beta, running_mean, running_var, saved, eps, rate, sample_variance,
             kind, a, b)
     how = (axis, _threads if threads is None else threads, None)
@@ -177,7 +186,7 @@ def batch_norm_backward(dy: Array, x: Array, saved: Optional[Saved] = None, gamm
     if saved is None and (mean is None or var is None):
         raise ValueError("give saved, what batch_norm_train returned, or mean and var, if these were constants")
     kind, a, b = _ACTS.get(activation) or _act(activation)
-    gradients = _empty((2, x.shape[axis]), _float32)
+    gradients = _per_channel(2, x, axis)
     dresidual = _empty_like(x) if want_dresidual else None
     rest = (gamma, beta, mean, var, None if saved is None else saved.statistics, gradients, eps, kind, a, b)
     how = (axis, _threads if threads is None else threads, None)
@@ -188,7 +197,7 @@ def batch_norm_backward(dy: Array, x: Array, saved: Optional[Saved] = None, gamm
 
 def moments(x: Array, *, axis: int = -1, threads: Optional[int] = None) -> tuple[Array, Array]:
     """Mean and population variance of each channel."""
-    result = _empty((2, x.shape[axis]), np.float32)
+    result = _per_channel(2, x, axis)
     how = (axis, _threads if threads is None else threads, None)
     if _native.moments((*how, x, result)):
         _with_copies(_native.moments, how, [x], (), (result,))

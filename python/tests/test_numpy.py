@@ -6,6 +6,7 @@ import math
 import os
 import threading
 import unittest
+import warnings
 
 import numpy as np
 
@@ -238,6 +239,7 @@ class Test(unittest.TestCase):
         for shape in ((0, 3, 4), (2, 3, 0)):
             y, saved = bnorm.batch_norm_train(np.zeros(shape, np.float32), axis=1)
             self.assertEqual(y.shape, shape)
+            self.assertTrue((saved.statistics == 0).all())
             got = bnorm.batch_norm_backward(y, y, saved, axis=1)
             self.assertTrue((got.dgamma == 0).all() and (got.dbeta == 0).all())
 
@@ -309,7 +311,12 @@ class Test(unittest.TestCase):
                 (ValueError, "mean has to be", lambda: bnorm.batch_norm(x, one, c)),
                 (ValueError, "var has to be", lambda: bnorm.batch_norm(x, c, c.astype(float))),
                 (ValueError, "gamma has to be", lambda: bnorm.batch_norm(x, c, c, np.ones(8, np.float32)[::2])),
+                (TypeError, "mean is None", lambda: bnorm.batch_norm(x, None, c)),
+                (TypeError, "var is None", lambda: bnorm.fold(c, None)),
                 (ValueError, "axis 3", lambda: bnorm.batch_norm(x, c, c, axis=3)),
+                (ValueError, "none of x", lambda: bnorm.batch_norm(x, c, c, axis=2**32)),
+                (ValueError, "axis 3", lambda: bnorm.batch_norm_train(x, axis=3)),
+                (TypeError, "no NumPy array", lambda: bnorm.moments([[1.0]])),
                 (ValueError, "read-only", lambda: bnorm.batch_norm(x, c, c, out=read_only)),
                 (ValueError, "out has not the shape", lambda: bnorm.batch_norm(x, c, c, out=x[:1])),
                 (ValueError, "residual has not the shape", lambda: bnorm.batch_norm(x, c, c, residual=c)),
@@ -323,6 +330,77 @@ class Test(unittest.TestCase):
         ]:
             with self.subTest(says=says), self.assertRaisesRegex(error, says):
                 call()
+
+    def test_any_arguments(self):
+        """One or two arguments of a right call replaced by others, most of them wrong: it succeeds, if they are right,
+        or an exception says why not and nothing has been written."""
+        rng = np.random.default_rng(2)
+        shape, axis = (3, 4, 5), 1
+        wide = np.zeros((5, 8, 9), np.float32)
+        arrays = {
+            "x": data(*shape), "out": np.zeros(shape, np.float32), "cut": wide[1:4, 2:6, 2:7], "mean": data(4),
+            "gamma": data(4), "var": data(4)**2, "wide": wide, "stepped": np.zeros((6, 4, 10), np.float32)[::2, :, ::2],
+            "half": data(*shape, dtype=np.float16), "double": data(*shape).astype(float), "doubles": data(4).astype(float), "plane": data(3, 4),
+            "ints": np.zeros(shape, np.int8),
+            "swapped": data(*shape).astype(">f4"), "backwards": data(*shape)[::-1, :, ::-1], "empty": np.zeros((0, 4, 5), "f4"),
+            "long": data(9), "matrix": data(4, 4), "scalar": np.float32(1) * np.ones(()), "complex": np.zeros(shape, "c8"),
+            "strings": np.array([["a"]]), "objects": np.array([None, 1]), "channelless": np.zeros((3, 0, 5), np.float32),
+            "unaligned": np.frombuffer(bytearray(61), np.uint8)[1:61].view(np.float32),
+            "running": data(4), "running too": data(4), "nan": np.full(4, np.nan, np.float32), "negative": -data(4)**2 - 1, "flat": data(60)}
+        arrays["read-only"] = data(*shape)
+        arrays["read-only"].flags.writeable = False
+        arrays["shared"] = np.broadcast_to(data(1, 4, 1), shape)
+        arrays["overlap"] = arrays["flat"][1:].reshape(1, 1, 59)
+        arrays["half of it"] = np.lib.stride_tricks.as_strided(wide, shape, (4, 4, 4))
+        arrays["huge"] = np.broadcast_to(np.float32(1), (2**20, 2**20, 2**15))
+        arrays["high"] = np.zeros((1,) * 32, np.float32)
+        others = [None, 1, -1, 2.5, "relu", ("clamp", 1, 0), ("clamp", math.nan, 1), ("leaky_relu", 1e300), (), [], {}, 2**40,
+                  2**70, -2**33, math.nan, math.inf, -1.0, b"", object(), float, True, [[1.0]], memoryview(b"1234")]
+        saved = bnorm.batch_norm_train(arrays["x"], axis=axis)[1]
+        calls = [(bnorm.batch_norm, {"x": "x", "mean": "mean", "var": "var", "gamma": "gamma", "beta": "mean",
+                                     "residual": "x", "out": "out"}, {"eps": 1e-5, "activation": "relu"}),
+                 (bnorm.batch_norm_train, {"x": "x", "gamma": "gamma", "beta": "mean", "residual": "x", "out": "out",
+                                           "running_mean": "running", "running_var": "running too"},
+                  {"eps": 1e-5, "activation": "silu", "rate": 0.1, "sample_variance": True}),
+                 (bnorm.batch_norm_backward, {"dy": "x", "x": "x", "gamma": "gamma", "beta": "mean", "residual": "x",
+                                              "dx": "out", "mean": "mean", "var": "var", "y": None},
+                  {"saved": saved, "eps": 1e-5, "activation": "relu", "want_dresidual": True}),
+                 (bnorm.moments, {"x": "x"}, {}),
+                 (bnorm.fold, {"mean": "mean", "var": "var", "gamma": "gamma", "beta": "mean"}, {"eps": 1e-5})]
+        counts = {True: 0, False: 0}
+        for i in range(6000):
+            function, tensors, options = calls[i % len(calls)]
+            if function is not bnorm.fold:
+                options = {**options, "axis": axis, "threads": 1}
+            given = {**{key: arrays.get(name) for key, name in tensors.items()}, **options}
+            for key in rng.choice(list(given), rng.integers(1, 3)):
+                # Most often of the right kind.
+                pool = list(arrays.values()) if (key in tensors) == (rng.random() < 0.9) else others
+                given[key] = pool[rng.integers(len(pool))]
+            before = {name: a.tobytes() for name, a in arrays.items() if name not in ("huge", "objects")}
+            written = []
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # as of complex numbers that become real
+                    function(**given)
+                written = [given.get(key) for key in ("out", "dx", "running_mean", "running_var")]
+            except (TypeError, ValueError, OverflowError, AttributeError, MemoryError) as error:
+                self.assertTrue(str(error))
+            counts[bool(written)] += 1
+            if written and function is not bnorm.fold:
+                x = given["x"]
+                for key in tensors.keys() & {"mean", "var", "gamma", "beta", "running_mean", "running_var"}:
+                    self.assertTrue(given[key] is None or (given[key].dtype, given[key].size) ==
+                                    (np.float32, x.shape[given["axis"]]), (function, given, key))
+                for key in tensors.keys() & {"out", "residual", "dy", "dx", "y"}:
+                    self.assertTrue(given[key] is None or (given[key].dtype, given[key].shape) == (x.dtype, x.shape),
+                                    (function, given, key))
+                for key in ("out", "dx", "running_mean", "running_var"):
+                    self.assertTrue(given.get(key) is None or given[key].flags.writeable, (function, given, key))
+            for name, was in before.items():
+                if not any(isinstance(a, np.ndarray) and np.may_share_memory(a, arrays[name]) for a in written):
+                    self.assertEqual(arrays[name].tobytes(), was, (function, given, name))
+        self.assertGreater(min(counts.values()), 500, counts)
 
     def test_nothing_is_kept_alive(self):
         import gc
