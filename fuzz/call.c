@@ -218,11 +218,6 @@ static void decode_options(struct bytes *in, struct subject *s) {
         call->x_quant = call->y_quant = (bnorm_quant){0, 0};
     }
     s->denormals = (bnorm_denormals)(pick(in, 8) == 7);
-    /* Vectors round by a scale that is taken for 0 to other values than the scalar set. */
-    bnorm_quant *const quants[] = {&call->x_quant, &call->residual_quant, &call->y_quant};
-    for (size_t i = 0; i < 3 && s->denormals; i++)
-        if (quants[i]->scale > 0 && quants[i]->scale < 0x1p-126f)
-            quants[i]->scale = 1;
     if (is_wrong(in))
         s->denormals = (bnorm_denormals)(2 - (int)pick(in, 2) * 3);
     if (is_wrong(in))

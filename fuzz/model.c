@@ -141,9 +141,11 @@ static int eps_is_bad(double eps) {
     return !IS_FINITE(eps) || eps < 0;
 }
 
-static int quant_is_bad(const bnorm_quant *quant, bnorm_dtype type) {
+static int quant_is_bad(const struct subject *s, const bnorm_quant *quant, bnorm_dtype type) {
     const int least = type == BNORM_S8 ? -128 : 0;
-    return !IS_FINITE(quant->scale) || quant->scale < 0 || quant->zero_point < least ||
+    const int is_denormal = quant->scale > 0 && quant->scale < 0x1p-126f;
+    return !IS_FINITE(quant->scale) || quant->scale < 0 ||
+           (is_denormal && s->denormals == BNORM_DENORMALS_FLUSH) || quant->zero_point < least ||
            quant->zero_point > least + 255;
 }
 
@@ -154,9 +156,10 @@ static unsigned apply_faults(const struct subject *s) {
         return BIT(BNORM_BAD_ENUM);
     const bnorm_dtype x = call->shape.dtype,
                       y = call->y_dtype ? (bnorm_dtype)(call->y_dtype - 1) : x;
-    if ((x > BNORM_F16 && quant_is_bad(&call->x_quant, x)) ||
-        (x > BNORM_F16 && s->buffers[RESIDUAL].present && quant_is_bad(&call->residual_quant, x)) ||
-        (y > BNORM_F16 && quant_is_bad(&call->y_quant, y)))
+    if ((x > BNORM_F16 && quant_is_bad(s, &call->x_quant, x)) ||
+        (x > BNORM_F16 && s->buffers[RESIDUAL].present &&
+         quant_is_bad(s, &call->residual_quant, x)) ||
+        (y > BNORM_F16 && quant_is_bad(s, &call->y_quant, y)))
         faults |= BIT(BNORM_BAD_QUANTIZATION);
     if (s->buffers[MASK].present && !mask_fits(call->act.kind))
         faults |= BIT(BNORM_UNSUPPORTED);

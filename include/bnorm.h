@@ -224,8 +224,8 @@ typedef enum BNORM_INT bnorm_y_dtype {
 /* What an element q of an S8 or U8 tensor means, as in ONNX's QuantizeLinear:
  *   v = (q - zero_point)*scale
  *   q = saturate(round_half_to_even(v/scale) + zero_point), NaN gives zero_point
- * in floats, v/scale rounded to one. scale is positive and finite, 0 = 1; zero_point is a value of
- * the type. Else BNORM_BAD_QUANTIZATION. */
+ * in floats, v/scale rounded to one. scale is positive and finite, 0 = 1, and not denormal where
+ * exec flushes denormals; zero_point is a value of the type. Else BNORM_BAD_QUANTIZATION. */
 typedef struct bnorm_quant {
     float scale;
     int zero_point;

@@ -10,12 +10,16 @@
 #include "run.h"
 #include "uses.h"
 
-/* The parameters of a tensor of S8 or U8. */
-static bnorm_status check_quant(bnorm_dtype type, const bnorm_quant *quant) {
+#include <float.h>
+
+/* The parameters of a tensor of S8 or U8. A scale that is flushed would be none. */
+static bnorm_status check_quant(bnorm_dtype type, const bnorm_quant *quant,
+                                const bnorm_exec *exec) {
     const int least = type == BNORM_S8 ? -128 : 0;
-    const float scale = quant->scale;
-    return __builtin_isfinite(scale) && scale >= 0 && quant->zero_point >= least &&
-                   quant->zero_point <= least + 255
+    const int flush = exec && exec->denormals == BNORM_DENORMALS_FLUSH;
+    const float scale = quant->scale, least_scale = flush ? FLT_MIN : 0;
+    return __builtin_isfinite(scale) && (scale == 0 || scale >= least_scale) &&
+                   quant->zero_point >= least && quant->zero_point <= least + 255
                ? BNORM_OK
                : BNORM_BAD_QUANTIZATION;
 }
@@ -47,11 +51,11 @@ static bnorm_status check_options(const bnorm_shape *shape, const bnorm_exec *ex
     if ((unsigned)affine->y_dtype > BNORM_Y_U8)
         return BNORM_BAD_ENUM;
     if (shape->dtype > BNORM_F16)
-        status = check_quant(shape->dtype, &affine->x_quant);
+        status = check_quant(shape->dtype, &affine->x_quant, exec);
     if (!status && shape->dtype > BNORM_F16 && affine->residual.data)
-        status = check_quant(shape->dtype, &affine->residual_quant);
+        status = check_quant(shape->dtype, &affine->residual_quant, exec);
     if (!status && y_type_of(shape, affine) > BNORM_F16)
-        status = check_quant(y_type_of(shape, affine), &affine->y_quant);
+        status = check_quant(y_type_of(shape, affine), &affine->y_quant, exec);
     if (!status && *mask)
         status = bnorm_check_mask(&affine->act, mask);
     return status;

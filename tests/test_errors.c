@@ -792,6 +792,18 @@ static void test_quant(struct test *t) {
                                   "%s: scale %g, zero point %d of tensor %d", u8 ? "u8" : "s8",
                                   (double)quants[i].quant.scale, quants[i].quant.zero_point, which);
                 }
+        /* What is flushed is no divisor. */
+        for (size_t i = 0; i < 8; i++) {
+            const bnorm_quant quant = {i % 2 ? 0x1p-126f : 0x1.fffffcp-127f, 0};
+            const bnorm_denormals denormals = (bnorm_denormals)(i / 2 % 2);
+            fresh(k, layout);
+            k->shape.dtype = BNORM_S8;
+            *(i / 4 ? &k->x_quant : &k->y_quant) = quant;
+            k->exec.denormals = denormals;
+            attempt_named(k, denormals && i % 2 == 0 ? BNORM_BAD_QUANTIZATION : BNORM_OK,
+                          "scale %a, denormals %d, of %s", (double)quant.scale, (int)denormals,
+                          i / 4 ? "x" : "y");
+        }
     }
 }
 
