@@ -3,6 +3,7 @@
  * Batches in pieces: wherever between images a batch is cut and however its pieces are put
  * together, on whatever kernel sets and threads, the bits are those of one call over all of it. */
 #include <float.h>
+#include <inttypes.h>
 #include <limits.h>
 #include <math.h>
 #include <stdio.h>
@@ -446,6 +447,40 @@ static void test_nan(struct test *t) {
                           got.mean[c], got.m2[c], want.mean[c], want.m2[c]);
         }
         test_release(t);
+    }
+}
+
+/* Any NaN that a piece brings along, or that two infinities make, is bnorm's once pieces are merged:
+ * as two images that are one subtree, and as two that stay apart. */
+static void test_nan_in_nodes(struct test *t) {
+    enum { C = 4 };
+    const uint64_t bits[2] = {0x7ff8000000012345u, 0xfff8000000000000u};
+    double nan_of[2], nodes[2][2][C];
+    memcpy(nan_of, bits, sizeof bits);
+    for (size_t i = 0; i < 8; i++) {
+        const bnorm_op op = i % 2 ? BNORM_OP_BACKWARD : BNORM_OP_MOMENTS;
+        const size_t which = i / 2 % 2, first = i / 4;
+        const double left[C] = {INFINITY, nan_of[0], 1, 1}, right[C] = {-INFINITY, 1, nan_of[1], 2};
+        for (size_t k = 0; k < C; k++) {
+            nodes[0][which][k] = left[k];
+            nodes[1][which][k] = right[k];
+            nodes[0][!which][k] = nodes[1][!which][k] = 1;
+        }
+        const bnorm_partial pieces[2] = {{op, C, 1, first, 1, nodes[0][0], sizeof nodes[0]},
+                                         {op, C, 1, first + 1, 1, nodes[1][0], sizeof nodes[1]}};
+        const bnorm_partial merged = piece_merged(t, &pieces[0], &pieces[1]);
+        const double *const node = merged.nodes + 2 * C * first; /* the last one */
+        size_t count = 0;
+        for (size_t k = 0; k < 2 * C; k++) {
+            uint64_t got;
+            memcpy(&got, &node[k], sizeof got);
+            count += isnan(node[k]) ? 1 : 0;
+            test_context(t, "op %d, array %zu, from image %zu, sum %zu", (int)op, which, first, k);
+            if (isnan(node[k]) && got != UINT64_MAX)
+                test_fail(t, "the NaN 0x%016" PRIx64, got);
+        }
+        if (count < (first ? 1 : 3))
+            test_fail(t, "only %zu NaN", count);
     }
 }
 
@@ -1136,6 +1171,7 @@ void add_pieces(struct suite *s) {
       per_set[] = {{"y-types", test_y_types}, {"empty-batches", test_empty_batches}},
       once[] = {{"sizes", test_sizes},
                 {"empty-pieces", test_empty_pieces},
+                {"nan-in-nodes", test_nan_in_nodes},
                 {"refused/collect", test_refuse_collect},
                 {"refused/collect-grad", test_refuse_collect_grad},
                 {"refused/merge", test_refuse_merge},
