@@ -11,6 +11,12 @@ static _Thread_local struct bytes input;
 
 static const char *const functions[] = {"bnorm_moments", "bnorm_forward_train", "bnorm_backward",
                                         "bnorm_apply"};
+static const char *const of_pieces[] = {"", "bnorm_partial_collect", "bnorm_partial_finish",
+                                        "bnorm_partial_apply_grad"};
+
+static const char *function_of(const struct subject *s) {
+    return s->stage ? of_pieces[s->stage] : functions[s->call.op];
+}
 
 void fail(const char *function, const char *what) {
     fprintf(stderr,
@@ -193,7 +199,8 @@ static void decode_options(struct bytes *in, struct subject *s) {
     if (call->op != BNORM_OP_APPLY)
         call->epsilon = decode_eps(in);
     s->groups = 1;
-    if ((call->op == BNORM_OP_FORWARD_TRAIN || call->op == BNORM_OP_BACKWARD) && pick(in, 6) == 5) {
+    if (!s->stage && (call->op == BNORM_OP_FORWARD_TRAIN || call->op == BNORM_OP_BACKWARD) &&
+        pick(in, 6) == 5) {
         size_t groups = 1 + pick(in, 4);
         while (call->shape.n % groups)
             groups--;
@@ -262,6 +269,10 @@ static size_t size_of_array(const struct subject *s, size_t buffer) {
     switch (buffer) {
     case WS:
         return s->operands.ws_size;
+    case NODES:
+        return s->piece.size;
+    case COEFFICIENTS:
+        return shape->c * (s->call.op == BNORM_OP_BACKWARD ? 5 : 3) * sizeof(float);
     case MASK:
         return (elements + 7) / 8;
     case WEIGHTS:
@@ -290,7 +301,7 @@ static void decode_place(struct bytes *in, struct subject *s, size_t i) {
     const struct buffer *other = &s->buffers[pick(in, i)];
     if (!other->present)
         return;
-    const size_t least = b->element < 4 && i < TENSORS ? b->element : 4;
+    const size_t least = i == NODES ? 8 : b->element < 4 && i < TENSORS ? b->element : 4;
     if (how == 1 || how == 2) {
         const int broadcast = i == DY || other == &s->buffers[DY] ? s->call.dy_broadcast != 0 : 0;
         if (other >= s->buffers + TENSORS || broadcast)
@@ -337,6 +348,7 @@ static void decode_buffers(struct bytes *in, struct subject *s) {
         b->element = i == MASK || i == WS ? 1
                      : i == OUT           ? size_of_type(y)
                      : i < TENSORS        ? size_of_type(s->safe.dtype)
+                     : i == NODES         ? sizeof(double)
                                           : sizeof(float);
         if (i < TENSORS)
             decode_strides(in, s, b, i == DY ? call->dy_broadcast & 7 : 0);
@@ -424,11 +436,82 @@ UNWATCHED static void fill_input(struct bytes *in, struct subject *s, size_t i, 
         floats[k] = next_number(state) % 4 < zeros ? 0 : fabsf(floats[k]);
 }
 
-static void decode_call(struct bytes *in, struct subject *s, bnorm_op op) {
+/* A piece that has some images, of which a call that collects appends more. */
+static void decode_piece(struct bytes *in, struct subject *s) {
+    static const size_t counts[] = {1, 0, 2, 3, 5, 8};
+    bnorm_partial *const p = &s->piece;
+    p->op = s->call.op == BNORM_OP_BACKWARD ? BNORM_OP_BACKWARD : BNORM_OP_MOMENTS;
+    p->c = s->safe.c;
+    p->hw = s->safe.hw + !s->safe.hw;
+    p->first = pick(in, 256) * (1 + pick(in, 9));
+    p->n = PICK(in, counts);
+    p->size =
+        s->stage == COLLECT ? bnorm_partial_size(p->c, p->n + s->safe.n) : bnorm_partial_used(p);
+    if (!is_wrong(in))
+        return;
+    switch (pick(in, 6)) {
+    case 0:
+        s->no_piece = 1;
+        break;
+    case 1:
+        p->op = (bnorm_op)(1 + 2 * pick(in, 2));
+        break;
+    case 2:
+        p->c = pick(in, 2) && p->n ? p->c + 1 : 0;
+        break;
+    case 3:
+        p->hw = s->stage == COLLECT && pick(in, 2) ? p->hw + 1 : 0;
+        break;
+    case 4:
+        p->first = SIZE_MAX - p->n - s->safe.n + 1 + pick(in, 3);
+        break;
+    default:
+        p->size -= p->size ? 1 + pick(in, 9) : 0;
+        break;
+    }
+}
+
+/* Runs it, on a piece like the one that is given. */
+static bnorm_status run_subject(struct subject *s, const bnorm_exec *exec) {
+    const bnorm_job *const job = &s->args.job;
+    const struct buffer *const nodes = &s->buffers[NODES], *const c = &s->buffers[COEFFICIENTS];
+    float *const coefficients = c->present ? (void *)(s->blocks[c->block].data + c->offset) : NULL;
+    const int backward = s->call.op == BNORM_OP_BACKWARD;
+    if (!s->stage)
+        return call_run(&s->args, exec);
+    if (s->stage == APPLY_GRAD)
+        return bnorm_partial_apply_grad(job->shape, job->x, job->dy, job->out, job->grad,
+                                        coefficients, exec);
+    bnorm_partial piece = s->piece, *const at = s->no_piece ? NULL : &piece;
+    if (nodes->present)
+        piece.nodes = (void *)(s->blocks[nodes->block].data + nodes->offset);
+    bnorm_partial want = piece;
+    bnorm_status status;
+    if (s->stage == FINISH)
+        status = backward ? bnorm_partial_finish_grad(at, job->grad, coefficients)
+                          : bnorm_partial_finish(at, job->train, coefficients);
+    else
+        status = backward
+                     ? bnorm_partial_collect_grad(job->shape, job->x, job->dy, job->grad, at,
+                                                  job->ws, job->ws_size, exec)
+                     : bnorm_partial_collect(job->shape, job->x, at, job->ws, job->ws_size, exec);
+    if (!status && s->stage == COLLECT && !shape_is_empty(&s->call.shape)) {
+        want.n += s->call.shape.n;
+        want.hw = s->call.shape.hw;
+    }
+    if (memcmp(&piece, &want, sizeof piece) != 0)
+        fail(function_of(s), "another piece");
+    return status;
+}
+
+static void decode_call(struct bytes *in, struct subject *s, enum stage stage, bnorm_op op) {
     memset(s, 0, sizeof *s);
     s->call.op = op;
+    s->stage = stage;
     decode_shape(in, s);
     decode_options(in, s);
+    if (stage == COLLECT || stage == FINISH)
+        decode_piece(in, s);
     s->ws_need = bnorm_workspace(op, &s->safe);
     s->operands.ws_size = s->ws_need + pick(in, 3);
     if (is_wrong(in) && s->ws_need)
@@ -454,7 +537,7 @@ static void decode_call(struct bytes *in, struct subject *s, bnorm_op op) {
     }
     for (size_t i = 0; i < BUFFERS; i++)
         if (s->buffers[i].present &&
-            ((role_of(s, i) | 32) == 'r' || i == RUNNING_MEAN || i == RUNNING_VAR))
+            ((role_of(s, i) | 32) == 'r' || i == RUNNING_MEAN || i == RUNNING_VAR || i == NODES))
             fill_input(in, s, i, &state);
     for (size_t i = 0; i < BUFFERS; i++)
         if (s->blocks[i].size)
@@ -476,9 +559,28 @@ static void free_call(struct subject *s) {
 /* ---------------------------------------------------------------------------------------------- */
 /* Runs, and what they must not change */
 
+/* Of a piece that images are appended to: what it holds before and after, the rest being scratch. */
+static void mark_nodes(struct subject *s, int empty) {
+    struct buffer b = s->buffers[NODES];
+    unsigned char *const use = s->blocks[b.block].use;
+    bnorm_partial piece = s->piece;
+    if (!b.present)
+        return;
+    b.bytes = bnorm_partial_used(&piece);
+    mark_elements(use, &b, 0, IS_READ);
+    if (empty)
+        return;
+    piece.n += s->call.shape.n;
+    b.bytes = s->buffers[NODES].bytes;
+    mark_elements(use, &b, 0, IS_SCRATCH);
+    b.bytes = bnorm_partial_used(&piece);
+    for (size_t i = 0; i < b.bytes; i++)
+        use[b.offset + i] = (unsigned char)((use[b.offset + i] & ~IS_SCRATCH) | IS_WRITTEN);
+}
+
 /* What a call that is not refused may read and write. */
 static void mark_uses(struct subject *s) {
-    const int empty = shape_is_empty(&s->call.shape);
+    const int empty = s->stage != FINISH && shape_is_empty(&s->call.shape);
     for (size_t i = 0; i < BUFFERS; i++) {
         const struct buffer *b = &s->buffers[i];
         const char role = (char)(role_of(s, i) | 32);
@@ -489,6 +591,10 @@ static void mark_uses(struct subject *s) {
             use = IS_READ | IS_WRITTEN;
         if (empty && role == 'w' && i != DGAMMA && i != DBETA && i != NEW_MEAN && i != NEW_VAR)
             use = 0;
+        if (i == NODES && use && s->stage == COLLECT) {
+            mark_nodes(s, empty);
+            continue;
+        }
         if (b->present && use && !(empty && i < TENSORS))
             mark_elements(s->blocks[b->block].use, b, i < TENSORS, use);
     }
@@ -517,6 +623,9 @@ static void say_call(const struct subject *s) {
             c->rate, c->variance, c->epsilon, c->renorm != NULL, c->ghost ? s->ghost.groups : 0,
             c->frozen);
     fprintf(stderr, "dy_broadcast %u denormals %d\n", c->dy_broadcast, s->denormals);
+    if (s->stage)
+        fprintf(stderr, "stage %d, piece op %d c %zu hw %zu first %zu n %zu size %zu\n", s->stage,
+                s->piece.op, s->piece.c, s->piece.hw, s->piece.first, s->piece.n, s->piece.size);
     for (size_t i = 0; i < BUFFERS; i++) {
         const struct buffer *b = &s->buffers[i];
         if (b->present)
@@ -617,7 +726,7 @@ UNWATCHED static bnorm_status run_dense(struct subject *s, const bnorm_exec *exe
             *outs[i - OUT] = BNORM_OUT(copies[i]);
     }
     call_arguments(&s->args, &call, &o);
-    const bnorm_status status = call_run(&s->args, exec);
+    const bnorm_status status = run_subject(s, exec);
     for (size_t i = OUT; i < TENSORS; i++) {
         const struct buffer *b = &s->buffers[i];
         const unsigned char *from = copies[i];
@@ -755,7 +864,7 @@ static int run_by_group(struct subject *s, const bnorm_exec *exec) {
 
 /* A call that is right, in every other way. */
 static void run_again(struct subject *s, uint32_t seed) {
-    const char *const function = functions[s->call.op];
+    const char *const function = function_of(s);
     const bnorm_isa *const scalar = bnorm_isa_find("scalar");
     const bnorm_exec plain = exec_of(s, scalar), best = exec_of(s, NULL);
     const struct verdict good = {0, 0};
@@ -770,10 +879,10 @@ static void run_again(struct subject *s, uint32_t seed) {
         exec.threads = threads[seed / 5 % 4];
         exec.memory = (bnorm_memory)(seed / 20 % 4);
         refill(s, seed + (uint32_t)i);
-        check_status(function, call_run(&s->args, &exec), good);
+        check_status(function, run_subject(s, &exec), good);
         check_memory(s, 0, function, bnorm_isa_name(exec.isa));
     }
-    if (shape_is_empty(&s->call.shape))
+    if (s->stage == FINISH || shape_is_empty(&s->call.shape))
         return;
     refill(s, seed + 7);
     if (run_dense(s, seed % 2 ? &best : &plain))
@@ -785,7 +894,7 @@ static void run_again(struct subject *s, uint32_t seed) {
     if (s->call.ghost && run_by_group(s, seed % 2 ? &plain : &best))
         check_memory(s, 0, function, "group by group");
     /* Merging and finishing are in the caller's mode. */
-    if (s->call.ghost || varied || s->denormals ||
+    if (s->stage || s->call.ghost || varied || s->denormals ||
         (s->call.op != BNORM_OP_BACKWARD && s->call.op != BNORM_OP_FORWARD_TRAIN))
         return;
     refill(s, seed + 9);
@@ -798,14 +907,14 @@ static int fuzz_call(struct subject *s, uint32_t seed) {
     const bnorm_isa *const scalar = bnorm_isa_find("scalar");
     const struct verdict verdict = verdict_of(s, has_sleef(scalar));
     const bnorm_exec exec = exec_of(s, scalar);
-    const char *const function = functions[s->call.op];
+    const char *const function = function_of(s);
     for (size_t i = 0; i < BUFFERS; i++)
         if (s->blocks[i].size)
             memcpy(s->blocks[i].filled, s->blocks[i].data, s->blocks[i].size);
     const bnorm_job *const job = &s->args.job;
     bnorm_status status;
     if (!s->no_ghost)
-        status = call_run(&s->args, &exec);
+        status = run_subject(s, &exec);
     else if (s->call.op == BNORM_OP_BACKWARD)
         status = bnorm_backward_ghost(job->shape, job->x, job->dy, job->out, job->grad, NULL,
                                       job->ws, job->ws_size, &exec);
@@ -877,10 +986,17 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     } else if (what == 7) {
         fuzz_partials(&in);
     } else {
+        static const bnorm_op ops[][2] = {{BNORM_OP_MOMENTS, BNORM_OP_BACKWARD},
+                                          {BNORM_OP_FORWARD_TRAIN, BNORM_OP_BACKWARD},
+                                          {BNORM_OP_BACKWARD, BNORM_OP_BACKWARD}};
         const size_t count = what == 4 ? 1 + pick(&in, 3) : 1;
+        const enum stage stage = what == 8 ? (enum stage)(1 + pick(&in, 3)) : WHOLE;
         const uint32_t seed = (uint32_t)(pick(&in, 256) * 256 + pick(&in, 256));
         for (size_t i = 0; i < count; i++)
-            decode_call(&in, &subjects[i], (bnorm_op)(what == 4 ? pick(&in, 4) : what % 4));
+            decode_call(&in, &subjects[i], stage,
+                        stage       ? ops[stage - 1][pick(&in, 2)]
+                        : what == 4 ? (bnorm_op)pick(&in, 4)
+                                    : (bnorm_op)what);
         for (size_t i = 0; i < count; i++)
             good[i] = fuzz_call(&subjects[i], seed);
         if (what == 4)

@@ -7,6 +7,7 @@
  *   - else writes all of its outputs and nothing else, whatever lies between and behind the inputs;
  *   - gives the same bits on every kernel set, in any order of tasks, on dense tensors of their
  *     own, in pieces, group by group and as a job.
+ * The functions for batches in pieces are such calls, too, each alone.
  * What does not hold is said on stderr, and the process aborts. */
 #ifndef BNORM_FUZZ_H
 #define BNORM_FUZZ_H
@@ -96,8 +97,13 @@ enum {
     DBETA,
     MASK,
     WS,
+    NODES, /* of a piece */
+    COEFFICIENTS,
     BUFFERS
 };
+
+/* A whole call, or what of it is done with a piece: bnorm_partial_collect, _finish, _apply_grad. */
+enum stage { WHOLE, COLLECT, FINISH, APPLY_GRAD };
 
 /* A tensor seen as images of runs; strides are those of its axes that are longer than 1, else 0. */
 struct geometry {
@@ -133,7 +139,9 @@ struct subject {
     struct call_args args;
     bnorm_ghost ghost;
     bnorm_renorm renorm;
-    int no_shape, no_options, no_ghost; /* these pointers are NULL */
+    enum stage stage;
+    bnorm_partial piece;                          /* before the call */
+    int no_shape, no_options, no_ghost, no_piece; /* these pointers are NULL */
     bnorm_denormals denormals;
     bnorm_memory memory;
     size_t groups; /* that save arrays have room for */

@@ -66,11 +66,42 @@ static const char roles[BUFFERS][5] = {
     [DGAMMA] = "  w ",  [DBETA] = "  w ",        [MASK] = " wrw",        [WS] = "WWW ",
 };
 
+/* With pieces: collect for moments and backward, finish forward_train and backward, apply_grad.
+ * Weights and renormalization only make them be refused. */
+static const char piece_roles[BUFFERS][6] = {
+    [X] = "RR  R",       [DY] = " R  R",           [RESIDUAL] = " r  r",    [Y] = " r  r",
+    [OUT] = "    w",     [DRESIDUAL] = "    w",    [GAMMA] = " rrrr",       [BETA] = " rrrr",
+    [SCALE] = "     ",   [MEAN] = " Rw R",         [LO] = " rwrr",          [INVSTD] = " rwrr",
+    [VAR] = " rwrr",     [RUNNING_MEAN] = "  w  ", [RUNNING_VAR] = "  w  ", [NEW_MEAN] = "  w  ",
+    [NEW_VAR] = "  w  ", [WEIGHTS] = " rrrr",      [RENORM_R] = " rwrr",    [RENORM_D] = " rwrr",
+    [DGAMMA] = "   w ",  [DBETA] = "   w ",        [MASK] = " r  r",        [WS] = "WW   ",
+    [NODES] = "WWRR ",   [COEFFICIENTS] = "  WwR",
+};
+
+static char listed_role(const struct subject *s, size_t buffer) {
+    const size_t backward = s->call.op == BNORM_OP_BACKWARD;
+    switch (s->stage) {
+    case WHOLE:
+        break;
+    case COLLECT:
+        return piece_roles[buffer][backward];
+    case FINISH:
+        return piece_roles[buffer][2 + backward];
+    case APPLY_GRAD:
+        return piece_roles[buffer][4];
+    }
+    return buffer < NODES ? roles[buffer][s->call.op] : ' ';
+}
+
 char role_of(const struct subject *s, size_t buffer) {
     const struct call *call = &s->call;
     const int backward = call->op == BNORM_OP_BACKWARD;
     const int identity = call->act.kind == BNORM_ACT_IDENTITY;
     switch (buffer) {
+    case NODES: /* are not looked at */
+        if (s->stage == FINISH && s->piece.n == 0)
+            return ' ';
+        break;
     case RUNNING_MEAN:
     case RUNNING_VAR:
         if (s->buffers[buffer + NEW_MEAN - RUNNING_MEAN].present && call->op == 1)
@@ -101,7 +132,7 @@ char role_of(const struct subject *s, size_t buffer) {
     default:
         break;
     }
-    return roles[buffer][call->op];
+    return listed_role(s, buffer);
 }
 
 static unsigned shape_faults(const bnorm_shape *shape, bnorm_op op) {
@@ -223,6 +254,36 @@ static unsigned grad_faults(const struct subject *s) {
         faults |= BIT(BNORM_BAD_ENUM);
     if (call->dy_broadcast && (block_of(&call->shape) > 1 || (b[WEIGHTS].present && !call->frozen)))
         faults |= BIT(BNORM_UNSUPPORTED);
+    return faults;
+}
+
+static int is_varied(const struct subject *s) {
+    const struct buffer *b = s->buffers;
+    return (b[WEIGHTS].present && role_of(s, WEIGHTS) != ' ') || s->call.renorm ||
+           b[RENORM_R].present || b[RENORM_D].present;
+}
+
+static unsigned piece_faults(const struct subject *s, struct verdict *verdict) {
+    const bnorm_partial *p = &s->piece;
+    const bnorm_shape *shape = &s->call.shape;
+    const size_t more = s->stage == COLLECT ? shape->n : 0;
+    unsigned faults = 0;
+    if (s->no_piece)
+        return BIT(BNORM_NULL_POINTER);
+    if (p->op != (s->call.op == BNORM_OP_BACKWARD ? BNORM_OP_BACKWARD : BNORM_OP_MOMENTS))
+        faults |= BIT(BNORM_BAD_ENUM);
+    if (p->c == 0 || p->first + p->n < p->n || (p->n && p->hw == 0))
+        faults |= BIT(BNORM_BAD_SHAPE);
+    if (s->stage == COLLECT && p->c != s->safe.c)
+        faults |= BIT(BNORM_BAD_SHAPE);
+    /* What an empty batch is not added to. */
+    unsigned *const of_images = more && shape->hw ? &faults : &verdict->may;
+    if (p->first + p->n + more < more || (p->n && p->hw != shape->hw && s->stage == COLLECT))
+        *of_images |= BIT(BNORM_BAD_SHAPE);
+    if (p->size < bnorm_partial_used(p))
+        faults |= BIT(BNORM_WORKSPACE_TOO_SMALL);
+    if (s->stage == COLLECT && p->size < bnorm_partial_size(p->c, p->n + more))
+        *of_images |= BIT(BNORM_WORKSPACE_TOO_SMALL);
     return faults;
 }
 
@@ -363,32 +424,40 @@ struct verdict verdict_of(const struct subject *s, int has_sleef) {
     struct verdict verdict = {0, 0};
     const struct call *call = &s->call;
     const bnorm_op op = call->op;
-    unsigned shape = s->no_shape ? BIT(BNORM_NULL_POINTER) : shape_faults(&call->shape, op);
-    unsigned options = 0;
+    const int has_options = op != BNORM_OP_MOMENTS, finish = s->stage == FINISH;
+    unsigned shape = 0, options = 0;
+    if (!finish)
+        shape = s->no_shape ? BIT(BNORM_NULL_POINTER) : shape_faults(&call->shape, op);
+    if (s->stage == COLLECT || finish)
+        shape |= piece_faults(s, &verdict);
     if (!s->no_options) {
-        if (op != BNORM_OP_MOMENTS)
-            options |= act_faults(&call->act, has_sleef);
+        /* Finishing is not about the activation. */
+        if (has_options)
+            *(finish ? &verdict.may : &options) |= act_faults(&call->act, has_sleef);
         if (op == BNORM_OP_APPLY)
             options |= apply_faults(s);
         if (op == BNORM_OP_FORWARD_TRAIN)
             options |= train_faults(s, &verdict);
         if (op == BNORM_OP_BACKWARD)
-            options |= grad_faults(s);
+            *(finish ? &verdict.may : &options) |= grad_faults(s);
         if (role_of(s, WEIGHTS) == 'r' && s->buffers[WEIGHTS].present && eps_is_bad(call->epsilon))
             options |= BIT(BNORM_BAD_EPSILON);
+        if (s->stage && is_varied(s))
+            options |= BIT(BNORM_UNSUPPORTED);
     } else if (op != BNORM_OP_APPLY) {
         options = BIT(BNORM_NULL_POINTER);
     }
     if (call->ghost)
         options |= ghost_faults(s);
-    if ((unsigned)s->denormals > BNORM_DENORMALS_FLUSH || (unsigned)s->memory > BNORM_MEMORY_STREAM)
+    if (!finish && ((unsigned)s->denormals > BNORM_DENORMALS_FLUSH ||
+                    (unsigned)s->memory > BNORM_MEMORY_STREAM))
         options |= BIT(BNORM_BAD_ENUM);
     verdict.must |= shape | options;
     struct verdict buffers = {0, 0};
     check_buffers(s, &buffers);
     /* Buffers of an empty batch may be absent, and nothing says that they are looked at; with a bad
      * shape it is not known where they end. */
-    if (shape || shape_is_empty(&call->shape) || s->no_options) {
+    if (shape || (finish ? s->piece.n == 0 : shape_is_empty(&call->shape)) || s->no_options) {
         verdict.may |= buffers.must | buffers.may;
     } else {
         verdict.must |= buffers.must;
