@@ -40,6 +40,24 @@ static int sleep_until_done(MPI_Request *request) {
     return error;
 }
 
+/* ---------------------------------------------------------------------------------------------- */
+/* Cases                                                                                          */
+
+static size_t passed, failed;
+static size_t problems; /* of this rank in this case */
+static char context[256];
+
+__attribute__((format(printf, 1, 2))) static void problem(const char *format, ...) {
+    if (problems++ < 3) {
+        char text[512];
+        va_list arguments;
+        va_start(arguments, format);
+        vsnprintf(text, sizeof text, format, arguments);
+        va_end(arguments);
+        fprintf(stderr, "rank %d of %d, %s: %s\n", rank, ranks, context, text);
+    }
+}
+
 /* In place of MPI's own, which remains as PMPI_Allgather: counts, and fails afterwards if told. */
 int MPI_Allgather(const void *send, int send_count, MPI_Datatype send_type, void *receive,
                   int receive_count, MPI_Datatype receive_type, MPI_Comm comm) {
@@ -58,28 +76,12 @@ int MPI_Allgather(const void *send, int send_count, MPI_Datatype send_type, void
 int MPI_Allreduce(const void *send, void *receive, int count, MPI_Datatype type, MPI_Op op,
                   MPI_Comm comm) {
     MPI_Request request;
+    if (count != 1) /* what it writes behind its variable, nobody else would see */
+        problem("%d words are reduced instead of 1", count);
     if (ranks <= 2)
         return PMPI_Allreduce(send, receive, count, type, op, comm);
     const int error = MPI_Iallreduce(send, receive, count, type, op, comm, &request);
     return error ? error : sleep_until_done(&request);
-}
-
-/* ---------------------------------------------------------------------------------------------- */
-/* Cases                                                                                          */
-
-static size_t passed, failed;
-static size_t problems; /* of this rank in this case */
-static char context[256];
-
-__attribute__((format(printf, 1, 2))) static void problem(const char *format, ...) {
-    if (problems++ < 3) {
-        char text[512];
-        va_list arguments;
-        va_start(arguments, format);
-        vsnprintf(text, sizeof text, format, arguments);
-        va_end(arguments);
-        fprintf(stderr, "rank %d of %d, %s: %s\n", rank, ranks, context, text);
-    }
 }
 
 /* All ranks end a case together: one that fails anywhere has failed. */
@@ -731,6 +733,11 @@ static void small_workspace(struct arguments *a) {
 static void workspace_on_y(struct arguments *a) {
     a->out.data = a->memory + 100;
 }
+/* With its last element alone. */
+static void x_into_workspace(struct arguments *a) {
+    a->shape.layout = BNORM_NCHW;
+    a->x.data = (char *)a + offsetof(struct arguments, memory) - (ERROR_COUNT - 1) * sizeof(float);
+}
 static void workspace_on_array(struct arguments *a) {
     a->train.save_mean = a->grad.dgamma = (float *)(void *)(a->memory + 64);
 }
@@ -803,6 +810,7 @@ static const struct mistake mistakes[] = {
     {"workspace too small", small_workspace, BNORM_WORKSPACE_TOO_SMALL, 0, 1},
     {"workspace on y", workspace_on_y, BNORM_BAD_OVERLAP, 0, 0},
     {"workspace on x", workspace_on_x, BNORM_BAD_OVERLAP, 0, 0},
+    {"workspace on the last of x", x_into_workspace, BNORM_BAD_OVERLAP, 0, 0},
     {"workspace on an array", workspace_on_array, BNORM_BAD_OVERLAP, 0, 1},
     {"layout", bad_layout, BNORM_BAD_ENUM, 0, 1},
     {"quantized", quantized, BNORM_UNSUPPORTED, 0, 1},

@@ -4,8 +4,10 @@
 at a time, builds, runs the tests, and lists the changes that none of them fails for.
 
 Each process works in a copy of the tree of its own. A change is first tried on the tests that are about
-its file, then, if it survives, on all at quick depth. tools/mutants.txt names changes that change
-nothing, with the reason; they are left out. The same seed and sources give the same changes."""
+its file, then, if it survives, on all at quick depth: src/neon/ under qemu, mpi/ on 1, 2 and 4 processes.
+Of the templates what this CPU runs is changed: kernel sets that it lacks are not built again.
+tools/mutants.txt names changes that change nothing, with the reason; they are left out. The same seed and
+sources give the same changes."""
 
 import argparse
 import concurrent.futures
@@ -40,7 +42,15 @@ TESTS = {
     "src/fold": ["fold/*", "errors/*"],
     "src/forward": ["errors/*", "train/*", "moments/*", "options/*"],
     "src/ghost": ["variants/*ghost*", "errors/*"],
+    "src/avx2/": ["kernel/*avx2*"],
     "src/jobs": ["jobs/*", "errors/*"],
+    "src/kernels/coefficients": ["kernel/coefficients*", "kernel/grad_coefficients*", "kernel/scale_shift*", "kernel/merge*", "kernel/add_blocks*"],
+    "src/kernels/convert": ["kernel/apply*", "kernel/*rows*", "types/nhwc/*"],
+    "src/kernels/gradient": ["kernel/sums*", "kernel/dx*"],
+    "src/kernels/leaves": ["kernel/*tree*"],
+    "src/kernels/map": ["kernel/apply*", "kernel/dx*"],
+    "src/kernels/reduce": ["kernel/moments*", "kernel/sums*"],
+    "src/kernels/smooth": ["smooth/*"],
     "src/map": ["apply/*", "threads/*", "backward/*", "mask/*"],
     "src/pieces": ["pieces/*", "errors/*"],
     "src/reduce": ["train/*", "backward/*", "pieces/*"],
@@ -53,6 +63,37 @@ TESTS = {
     "src/weights": ["variants/*weight*", "errors/*"],
     "src/workspace": ["errors/*", "train/*", "pieces/*"],
 }
+
+# Files whose tests are another program, or run elsewhere: what make is told and builds, what runs it with the
+# tests that are about the file, and what runs all.
+NEON = ["-j", "1", "*neon*", "!frameworks/*", "!types/nchw/*", "!types/blocked/*", "!variants/nchw/*", "!variants/blocked/*"]
+ARM64 = ["qemu-aarch64", "build/aarch64/bnorm-tests"]
+ARM32 = ["qemu-arm", "-cpu", "cortex-a7", "build/armhf/bnorm-tests"]
+ELSEWHERE = {
+    "src/neon/": (["BUILD=build/aarch64", "CC=aarch64-linux-gnu-gcc", "LDFLAGS=", "SLEEF=0", ARM64[-1]],
+                  ARM64 + ["-j", "1", "kernel/*neon*"], ARM64 + NEON),
+    "src/neon/armv7": (["BUILD=build/armhf", "CC=arm-linux-gnueabihf-gcc", "AR=arm-linux-gnueabihf-ar", "LDFLAGS=",
+                        "SLEEF=0", ARM32[-1]], ARM32 + ["-j", "1", "kernel/*neon*"], ARM32 + NEON),
+    "mpi/": (["MPI=openmpi", "build/openmpi/bnorm-mpi-tests", "build/openmpi/digits-mpi"],
+             ["mpiexec.openmpi", "-n", "3", "build/openmpi/bnorm-mpi-tests"], ["mpi/test.sh", "build", "openmpi"]),
+}
+# Open MPI's words for more processes than cores, and for root.
+MPI = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMPI_MCA_rmaps_base_oversubscribe": "1",
+       "RANKS": "1 2 4", "BNORM_MPI_LIMIT": "120"}
+
+
+def longest(table, path):
+    """What the table has for the longest name that the path begins with."""
+    return table[max((name for name in table if path.startswith(name)), key=len, default=None)]
+
+
+def plan_of(path):
+    """What make is told, the tests about a file, and all tests."""
+    try:
+        return longest(ELSEWHERE, path)
+    except KeyError:
+        tests = ["build/bnorm-tests", "-j", "1"]
+        return ["build/bnorm-tests"], tests + longest(TESTS, path), tests
 
 
 def code_of(line):
@@ -131,22 +172,34 @@ def main():
             print(f"{path}:{number}: {old.strip()} -> {new.strip()}")
         return 0
 
-    build = shlex.split(options.make) + ["-s", "JOBS=1", "CFLAGS=-O1 -Werror=incompatible-pointer-types -Werror=int-conversion", "build/bnorm-tests"]
+    flags = "-O1 -Werror=incompatible-pointer-types -Werror=int-conversion"
+    build = shlex.split(options.make) + ["-s", "JOBS=1", "CFLAGS=" + flags]
 
-    def program(folder):
-        with open(os.path.join(folder, "build/bnorm-tests"), "rb") as file:
+    def program(folder, target):
+        with open(os.path.join(folder, target), "rb") as file:
             return hashlib.sha256(file.read()).digest()
 
     folders = queue.Queue()
     first = os.path.join(options.folder, "0")
     shutil.rmtree(options.folder, ignore_errors=True)
-    for name in ["Makefile", "make", "include", "src", "dispatch", "tests", "scripts", "tools"]:
+    for name in ["Makefile", "make", "include", "src", "dispatch", "tests", "scripts", "tools", "mpi", "examples", "bench"]:
         copy = shutil.copytree if os.path.isdir(name) else shutil.copy2
         os.makedirs(first, exist_ok=True)
         copy(name, os.path.join(first, name))
-    if run(build, first, 3600)[1]:
-        sys.exit(f"{first} does not build: see what '{' '.join(build)}' says there.")
-    original = program(first)
+    originals = {}
+    for path in sorted({change[0] for change in changes}):
+        goals, about, _ = plan_of(path)
+        if goals[-1] in originals:
+            continue
+        if run(build + goals, first, 3600)[1]:
+            sys.exit(f"{first} does not build: see what '{' '.join(build + goals)}' says there.")
+        output, status = run(about, first, 3600, BNORM_TEST_QUICK="1", **MPI)
+        if status:
+            sys.exit(f"The tests fail without any change: '{' '.join(about)}' in {first}, with BNORM_TEST_QUICK=1.")
+        originals[goals[-1]] = program(first, goals[-1])
+        # make takes what is named by -o for new, whatever has changed.
+        for name in re.findall(r"(\w+) +SKIPPED: bnorm has it", output):
+            build += ["-o", f"build/src/{name}/{name}.c.o"]
     for i in range(options.jobs):
         if i:
             shutil.copytree(first, os.path.join(options.folder, str(i)))
@@ -154,20 +207,20 @@ def main():
 
     def attempt(change):
         path, number, _, new = change
+        goals, about, everything = plan_of(path)
         folder = folders.get()
         target = os.path.join(folder, path)
         lines = open(target).readlines()
         try:
             open(target, "w").writelines(lines[:number - 1] + [new] + lines[number:])
-            if run(build, folder, 1200)[1]:
+            if run(build + goals, folder, 1200)[1]:
                 return "invalid", "does not build"
-            if program(folder) == original:
+            if program(folder, goals[-1]) == originals[goals[-1]]:
                 return "same", "gives the same program"
-            about = TESTS[max((name for name in TESTS if path.startswith(name)), key=len)]
-            for tests in [about, []]:
+            for tests in [about, everything]:
                 # What is too slow counts as failed: a change that hangs is noticed.
-                output, status = run(["build/bnorm-tests", "-j", "1"] + tests, folder, options.limit,
-                                     BNORM_TEST_QUICK="1", BNORM_TEST_TIMEOUT="60")
+                output, status = run(tests, folder, options.limit,
+                                     BNORM_TEST_QUICK="1", BNORM_TEST_TIMEOUT="60", **MPI)
                 if status:
                     failed = [line for line in output.splitlines() if "FAIL" in line.upper()] or [output.strip()[-99:]]
                     return "killed", failed[0].strip()[:99]
