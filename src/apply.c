@@ -24,13 +24,15 @@ static bnorm_status check_quant(bnorm_dtype type, const bnorm_quant *quant,
                : BNORM_BAD_QUANTIZATION;
 }
 
-/* ... with the default filled in. */
+/* ... with the default filled in, also where the tensor is absent, as kernels read it all the same. */
 static void set_quant(const bnorm_quant *quant, bnorm_tensor *tensor) {
-    if (tensor->type <= BNORM_F16)
+    tensor->quant.scale = 1;
+    tensor->quant.zero_point = 0;
+    if (!tensor->data || tensor->type <= BNORM_F16)
         return;
-    tensor->quant = *quant;
-    if (quant->scale == 0)
-        tensor->quant.scale = 1;
+    tensor->quant.zero_point = quant->zero_point;
+    if (quant->scale != 0)
+        tensor->quant.scale = quant->scale;
 }
 
 static bnorm_dtype y_type_of(const bnorm_shape *shape, const bnorm_affine *affine) {

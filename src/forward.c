@@ -36,6 +36,7 @@ void bnorm_lay_out_forward(bnorm_forward *f, const bnorm_view *view, size_t firs
     f->map.view = *view;
     if (f->stage < BNORM_STAGE_ALL) {
         f->derived.scale = NULL; /* running statistics only */
+        f->sums.hints = 0;
         return;
     }
     if (f->renorm) {
