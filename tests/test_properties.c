@@ -906,24 +906,25 @@ static void flush_by_exec(struct test *t) {
     }
 }
 
+static const struct {
+    const char *name;
+    int direction;
+} directions[] = {
+#ifdef FE_UPWARD
+    {"upward", FE_UPWARD},
+#endif
+#ifdef FE_DOWNWARD
+    {"downward", FE_DOWNWARD},
+#endif
+#ifdef FE_TOWARDZERO
+    {"toward zero", FE_TOWARDZERO},
+#endif
+    {"to nearest", FE_TONEAREST},
+};
+
 /* Directed rounding errs up to twice as much per operation, four times in squares of errors. A
  * constant channel stays exact. */
 static void rounding_direction(struct test *t) {
-    static const struct {
-        const char *name;
-        int direction;
-    } directions[] = {
-#ifdef FE_UPWARD
-        {"upward", FE_UPWARD},
-#endif
-#ifdef FE_DOWNWARD
-        {"downward", FE_DOWNWARD},
-#endif
-#ifdef FE_TOWARDZERO
-        {"toward zero", FE_TOWARDZERO},
-#endif
-        {"to nearest", FE_TONEAREST},
-    };
     for (int i = 0; i < repetitions(40); i++) {
         const bnorm_shape s = random_shape(t);
         const enum values kind = random_values(t);
@@ -948,6 +949,35 @@ static void rounding_direction(struct test *t) {
     }
 }
 
+/* Halves are stored rounded to nearest in every mode. Arm's instruction for F16 goes by the mode. */
+static void halves_in_directions(struct test *t) {
+    const int is_arm = strcmp(bnorm_isa_name(t->isa), "neon") == 0;
+    for (size_t i = 0; i < (size_t)repetitions(64); i++) {
+        const bnorm_shape s = random_shape(t);
+        const size_t count = shape_count(&s), d = i % COUNT_OF(directions);
+        const bnorm_dtype type = i / COUNT_OF(directions) % 2 && !is_arm ? BNORM_F16 : BNORM_BF16;
+        const float *const x = random_x(t, &s, VALUES_NORMAL);
+        uint16_t *const got = test_alloc(t, count * sizeof *got);
+        uint16_t *const want = test_alloc(t, count * sizeof *want);
+        for (size_t e = 0; e < count; e++)
+            element_set(type, want, e, x[e]);
+        const bnorm_affine affine = {.y_dtype = (bnorm_y_dtype)(BNORM_Y_F32 + type)};
+        const bnorm_exec exec = {.isa = t->isa, .memory = (bnorm_memory)rng_below(&t->rng, 4)};
+        char text[96];
+        test_context(t, "%s to %s, rounding %s", shape_text(&s, text), dtype_name(type),
+                     directions[d].name);
+        fesetround(directions[d].direction);
+        const bnorm_status status = bnorm_apply(&s, BNORM_IN(x), BNORM_OUT(got), &affine, &exec);
+        fesetround(FE_TONEAREST);
+        check_status(t, "bnorm_apply", status, BNORM_OK);
+        for (size_t e = 0; e < count; e++)
+            if (got[e] != want[e])
+                test_fail(t, "element %zu, %a, is 0x%04x, not 0x%04x", e, (double)x[e], got[e],
+                          want[e]);
+        test_release(t);
+    }
+}
+
 void add_properties(struct suite *s) {
     static const struct layout_case cases[] = {
         {"properties", "exact-data", exact_data},
@@ -962,6 +992,7 @@ void add_properties(struct suite *s) {
         {"fp-mode", "flush-denormals-only", flush_denormals_only},
         {"fp-mode", "flush-by-exec", flush_by_exec},
         {"fp-mode", "rounding", rounding_direction},
+        {"fp-mode", "halves", halves_in_directions},
     };
     add_layout_cases(s, cases, COUNT_OF(cases));
 }

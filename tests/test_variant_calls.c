@@ -204,6 +204,8 @@ static void test_weight_errors(struct test *t) {
     EXPECT(BNORM_OP_BACKWARD, WITH_WEIGHTS, BNORM_BAD_OVERLAP,
            grad->dgamma = writable(grad->weights.values));
     EXPECT(BNORM_OP_BACKWARD, WITH_WEIGHTS, BNORM_BAD_OVERLAP,
+           grad->dbeta = writable(grad->weights.values) + 6 * 31 - 1);
+    EXPECT(BNORM_OP_BACKWARD, WITH_WEIGHTS, BNORM_BAD_OVERLAP,
            r->job.ws = writable(grad->weights.values));
     EXPECT(BNORM_OP_BACKWARD, WITH_WEIGHTS, BNORM_WORKSPACE_TOO_SMALL, r->job.ws_size--);
     EXPECT(BNORM_OP_MOMENTS, WITH_WEIGHTS, BNORM_BAD_OVERLAP,
@@ -271,6 +273,10 @@ static void test_renorm_errors(struct test *t) {
     EXPECT(BNORM_OP_BACKWARD, WITH_BOTH, BNORM_BAD_OVERLAP,
            grad->dgamma = writable(grad->renorm_r));
     EXPECT(BNORM_OP_BACKWARD, WITH_BOTH, BNORM_BAD_OVERLAP, grad->dbeta = writable(grad->renorm_d));
+    EXPECT(BNORM_OP_BACKWARD, WITH_BOTH, BNORM_BAD_OVERLAP,
+           grad->dgamma = writable(grad->renorm_r) + r->shape.c - 1);
+    EXPECT(BNORM_OP_BACKWARD, WITH_BOTH, BNORM_BAD_OVERLAP,
+           grad->dbeta = writable(grad->renorm_d) + r->shape.c - 1);
     EXPECT(BNORM_OP_BACKWARD, WITH_BOTH, BNORM_BAD_OVERLAP, r->job.ws = writable(grad->renorm_d));
     EXPECT(BNORM_OP_BACKWARD, WITH_BOTH, BNORM_BAD_OVERLAP,
            grad->renorm_r = a->ready.dresidual->data);
