@@ -499,7 +499,7 @@ static bnorm_status run_subject(struct subject *s, const bnorm_exec *exec) {
         want.n += s->call.shape.n;
         want.hw = s->call.shape.hw;
     }
-    if (memcmp(&piece, &want, sizeof piece) != 0)
+    if (!same_piece(&piece, &want))
         fail(function_of(s), "another piece");
     return status;
 }
@@ -600,7 +600,16 @@ static void mark_uses(struct subject *s) {
     }
 }
 
-/* The content as before the first run, but for what is not read, which is something else. */
+/* Runs of bytes with this use, or without it. */
+UNWATCHED static size_t bytes_alike(const struct block *b, size_t at, unsigned use) {
+    size_t end = at + 1;
+    while (end < b->size && !(b->use[end] & use) == !(b->use[at] & use))
+        end++;
+    return end - at;
+}
+
+/* The content as before the first run, but for what is not read, which is something else, and as if
+ * it had never been written. */
 UNWATCHED static void refill(struct subject *s, uint32_t state) {
     for (size_t i = 0; i < BUFFERS; i++) {
         struct block *const b = &s->blocks[i];
@@ -610,6 +619,11 @@ UNWATCHED static void refill(struct subject *s, uint32_t state) {
                 b->data[k] = b->before[k];
         if (b->size)
             memcpy(b->filled, b->data, b->size);
+        for (size_t k = 0, n; k < b->size; k += n) {
+            n = bytes_alike(b, k, IS_READ);
+            if (!(b->use[k] & IS_READ))
+                FORGET(b->data + k, n);
+        }
     }
 }
 
@@ -640,6 +654,11 @@ UNWATCHED static void check_memory(struct subject *s, int is_first, const char *
         struct block *const b = &s->blocks[i];
         if (is_first && b->size)
             memcpy(b->after, b->data, b->size);
+        for (size_t k = 0, n; k < b->size; k += n) {
+            n = bytes_alike(b, k, IS_WRITTEN);
+            if (!(b->use[k] & IS_WRITTEN))
+                KNOW(b->data + k, n);
+        }
         for (size_t k = 0; k < b->size; k++) {
             const int written = b->use[k] & IS_WRITTEN;
             if (b->use[k] & IS_SCRATCH || b->data[k] == (written ? b->after[k] : b->filled[k]))
@@ -868,7 +887,11 @@ static void run_again(struct subject *s, uint32_t seed) {
     const bnorm_isa *const scalar = bnorm_isa_find("scalar");
     const bnorm_exec plain = exec_of(s, scalar), best = exec_of(s, NULL);
     const struct verdict good = {0, 0};
-    for (size_t i = 0; bnorm_isa_at(i); i++) {
+    /* $BNORM_ISA leaves out the sets before the one that it names. */
+    size_t first = 0;
+    while (bnorm_isa_at(first) != bnorm_isa_best())
+        first++;
+    for (size_t i = first; bnorm_isa_at(i); i++) {
         static const size_t threads[] = {0, 2, 3, 8};
         unsigned order = seed % 5;
         bnorm_exec exec = exec_of(s, bnorm_isa_at(i));

@@ -48,6 +48,26 @@ static inline int is_wrong(struct bytes *in) {
 #define UNWATCHED
 #endif
 
+/* What was never written, for clang's MemorySanitizer and for valgrind; and what was. */
+#if defined(__has_feature)
+#if __has_feature(memory_sanitizer)
+#include <sanitizer/msan_interface.h>
+#define FORGET(memory, size) __msan_allocated_memory((memory), (size))
+#define KNOW(memory, size)   __msan_unpoison((memory), (size))
+#endif
+#endif
+#if !defined(FORGET) && defined(__has_include)
+#if __has_include(<valgrind/memcheck.h>)
+#include <valgrind/memcheck.h>
+#define FORGET(memory, size) VALGRIND_MAKE_MEM_UNDEFINED((memory), (size))
+#define KNOW(memory, size)   VALGRIND_MAKE_MEM_DEFINED((memory), (size))
+#endif
+#endif
+#if !defined(FORGET)
+#define FORGET(memory, size) ((void)0)
+#define KNOW(memory, size)   ((void)0)
+#endif
+
 /* Numbers that look random. */
 UNWATCHED static inline uint32_t next_number(uint32_t *state) {
     *state = *state * 1664525u + 1013904223u;
@@ -165,6 +185,12 @@ struct geometry geometry_of(const bnorm_shape *shape, size_t run_stride, size_t 
 void mark_elements(unsigned char *map, const struct buffer *b, int is_tensor, unsigned bit);
 int shape_is_empty(const bnorm_shape *shape);
 size_t size_of_type(bnorm_dtype type);
+
+/* Without the padding of the struct. */
+static inline int same_piece(const bnorm_partial *a, const bnorm_partial *b) {
+    return a->op == b->op && a->c == b->c && a->hw == b->hw && a->first == b->first &&
+           a->n == b->n && a->nodes == b->nodes && a->size == b->size;
+}
 
 /* Is fatal where a call answers something else. */
 void check_status(const char *function, bnorm_status status, struct verdict verdict);

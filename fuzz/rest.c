@@ -572,17 +572,24 @@ void fuzz_partials(struct bytes *in) {
     const bnorm_partial kept = pieces[0];
     if (!wrong->nodes || wrong->c == c) {
         const int absent = (int)pick(in, 8);
-        const bnorm_status status =
-            bnorm_partial_total(&pieces[0], absent & 1 ? NULL : &count, absent & 2 ? NULL : sums,
-                                absent & 4 ? NULL : sums + c);
+        const int on_nodes = is_wrong(in) && !(absent & 2) && n[0] && bytes[0];
+        if (on_nodes)
+            totals.must |= BIT(BNORM_BAD_OVERLAP);
+        const bnorm_status status = bnorm_partial_total(
+            &pieces[0], absent & 1 ? NULL : &count,
+            absent & 2 ? NULL : (on_nodes ? nodes[0] : sums), absent & 4 ? NULL : sums + c);
         check_status("bnorm_partial_total", status, totals);
         if (!status && !(absent & 1) &&
             count != (double)pieces[0].n * (double)(n[0] ? pieces[0].hw : 0))
             fail("bnorm_partial_total", "another count");
     }
+    if (is_wrong(in) && n[1] && pieces[1].nodes && bytes[0] >= bytes[1]) {
+        pieces[1].nodes = nodes[0] + (bytes[0] - bytes[1]) / sizeof(double);
+        *must |= BIT(BNORM_BAD_OVERLAP);
+    }
     const bnorm_status status = bnorm_partial_merge(&pieces[0], &pieces[1]);
     check_status("bnorm_partial_merge", status, verdict);
-    if (status ? memcmp(&kept, &pieces[0], sizeof kept) != 0 ||
+    if (status ? !same_piece(&kept, &pieces[0]) ||
                      (bytes[0] && memcmp(before, nodes[0], bytes[0]) != 0)
                : pieces[0].n != n[0] + n[1])
         fail("bnorm_partial_merge", "another piece");
