@@ -1047,7 +1047,8 @@ static void begin_block(struct block *b, const struct mapping *m, const bnorm_ma
 /* Whether rows are so short that a vector has whole ones, and follow one another without a gap. */
 BNORM_INLINE int are_short_rows(const struct mapping *m, const bnorm_map_args *a) {
     struct block b;
-    if (!m->spread || VEC_F % a->lanes || a->rows * a->lanes < VEC_F || a->valid < a->lanes)
+    if (!m->spread || a->lanes > VEC_F || VEC_F % a->lanes || a->rows * a->lanes < VEC_F ||
+        a->valid < a->lanes)
         return 0;
     begin_block(&b, m, a, ROWS, 0, 0);
     return b.dense;

@@ -817,7 +817,7 @@ static void add_planes(const struct sum_rows *s, size_t planes, size_t len, doub
 /* Whether rows without gaps have a form for this. */
 static int are_rows_of_plane(const struct sum_block *k) {
     const bnorm_map_args *a = k->s.a;
-    return VEC_F % k->c == 0 && k->s.type == BNORM_F32 &&
+    return k->c <= VEC_F && VEC_F % k->c == 0 && k->s.type == BNORM_F32 &&
            (!a || a->pre == BNORM_PRE_NONE);
 }
 
