@@ -18,7 +18,7 @@ deps_mpi_packages = libopenmpi-dev openmpi-bin libmpich-dev mpich libcmocka-dev
 deps_cross_packages = gcc-mingw-w64-x86-64-posix wine64 qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross libcmocka-dev:arm64 \
 	libsleef-dev:arm64 gcc-riscv64-linux-gnu libc6-dev-riscv64-cross gcc-s390x-linux-gnu libc6-dev-s390x-cross
 deps_armhf_packages = gcc-arm-linux-gnueabihf libc6-dev-armhf-cross libcmocka-dev:armhf libsleef-dev:armhf
-deps_platforms_packages = cmake llvm musl-tools python3-venv ca-certificates
+deps_platforms_packages = clang cmake llvm musl-tools python3-venv ca-certificates
 deps_avx512_packages = bochs bochs-term binutils xorriso
 
 deps-lint: ## installs what lint and format need

@@ -113,9 +113,9 @@ try '32-bit Arm, musl' "$zig cc -target arm-linux-musleabihf -mcpu=cortex_a7" 'q
 try 'AArch64' 'aarch64-linux-gnu-gcc -static -mbranch-protection=standard' 'qemu-aarch64 -cpu cortex-a53' program
 try 'AArch64, clang' 'clang --target=aarch64-linux-gnu -static' qemu-aarch64 program
 try 'AArch64, musl' "$zig cc -target aarch64-linux-musl" qemu-aarch64 program
-try 'Android AArch64' "$zig cc -target aarch64-linux-android.21" qemu-aarch64 android aarch64-linux-musl
-try 'Android armeabi-v7a' "$zig cc -target arm-linux-androideabi.21 -mcpu=cortex_a8 -mthumb" \
-    'qemu-arm -cpu cortex-a15' android arm-linux-musleabi
+try 'Android AArch64' 'clang --target=aarch64-linux-android21' qemu-aarch64 android aarch64-linux-musl
+try 'Android armeabi-v7a' 'clang --target=armv7a-linux-androideabi21 -mthumb' 'qemu-arm -cpu cortex-a15' \
+    android arm-linux-musleabi
 try 'x86-64, Nehalem' 'gcc -static' 'qemu-x86_64 -cpu Nehalem' program
 try 'x86-64, Sandy Bridge' 'gcc -static' 'qemu-x86_64 -cpu SandyBridge' program
 try 'x86-64, Zen 1' 'gcc -static' 'qemu-x86_64 -cpu EPYC' program
