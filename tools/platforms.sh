@@ -57,7 +57,7 @@ android() {
 
 # Runs a program for WebAssembly.
 # shellcheck disable=SC2317
-wasi() {
+wasmtime() {
     $python - "$@" <<'END'
 import sys
 import wasmtime
@@ -128,5 +128,5 @@ try 'Windows x86-64, clang' "$zig cc -target x86_64-windows-gnu" wine64 program
 try 'Windows AArch64' "$zig cc -target aarch64-windows-gnu" '' program
 try 'macOS x86-64, dylib' "$zig cc -target x86_64-macos" '' dylib
 try 'macOS AArch64, dylib' "$zig cc -target aarch64-macos" '' dylib
-try 'WebAssembly' "$zig cc -target wasm32-wasi" wasi program
+try 'WebAssembly' "$zig cc -target wasm32-wasi" wasmtime program
 exit "$failed"
