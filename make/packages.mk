@@ -109,10 +109,10 @@ engines: engines-ready ## bnorm.torch, .jax and .keras with PyPI's PyTorch (3 GB
 		-I"$$($(engines_python) -c 'import jax; print(jax.ffi.include_dir())')" && echo "xla.h is as JAX's header")
 
 bench-engines: engines-ready ## networks with PyTorch's batch norms and with bnorm's, an hour (BENCH=--short: minutes)
-	cd $(BUILD)/engines && venv/bin/python $(abspath python)/tests/bench_torch.py $(BENCH)
+	cd $(BUILD)/engines && venv/bin/python $(abspath python)/tests/bench_torch.py --markdown models.md --json models.json $(BENCH)
 
 bench-jax: engines-ready ## layers in JAX, as XLA compiles the formula and by bnorm.jax, two minutes (BENCH='--threads 2')
-	cd $(BUILD)/engines && venv/bin/python $(abspath python)/tests/bench_jax.py $(BENCH)
+	cd $(BUILD)/engines && venv/bin/python $(abspath python)/tests/bench_jax.py --markdown layers.md $(BENCH)
 
 packages: ## every quick way into other projects, tried with small ones (tests/consumers)
 	JOBS=$(JOBS) tests/consumers/run.sh $(BUILD)/packages

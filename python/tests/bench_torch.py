@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: MIT
 """Models of torchvision with PyTorch's batch norms and with bnorm's (bnorm.torch.convert), step by step in turn.
 
-    python bench_torch.py [--models resnet50,densenet121,mobilenet_v2] [--images 8] [--size 128] [--threads 1,2]
-                          [--steps 7] [--markdown FILE]
+    python bench_torch.py [--short] [--models resnet50,densenet121,mobilenet_v2] [--images 8] [--size 128]
+                          [--threads 1,2] [--steps 7] [--markdown FILE] [--json FILE]
 
 A step is forward, backward and an optimizer's step in training, forward alone in evaluation. What is printed is
 PyTorch's time, the median of the steps, and the median of the quotients of neighbouring steps. Of one thread it is
-the processor's time."""
+the processor's time. --short has all rows, with images so small that the times mean nothing."""
 import argparse
 import copy
+import itertools
+import json
 import platform
 import statistics
+import sys
 import time
 
 import torch
@@ -37,6 +40,7 @@ def step(model, optimizer, x, labels, training, bf16):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--short", action="store_true")
     parser.add_argument("--models", default="resnet50,densenet121,mobilenet_v2")
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--size", type=int, default=128)
@@ -46,15 +50,27 @@ def main():
     parser.add_argument("--layouts", default="nchw,nhwc")
     parser.add_argument("--types", default="f32,bf16")
     parser.add_argument("--markdown")
+    parser.add_argument("--json")
     options = parser.parse_args()
+    if options.short:
+        options.images, options.size, options.steps = 2, 32, 1
 
-    rows = [f"bnorm {bnorm.__version__} ({bnorm.isa()}), PyTorch {torch.__version__}, torchvision "
-            f"{torchvision.__version__}, Python {platform.python_version()}; {options.images} images of "
-            f"{options.size} x {options.size}", "",
-            "| model | step | layout | type | threads | PyTorch, ms | times as fast |", "|---|---|---|---|---|---|---|"]
-    print("\n".join(rows), flush=True)
-    for name in options.models.split(","):
-        for layout in options.layouts.split(","):
+    about = {"bnorm": bnorm.__version__, "isa": bnorm.isa(), "torch": torch.__version__,
+             "torchvision": torchvision.__version__, "python": platform.python_version(), "images": options.images,
+             "size": options.size, "steps": options.steps}
+    lines = [f"bnorm {bnorm.__version__} ({bnorm.isa()}), PyTorch {torch.__version__}, torchvision "
+             f"{torchvision.__version__}, Python {platform.python_version()}; {options.images} images of "
+             f"{options.size} x {options.size}", "",
+             "| model | step | layout | type | threads | PyTorch, ms | times as fast |", "|---|---|---|---|---|---|---|"]
+    print("\n".join(lines), flush=True)
+    rows = []
+    cases = list(itertools.product(*(o.split(",") for o in (options.models, options.layouts, options.modes,
+                                                            options.types, options.threads))))
+    started = time.monotonic()
+    built = None
+    for name, layout, mode, kind, threads in cases:
+        if built != (name, layout):
+            built = name, layout
             torch.manual_seed(1)
             stock = torchvision.models.get_model(name, weights=None)
             form = torch.channels_last if layout == "nhwc" else torch.contiguous_format
@@ -63,26 +79,34 @@ def main():
             labels = torch.randint(0, 1000, (options.images,))
             models = [stock, bnorm.torch.convert(copy.deepcopy(stock))]
             optimizers = [torch.optim.SGD(m.parameters(), 1e-3) for m in models]
-            for mode in options.modes.split(","):
-                for m in models:
-                    m.train(mode == "train")
-                for kind in options.types.split(","):
-                    for threads in map(int, options.threads.split(",")):
-                        torch.set_num_threads(threads)
-                        times = [[], []]
-                        for i in range(options.steps + 2):
-                            # Neither always goes first.
-                            for which in ((0, 1), (1, 0))[i % 2]:
-                                took = step(models[which], optimizers[which], x, labels, mode == "train", kind == "bf16")
-                                if i >= 2:
-                                    times[which].append(took)
-                        quotient = statistics.median(a / b for a, b in zip(*times))
-                        rows.append(f"| {name} | {mode} | {layout} | {kind} | {threads} | "
-                                    f"{statistics.median(times[0]) * 1e3:.0f} | {quotient:.2f} |")
-                        print(rows[-1], flush=True)
-    if options.markdown:
-        with open(options.markdown, "w", encoding="utf-8") as out:
-            out.write("\n".join(rows) + "\n")
+        for m in models:
+            m.train(mode == "train")
+        torch.set_num_threads(int(threads))
+        times = [[], []]
+        for i in range(options.steps + 2):
+            # Neither always goes first.
+            for which in ((0, 1), (1, 0))[i % 2]:
+                took = step(models[which], optimizers[which], x, labels, mode == "train", kind == "bf16")
+                if i >= 2:
+                    times[which].append(took)
+        quotient = statistics.median(a / b for a, b in zip(*times))
+        rows.append({"model": name, "step": mode, "layout": layout, "type": kind, "threads": int(threads),
+                     "quotient": quotient, "torch": times[0], "bnorm": times[1]})
+        lines.append(f"| {name} | {mode} | {layout} | {kind} | {threads} | {statistics.median(times[0]) * 1e3:.0f} | "
+                     f"{quotient:.2f} |")
+        print(lines[-1], flush=True)
+        print(f"{len(rows)} of {len(cases)} in {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+        # After each row, so that what is interrupted has something to show.
+        if options.json:
+            with open(options.json, "w", encoding="utf-8") as out:
+                json.dump({**about, "rows": rows}, out, indent=1)
+        if options.markdown:
+            with open(options.markdown, "w", encoding="utf-8") as out:
+                out.write("\n".join(lines) + "\n")
+    lowest = min(rows, key=lambda row: row["quotient"])
+    wanted = [row["quotient"] for row in rows if row["step"] == "train" and row["layout"] == "nchw"]
+    print(f"\nLowest: {lowest['quotient']:.2f} ({', '.join(str(v) for v in list(lowest.values())[:5])})" +
+          (f"; training NCHW, geometric mean: {statistics.geometric_mean(wanted):.2f}" if wanted else ""))
 
 
 main()
