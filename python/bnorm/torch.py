@@ -15,6 +15,7 @@ norm. Threads are PyTorch's. Gradients can be taken once.
 from __future__ import annotations
 
 import ctypes
+import math
 import re
 from typing import Any, Optional
 
@@ -267,7 +268,9 @@ def batch_norm(x: Tensor, running_mean: Optional[Tensor], running_var: Optional[
     act = _ACTS.get(activation) or _act(activation)
     if residual is not None and (residual.shape != x.shape or residual.dtype is not x.dtype):
         return _by_torch(x, running_mean, running_var, weight, bias, training, momentum, eps, act, residual)
-    if not _is_for_bnorm(x, running_mean, running_var, weight, bias):
+    # What numbers and None mean at the edges PyTorch says, and changes.
+    if not _is_for_bnorm(x, running_mean, running_var, weight, bias) or not 0.0 < eps < math.inf \
+            or not -math.inf < momentum < math.inf or (running_mean is None) is not (running_var is None):
         return _by_torch(x, running_mean, running_var, weight, bias, training, momentum, eps, act, residual)
     if training and x.numel() == x.shape[1]:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.size()}")

@@ -2,6 +2,7 @@
 """bnorm.torch against PyTorch's own batch norm. Needs PyTorch and the package."""
 import copy
 import itertools
+import random
 import unittest
 
 try:
@@ -158,6 +159,45 @@ class Test(unittest.TestCase):
         y = torch.func.vmap(lambda x: bt.batch_norm(x, torch.zeros(5), torch.ones(5)))(torch.randn(2, 3, 5, 4))
         self.assertEqual(y.shape, (2, 3, 5, 4))
         self.assertEqual(ours(torch.zeros(0, 5, 6, dtype=torch.double)).shape, (0, 5, 6))
+
+    def test_any_arguments(self):
+        """Arguments of any shape and type: what PyTorch's batch norm refuses is refused, and what it does is done."""
+        shape = (3, 4, 5)
+        tensors = [None, torch.randn(shape), torch.randn(4), torch.rand(4) + 0.5, torch.randn(5), torch.randn(1), torch.randn(()),
+                   torch.randn(4, 1), torch.randn(shape).double(), torch.randn(4).double(), torch.randn(shape).half(),
+                   torch.randn(4).bfloat16(), torch.randn(shape).bfloat16(), torch.zeros(4, dtype=torch.int), torch.randn(8)[::2],
+                   torch.zeros(0, 4, 5), torch.zeros(3, 0, 5), torch.randn(1, 4, 1).expand(shape), torch.randn(4, 4),
+                   torch.randn(3, 4), torch.randn(1, 4), torch.full((4,), torch.nan), torch.randn(3, 5, 4).transpose(1, 2),
+                   torch.randn(60), torch.randn(shape).to_sparse(), torch.randn(shape, device="meta")]
+        others = [0.1, 1e-5, 0.0, 3.0, -1.0, float("nan"), float("inf")]
+        generator = random.Random(1)
+        counts = {True: 0, False: 0}
+        for i in range(1000):
+            given = {"input": tensors[1], "running_mean": tensors[2], "running_var": tensors[3], "weight": tensors[2],
+                     "bias": tensors[3], "training": bool(i % 2), "momentum": 0.1, "eps": 1e-5}
+            for key in generator.sample(sorted(given), generator.randint(1, 2)):
+                if key != "training":
+                    given[key] = generator.choice(others if key in ("momentum", "eps") else tensors)
+            mine, theirs = ({key: copy.deepcopy(value) for key, value in given.items()} for _ in range(2))
+            wanted = got = None
+            try:
+                wanted = F.batch_norm(**theirs)
+            except Exception as error:  # PyTorch has all kinds
+                refused = error
+            try:
+                got = bt.batch_norm(mine.pop("input"), **mine)
+            except (AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:
+                self.assertTrue(str(error))
+            counts[wanted is not None] += 1
+            with self.subTest(**given):
+                if wanted is None:
+                    self.assertIsNone(got, refused)
+                else:
+                    tolerance = {"rtol": 2e-2, "atol": 2e-2} if wanted.dtype.itemsize == 2 else {}
+                    torch.testing.assert_close(got, wanted, equal_nan=True, **tolerance)
+                for name in ("running_mean", "running_var"):
+                    torch.testing.assert_close(mine[name], theirs[name], equal_nan=True)
+        self.assertGreater(min(counts.values()), 150, counts)
 
     def test_negative_variance(self):
         x, mean, var = torch.randn(4, 3, requires_grad=True), torch.zeros(3), torch.tensor([1, -1, 2.])
