@@ -1105,6 +1105,8 @@ static void test_exec(struct test *t) {
     }
 }
 
+#define MOST_FLOATS ((size_t)PTRDIFF_MAX / sizeof(float))
+
 /* bnorm_fold and bnorm_fold_conv. */
 static void test_fold_parameters(struct test *t) {
     struct attempt call = new_call(t), *k = &call;
@@ -1136,6 +1138,13 @@ static void test_fold_parameters(struct test *t) {
     EXPECT(BNORM_BAD_SHAPE, k->conv.kernel = max);
     EXPECT(BNORM_BAD_SHAPE, k->conv.kernel = max / (C * 2) + 1);                 /* elements */
     EXPECT(BNORM_BAD_SHAPE, k->conv.kernel = max / (C * 2) / sizeof(float) + 1); /* bytes */
+    /* The most that fit get as far as the next check, that of the mean. */
+    for (size_t more = 0; more < 2; more++) {
+        const bnorm_status status = more ? BNORM_BAD_SHAPE : BNORM_NULL_POINTER;
+        EXPECT(status, (k->param[MEAN] = NULL, k->conv.kernel = MOST_FLOATS / (C * 4) + more));
+        EXPECT(status, (k->param[MEAN] = NULL, k->conv.kernel = k->conv.groups = 1,
+                        k->conv.in_channels = MOST_FLOATS / C + more));
+    }
     EXPECT(BNORM_UNSUPPORTED, k->conv.layout = BNORM_CONV_HWOI);
     EXPECT(BNORM_OK, (k->conv.layout = BNORM_CONV_HWOI, k->conv.groups = 0));
 }
