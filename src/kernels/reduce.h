@@ -1308,14 +1308,13 @@ static void finish_block(const struct sum_block *k, size_t valid, double *a, dou
     }
 }
 
-/* Parameters of `chains` rows of c channels, those behind the first `valid` 0. */
+/* Parameters of `chains` rows of c channels, those behind the first `valid` 0; writes up to a vector
+ * more. */
 BNORM_INLINE const float *repeat(float *pattern, const float *p, size_t c, size_t valid,
                                  size_t chains) {
-    for (size_t j = 0; j < chains; j++) {
-        memcpy(pattern + j * c, p, valid * sizeof *p);
-        if (valid < c)
-            memset(pattern + j * c + valid, 0, (c - valid) * sizeof *p);
-    }
+    for (size_t i = 0; i < c; i += VEC_F)
+        vec_store(pattern + i, load_lanes(p + i, lanes_before(valid, i)));
+    repeat_lanes(pattern, c, chains);
     return pattern;
 }
 
@@ -1346,7 +1345,8 @@ BNORM_RARE void reduce_tile(const struct sum_rows *s, size_t count, size_t c, do
 /* Where v is computed of several rows in one, or beside padding, in a form. */
 BNORM_RARE void reduce_repeated(struct sum_block *k, size_t valid, float *pivot, double *a,
                                 double *b, double *first, double *second) {
-    float center[BNORM_REPEATED], scale[BNORM_REPEATED], shift[BNORM_REPEATED];
+    enum { ROOM = BNORM_REPEATED + BNORM_PAD };
+    float center[ROOM], scale[ROOM], shift[ROOM];
     k->s.center = repeat(center, k->s.center, k->c, valid, k->chains);
     k->s.scale = repeat(scale, k->s.scale, k->c, valid, k->chains);
     k->s.shift = repeat(shift, k->s.shift, k->c, valid, k->chains);
@@ -1361,7 +1361,8 @@ BNORM_RARE void reduce_few(const struct sum_rows *s, size_t count, size_t c, siz
     struct sum_block k = {*s, count, c, chains, 0};
     const int joined = chains > 1 && chain_count(&k) == 1;
     k.of_plane = joined && are_rows_of_plane(&k);
-    if ((valid < c || joined) && c * chains <= BNORM_REPEATED && s->a && reads_x(s->a->pre) && form_of(s) != BNORM_GENERAL)
+    if ((valid < c || joined) && c * chains <= BNORM_REPEATED && s->a && reads_x(s->a->pre) &&
+        form_of(s) != BNORM_GENERAL)
         reduce_repeated(&k, valid, pivot, a, b, first, second);
     else
         reduce_block(&k, valid, pivot, a, b, first, second);

@@ -712,26 +712,24 @@ typedef void channel_function(const struct channel *c, double *first, double *se
 
 ALWAYS_INLINE void each_channel_of_rows(const bnorm_map_args *whole, size_t chains,
                                         channel_function *reduce, double *first, double *second) {
-    for (size_t ch = 0; ch < whole->valid; ch++) {
-        const size_t lane = ch % whole->lanes;
-        struct channel c = {rows_of(whole, 0, ch / whole->lanes, 0), lane, 0, whole->rows, chains};
+    for (size_t group = 0, ch = 0; group < whole->groups; group++) {
+        struct channel c = {rows_of(whole, 0, group, 0), 0, 0, whole->rows, chains};
         if (whole->dy.data) {
-            c.args.center += ch - lane;
-            c.args.scale += ch - lane;
-            c.args.shift += ch - lane;
-            c.args.invstd += ch - lane;
+            c.args.center += ch;
+            c.args.scale += ch;
+            c.args.shift += ch;
+            c.args.invstd += ch;
         }
-        reduce(&c, &first[ch], &second[ch]);
+        for (; c.ch < whole->lanes && ch < whole->valid; c.ch++, ch++)
+            reduce(&c, &first[ch], &second[ch]);
     }
 }
 
 ALWAYS_INLINE void each_channel_of_planes(const bnorm_map_args *whole, channel_function *reduce,
                                           double *first, double *second) {
-    const bnorm_map_args a = rows_of(whole, 0, 0, 1);
-    for (size_t ch = 0; ch < a.rows; ch++) {
-        const struct channel c = {a, ch, 1, a.lanes, BNORM_SPAN_LANES};
-        reduce(&c, &first[ch], &second[ch]);
-    }
+    struct channel c = {rows_of(whole, 0, 0, 1), 0, 1, whole->lanes, BNORM_SPAN_LANES};
+    for (; c.ch < whole->groups; c.ch++)
+        reduce(&c, &first[c.ch], &second[c.ch]);
 }
 
 static void moments_rows(const bnorm_map_args *a, size_t chains, double *sum, double *m2) {
