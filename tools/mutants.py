@@ -55,7 +55,6 @@ TESTS = {
     "src/pieces": ["pieces/*", "errors/*"],
     "src/reduce": ["train/*", "backward/*", "pieces/*"],
     "src/renorm": ["variants/*renorm*", "errors/*"],
-    "src/run.": ["threads/*", "jobs/*", "train/*", "fp-mode/*"],
     "src/running": ["running/*", "train/*", "fold/*", "errors/*"],
     "src/scalar/": ["kernel/*", "apply/*", "train/*", "backward/*"],
     "src/tensor": ["errors/*", "options/*", "apply/*", "blocked/*"],
@@ -70,6 +69,10 @@ NEON = ["-j", "1", "*neon*", "!frameworks/*", "!types/nchw/*", "!types/blocked/*
 ARM64 = ["qemu-aarch64", "build/aarch64/bnorm-tests"]
 ARM32 = ["qemu-arm", "-cpu", "cortex-a7", "build/armhf/bnorm-tests"]
 ELSEWHERE = {
+    # How work is shared out, no result tells.
+    "src/run.c": (["build/bnorm-balance", "build/bnorm-tests"],
+                  ["build/bnorm-tests", "-j", "1", "threads/*", "jobs/*", "train/*", "fp-mode/*"],
+                  ["sh", "-c", "build/bnorm-balance --share=512 && build/bnorm-tests -j 1"]),
     "src/neon/": (["BUILD=build/aarch64", "CC=aarch64-linux-gnu-gcc", "LDFLAGS=", "SLEEF=0", ARM64[-1]],
                   ARM64 + ["-j", "1", "kernel/*neon*"], ARM64 + NEON),
     "src/neon/armv7": (["BUILD=build/armhf", "CC=arm-linux-gnueabihf-gcc", "AR=arm-linux-gnueabihf-ar", "LDFLAGS=",
