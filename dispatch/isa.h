@@ -89,6 +89,7 @@ typedef struct bnorm_map_args {
     enum bnorm_pre pre;
     bnorm_act act;
     unsigned hints;      /* sum of enum bnorm_hint */
+    size_t ahead;        /* apply_* and dx_* ask for inputs so many bytes ahead; 0 = a little */
     const float *center; /* NULL in apply_* = no subtraction */
     const float *scale, *shift, *invstd, *slope, *offset;
 } bnorm_map_args;

@@ -75,6 +75,7 @@ void bnorm_plan_map(bnorm_map *map, const bnorm_exec *exec) {
     args->rows = view->rows;
     args->lanes = args->valid = view->lanes;
     args->hints = hints_of(map, exec);
+    args->ahead = 0;
 }
 
 /* Stand-ins for absent parameters. */
@@ -85,6 +86,17 @@ static const float zeros[BNORM_DEFAULTS] = {0};
 
 static const float *from(const float *array, size_t channel, const float *otherwise) {
     return array ? array + channel : otherwise;
+}
+
+/* What is near needs no prefetch: its time is that of the planes which will be reduced next. Not where
+ * a cache has these anyway, where they are one piece, which the CPU sees coming, nor where more would
+ * pass before they are used than a cache has. */
+#define MOST_AHEAD ((size_t)2 << 20)
+static int is_followed(const bnorm_view *view, const bnorm_map_args *args) {
+    const size_t elements =
+        view->images * args->groups * view->positions * (args->dy.data ? 2 : 1);
+    return view->planes && (args->hints & BNORM_STREAM) && view->images > 1 &&
+           elements * bnorm_size_of(args->x.type) <= MOST_AHEAD;
 }
 
 void bnorm_take_part(const bnorm_map *map, const bnorm_part *part, int near, bnorm_map_args *args) {
@@ -110,7 +122,9 @@ void bnorm_take_part(const bnorm_map *map, const bnorm_part *part, int near, bno
     args->invstd = from(args->invstd, channel, NULL);
     args->slope = from(args->slope, channel, NULL);
     args->offset = from(args->offset, channel, NULL);
-    if (near)
+    if (near && is_followed(view, args))
+        args->ahead = part->groups * args->x.group_stride * bnorm_size_of(args->x.type);
+    else if (near)
         args->hints &= ~(unsigned)BNORM_PREFETCH_IN;
 }
 

@@ -82,6 +82,7 @@ struct mapping {
     int has_out, has_dresidual, writes_bits;
     int in_place; /* an output is an input */
     unsigned hints;
+    size_t ahead;
     int strips;
     unsigned char *bits; /* the mask, or NULL */
     struct quant x_quant, argument_quant, out_quant;
@@ -449,7 +450,7 @@ BNORM_INLINE void prefetch_group(const struct form f, const struct mapping *m, c
                  out = BNORM_GROUP_F * out_size;
     const int argument = reads_argument(m->pre);
 #define BNORM_PREFETCH(t)                                                                          \
-    vec_prefetch((const float *)(const void *)(r->t + e * size + BNORM_AHEAD + k))
+    vec_prefetch((const float *)(const void *)(r->t + e * size + m->ahead + k))
 #define BNORM_PREFETCH_TO(t)                                                                       \
     vec_prefetch_out((const float *)(const void *)(r->t + e * out_size + BNORM_AHEAD_OUT + k))
     for (size_t k = 0; (hints & BNORM_PREFETCH_IN) && k < in; k += 64) {
@@ -975,6 +976,7 @@ BNORM_INLINE void begin_mapping(struct mapping *m, const bnorm_map_args *a,
     m->has_out = a->out.data != NULL;
     m->has_dresidual = backward && a->dresidual.data;
     m->hints = a->hints & ~(unsigned)BNORM_STRIPS;
+    m->ahead = a->ahead ? a->ahead : BNORM_AHEAD;
     m->strips = (a->hints & BNORM_STRIPS) != 0;
     m->in_place = 0;
     const void *const outs[2] = {a->out.data, a->dresidual.data};

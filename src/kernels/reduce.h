@@ -1155,7 +1155,7 @@ BNORM_INLINE void store_again(const double *a, const double *b, size_t i, double
  * the place of a and b. */
 BNORM_COLD void moments_again(struct sum_block k, size_t valid, const double *a, const double *b,
                               double *more_a, double *more_b, double *sum, double *m2) {
-    float other[BNORM_AGAIN];
+    float *const pivot = (float *)(uintptr_t)k.s.pivot; /* which nobody needs afterwards */
     enum { RIGHT, ALIKE, WRONG };
     unsigned char state[BNORM_AGAIN];
     const double n = (double)k.count;
@@ -1163,30 +1163,33 @@ BNORM_COLD void moments_again(struct sum_block k, size_t valid, const double *a,
     int alike = 0;
     for (size_t i = 0; i < k.c; i++) {
         state[i] = RIGHT;
-        other[i] = k.s.pivot[i];
         if (i >= valid || !inaccurate(0, n, vec_set1_d(a[i]), vec_set1_d(b[i]), 1))
             continue;
         state[i] = b[i] == 0 ? ALIKE : WRONG;
-        alike |= b[i] == 0;
-        other[i] = better_pivot(n, other[i], a[i], b[i]);
+        if (state[i] == WRONG)
+            pivot[i] = better_pivot(n, pivot[i], a[i], b[i]);
+        alike |= state[i] == ALIKE;
     }
     if (alike)
-        sum_distances(&k, more_b);
+        sum_distances(&k, more_b); /* perhaps in place of b, which is 0 in these channels */
     for (size_t i = 0; i < k.c; i++) {
-        if (state[i] == ALIKE)
-            state[i] = more_b[i] == 0 ? RIGHT : WRONG;
+        if (state[i] == ALIKE && more_b[i] == 0) {
+            state[i] = RIGHT;
+        } else if (state[i] == ALIKE) {
+            state[i] = WRONG;
+            pivot[i] = better_pivot(n, pivot[i], a[i], 0);
+        }
         wrong += state[i] == WRONG;
     }
     if (!wrong)
         return;
-    repeat_lanes(other, k.c, k.s.spread ? 1 : k.chains);
-    k.s.pivot = other;
+    repeat_lanes(pivot, k.c, k.s.spread ? 1 : k.chains);
     sum_block(&k, more_a, more_b);
     for (size_t i = 0; i < k.c; i++) {
         const double squares = bnorm_fma(more_a[i] * (-1 / n), more_a[i], more_b[i]);
         if (state[i] == RIGHT || !(more_b[i] >= BNORM_LEAST_SUM && more_b[i] <= DBL_MAX))
             continue;
-        sum[i] = bnorm_fma(n, (double)other[i], more_a[i]);
+        sum[i] = bnorm_fma(n, (double)pivot[i], more_a[i]);
         m2[i] = squares < 0 ? 0 : squares;
         state[i] = RIGHT;
         wrong--;
