@@ -93,8 +93,7 @@ static const float *from(const float *array, size_t channel, const float *otherw
  * pass before they are used than a cache has. */
 #define MOST_AHEAD ((size_t)2 << 20)
 static int is_followed(const bnorm_view *view, const bnorm_map_args *args) {
-    const size_t elements =
-        view->images * args->groups * view->positions * (args->dy.data ? 2 : 1);
+    const size_t elements = view->images * args->groups * view->positions * (args->dy.data ? 2 : 1);
     return view->planes && (args->hints & BNORM_STREAM) && view->images > 1 &&
            elements * bnorm_size_of(args->x.type) <= MOST_AHEAD;
 }

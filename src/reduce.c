@@ -54,8 +54,7 @@ static void run_sums(const bnorm_reduction *r, const bnorm_map_args *args, doubl
     else if (r->view.leaves)
         r->kernels->sums_tree(args, sum_g, sum_gx);
     else
-        BNORM_HELD(r->kernels->sums_rows(args, r->blocks.chains, sum_g, sum_gx),
-                   has_padding(args));
+        BNORM_HELD(r->kernels->sums_rows(args, r->blocks.chains, sum_g, sum_gx), has_padding(args));
 }
 
 /* All rows or planes of the call have one value of dy. Not inlined, as few calls need that much of

@@ -35,18 +35,16 @@ BNORM_INLINE vec_d or_one(vec_d v, size_t n) {
     return vec_if_lt_d(vec_load_d(lane), vec_set1_d((double)n), v, vec_set1_d(1));
 }
 
-/* body(i, vectors, n) for all channels: n lanes of `vectors` vectors from channel i on. What is
- * large, with vectors side by side, has no body of its own for a single whole one. */
-#define BNORM_FOR_CHANNELS(first, c, side, body)                                                   \
+/* For all channels: whole(i) for `side` whole vectors from channel i on, some(i, n) for n lanes of
+ * one, which is out of line. */
+#define BNORM_FOR_CHANNELS(first, c, side, whole, some)                                            \
     do {                                                                                           \
         const size_t end = (first) + (c);                                                          \
         size_t i = (first);                                                                        \
         for (; i + (side)*VEC_D <= end; i += (side)*VEC_D)                                         \
-            body(i, side, VEC_D);                                                                  \
-        for (; (side) > 1 && i < end; i += VEC_D)                                                  \
-            body(i, 1, lesser(VEC_D, end - i));                                                    \
-        if ((side) == 1 && i < end)                                                                \
-            body(i, 1, end - i);                                                                   \
+            whole(i);                                                                              \
+        for (; i < end; i += VEC_D)                                                                \
+            some(i, lesser(VEC_D, end - i));                                                       \
     } while (0)
 
 /* Channels [i, i + vectors*VEC_D), or the first n lanes of one vector, of a part of the batch:
@@ -155,18 +153,27 @@ BNORM_INLINE void tree_lanes(enum tree tree, const bnorm_partials *p, size_t i, 
     }
 }
 
+BNORM_RARE void tree_lanes_n(enum tree tree, const bnorm_partials *p, size_t i, size_t n,
+                             double *first, double *second) {
+    tree_lanes(tree, p, i, 1, n, first, second);
+}
+
 static void merge(const bnorm_partials *p, size_t first, size_t c, double *mean, double *m2) {
-#define BNORM_CALL(i, vectors, n) tree_lanes(BNORM_MERGED, p, i, vectors, n, mean, m2)
-    BNORM_FOR_CHANNELS(first, c, BNORM_SIDE, BNORM_CALL);
-#undef BNORM_CALL
+#define BNORM_WHOLE(i)   tree_lanes(BNORM_MERGED, p, i, BNORM_SIDE, VEC_D, mean, m2)
+#define BNORM_SOME(i, n) tree_lanes_n(BNORM_MERGED, p, i, n, mean, m2)
+    BNORM_FOR_CHANNELS(first, c, BNORM_SIDE, BNORM_WHOLE, BNORM_SOME);
+#undef BNORM_WHOLE
+#undef BNORM_SOME
     vec_zeroupper();
 }
 
 static void add_blocks(const bnorm_partials *p, size_t first, size_t c, double *sum_g,
                        double *sum_gx) {
-#define BNORM_CALL(i, vectors, n) tree_lanes(BNORM_ADDED, p, i, vectors, n, sum_g, sum_gx)
-    BNORM_FOR_CHANNELS(first, c, BNORM_SIDE, BNORM_CALL);
-#undef BNORM_CALL
+#define BNORM_WHOLE(i)   tree_lanes(BNORM_ADDED, p, i, BNORM_SIDE, VEC_D, sum_g, sum_gx)
+#define BNORM_SOME(i, n) tree_lanes_n(BNORM_ADDED, p, i, n, sum_g, sum_gx)
+    BNORM_FOR_CHANNELS(first, c, BNORM_SIDE, BNORM_WHOLE, BNORM_SOME);
+#undef BNORM_WHOLE
+#undef BNORM_SOME
     vec_zeroupper();
 }
 
@@ -268,20 +275,28 @@ BNORM_INLINE void coefficient_lanes(const bnorm_coefficient_args *a, size_t i, s
                     a->divisor == a->n ? variance : vec_div_d(m2, vec_set1_d(a->divisor)), n);
 }
 
+BNORM_COLD void coefficient_lanes_n(const bnorm_coefficient_args *a, size_t i, size_t n) {
+    coefficient_lanes(a, i, n);
+}
+
 static void coefficients(const bnorm_coefficient_args *a, size_t first, size_t c) {
-#define BNORM_CALL(i, vectors, n) coefficient_lanes(a, i, n)
-    BNORM_FOR_CHANNELS(first, c, 1, BNORM_CALL);
-#undef BNORM_CALL
+#define BNORM_WHOLE(i)   coefficient_lanes(a, i, VEC_D)
+#define BNORM_SOME(i, n) coefficient_lanes_n(a, i, n)
+    BNORM_FOR_CHANNELS(first, c, 1, BNORM_WHOLE, BNORM_SOME);
+#undef BNORM_WHOLE
+#undef BNORM_SOME
     vec_zeroupper();
 }
 
 static void scale_shift(const bnorm_scale_args *a, size_t c) {
-#define BNORM_CALL(i, vectors, n)                                                                  \
+#define BNORM_SOME(i, n)                                                                           \
     scale_and_shift(parameter_d(a->gamma, i, n, 1), parameter_d(a->beta, i, n, 0),                 \
                     parameter_d(a->mean_lo, i, n, 0), widen_lanes(a->invstd + i, n), a->scale + i, \
                     a->shift + i, n)
-    BNORM_FOR_CHANNELS((size_t)0, c, 1, BNORM_CALL);
-#undef BNORM_CALL
+#define BNORM_WHOLE(i) BNORM_SOME(i, VEC_D)
+    BNORM_FOR_CHANNELS((size_t)0, c, 1, BNORM_WHOLE, BNORM_SOME);
+#undef BNORM_WHOLE
+#undef BNORM_SOME
     vec_zeroupper();
 }
 
@@ -314,9 +329,15 @@ BNORM_INLINE void grad_coefficient_lanes(const bnorm_grad_coefficient_args *a, s
     narrow_lanes(a->offset + i, offset, n);
 }
 
+BNORM_COLD void grad_coefficient_lanes_n(const bnorm_grad_coefficient_args *a, size_t i, size_t n) {
+    grad_coefficient_lanes(a, i, n);
+}
+
 static void grad_coefficients(const bnorm_grad_coefficient_args *a, size_t first, size_t c) {
-#define BNORM_CALL(i, vectors, n) grad_coefficient_lanes(a, i, n)
-    BNORM_FOR_CHANNELS(first, c, 1, BNORM_CALL);
-#undef BNORM_CALL
+#define BNORM_WHOLE(i)   grad_coefficient_lanes(a, i, VEC_D)
+#define BNORM_SOME(i, n) grad_coefficient_lanes_n(a, i, n)
+    BNORM_FOR_CHANNELS(first, c, 1, BNORM_WHOLE, BNORM_SOME);
+#undef BNORM_WHOLE
+#undef BNORM_SOME
     vec_zeroupper();
 }

@@ -56,7 +56,8 @@
 
 #define BNORM_INLINE static inline __attribute__((always_inline))
 #define BNORM_RARE   static __attribute__((noinline)) /* costs nothing where it is not called */
-#define BNORM_COLD   static __attribute__((noinline, cold)) /* the same, and as little code as can be */
+#define BNORM_COLD                                                                                 \
+    static __attribute__((noinline, cold)) /* the same, and as little code as can be */
 /* How far ahead of their use lines are asked for, in bytes. */
 #define BNORM_AHEAD       ((size_t)2048)
 #define BNORM_UNLIKELY(c) __builtin_expect(!!(c), 0)

@@ -648,7 +648,7 @@ BNORM_INLINE int begins_lines(const struct mapping *m, const struct block *b) {
 }
 
 /* A run from a line of the output on; what is before it, on its own. */
-BNORM_RARE void map_long(map_function *form, const struct mapping *m, const struct block *run) {
+BNORM_COLD void map_long(map_function *form, const struct mapping *m, const struct block *run) {
     struct block b = *run;
     const size_t e = to_line(m->has_out ? b.run.out : b.run.dresidual) / m->out_size;
     if (e > 0 && e % b.each == 0) {
@@ -824,7 +824,7 @@ BNORM_RARE void map_strips(struct mapping *m, const struct block *b) {
 }
 
 /* Groups that have whole rows. Leaves nothing, or at least a vector, of what follows them. */
-BNORM_RARE void map_whole_rows(struct mapping *m, struct block *b, float *room) {
+BNORM_COLD void map_whole_rows(struct mapping *m, struct block *b, float *room) {
     const struct strides *s = &b->strides;
     const size_t total = b->rows * b->lanes, times = BNORM_GROUP_F / b->lanes,
                  left = total % BNORM_GROUP_F ? VEC_F : 0;

@@ -313,8 +313,7 @@ BNORM_INLINE void load_column(const struct column *of, int limits, size_t n) {
             at.argument += s->argument_step;
         }
         if (pre == BNORM_PRE_MASK) {
-            v = vec_if_bits(bit_window(s->a->mask.bits, at.bit, n) & ((1u << n) - 1),
-                            vec_set1(1));
+            v = vec_if_bits(bit_window(s->a->mask.bits, at.bit, n) & ((1u << n) - 1), vec_set1(1));
             at.bit += s->bit_step;
         } else if (pre != BNORM_PRE_Y) {
             const vec_f d = first_lanes(vec_sub(x, c->p.center), n),
@@ -391,9 +390,8 @@ static int form_of(const struct sum_rows *s) {
     const enum bnorm_pre pre = s->a ? s->a->pre : BNORM_PRE_NONE;
     if (pre == BNORM_PRE_NONE)
         return (s->a ? 3 : 0) + (int)s->type;
-    if (s->type == BNORM_F32 &&
-        (s->a->act.kind == BNORM_ACT_RELU ||
-         (s->a->act.kind == BNORM_ACT_CLAMP && pre != BNORM_PRE_MASK)))
+    if (s->type == BNORM_F32 && (s->a->act.kind == BNORM_ACT_RELU ||
+                                 (s->a->act.kind == BNORM_ACT_CLAMP && pre != BNORM_PRE_MASK)))
         return 6 + (int)pre - (int)BNORM_PRE_X;
     return BNORM_GENERAL;
 }
@@ -492,7 +490,7 @@ typedef void rows_form(const struct sum_rows *s, size_t rows, size_t tail, size_
 #define BNORM_ROWS_FORM(name, g, type)                                                             \
     static void add_rows_##name(const struct sum_rows *s, size_t rows, size_t tail, size_t len,    \
                                 float *group, double *a, double *b) {                              \
-        add_lanes((struct sum_form){g, type, BNORM_ROWS}, s, rows, tail, len, group, a, b);                 \
+        add_lanes((struct sum_form){g, type, BNORM_ROWS}, s, rows, tail, len, group, a, b);        \
     }
 BNORM_SUM_FORMS(BNORM_ROWS_FORM)
 #define BNORM_ROWS_ENTRY(name, g, type) add_rows_##name,
@@ -671,8 +669,8 @@ BNORM_RARE void add_lanes_of_group(const float *group, int first, struct plane_s
 }
 
 /* Planes of `len` elements; `adds`: the sums of groups are added to those of planes. */
-BNORM_INLINE void sum_planes(const struct sum_form f, const struct sum_rows *s, size_t planes,
-                             size_t len, int adds, struct plane_sums *to) {
+BNORM_INLINE void sum_planes(const struct sum_form f, int small, const struct sum_rows *s,
+                             size_t planes, size_t len, int adds, struct plane_sums *to) {
     const struct sum_form apart = {f.g, f.type, BNORM_ROWS};
     const size_t rows = len % BNORM_FOUR_SPAN / BNORM_SPAN_LANES;
     size_t last[SPAN_VECTORS]; /* lanes of the row that is not whole */
@@ -684,7 +682,8 @@ BNORM_INLINE void sum_planes(const struct sum_form f, const struct sum_rows *s, 
         struct cursor at = plane;
         size_t left = len;
         do {
-            const size_t count = lesser(left, BNORM_GROUP_SPAN), fours = count / BNORM_FOUR_SPAN;
+            const size_t count = small ? len : lesser(left, BNORM_GROUP_SPAN),
+                         fours = small ? 0 : count / BNORM_FOUR_SPAN;
             struct sums t[SPAN_VECTORS], u[SPAN_VECTORS];
             struct terms rest[SPAN_VECTORS];
 #define BNORM_VECTORS_OF(array, value)                                                             \
@@ -694,7 +693,7 @@ BNORM_INLINE void sum_planes(const struct sum_form f, const struct sum_rows *s, 
             array[k] = value;                                                                      \
     }
 #define BNORM_TERMS(row) terms_at(f, s, &p, behind, row, k *VEC_F, VEC_F)
-            if (count % BNORM_FOUR_SPAN) {
+            if (small || count % BNORM_FOUR_SPAN) {
                 const struct cursor behind = cursor_at(f, s, at, 4 * fours, 0);
                 BNORM_VECTORS_OF(rest, terms_at(f, s, &p, behind, rows, k * VEC_F, last[k]))
                 if (rows & 1)
@@ -734,7 +733,7 @@ BNORM_INLINE void sum_planes(const struct sum_form f, const struct sum_rows *s, 
             if (f.g >= BNORM_PRE_NONE)
                 at.dy -= s->dy_again;
             left -= count;
-        } while (left);
+        } while (!small && left);
     }
 #undef BNORM_TERMS
 #undef BNORM_VECTORS_OF
@@ -745,11 +744,15 @@ typedef void planes_form(const struct sum_rows *s, size_t planes, size_t len, in
 #define BNORM_PLANES_FORM(name, g, type)                                                           \
     static void sum_planes_##name(const struct sum_rows *s, size_t planes, size_t len, int adds,   \
                                   struct plane_sums *to) {                                         \
-        sum_planes((struct sum_form){g, type, BNORM_PLANE}, s, planes, len, adds, to);             \
+        const struct sum_form f = {g, type, BNORM_PLANE};                                          \
+        if (len < BNORM_FOUR_SPAN && (type) == BNORM_F32 && (g) <= BNORM_PRE_NONE)                 \
+            sum_planes(f, 1, s, planes, len, adds, to);                                            \
+        else                                                                                       \
+            sum_planes(f, 0, s, planes, len, adds, to);                                            \
     }
 #define BNORM_BLOCK_FORM(name, g)                                                                  \
     static void sum_block_##name(const struct sum_rows *s, size_t len, struct plane_sums *to) {    \
-        sum_planes((struct sum_form){g, BNORM_F32, BNORM_BLOCK}, s, 1, len, 0, to);                \
+        sum_planes((struct sum_form){g, BNORM_F32, BNORM_BLOCK}, 0, s, 1, len, 0, to);             \
     }
 BNORM_SUM_FORMS(BNORM_PLANES_FORM)
 BNORM_BLOCK_FORM(squares, BNORM_SQUARES)
@@ -1252,6 +1255,12 @@ BNORM_INLINE unsigned store_channels(int backward, double n, const float *pivot,
     return inaccurate(backward, n, of_a, of_b, lanes);
 }
 
+BNORM_COLD unsigned store_channels_n(int backward, double n, const float *pivot,
+                                     const float *center, size_t lanes, const double *a, double *b,
+                                     double *first, double *second) {
+    return store_channels(backward, n, pivot, center, lanes, a, b, first, second);
+}
+
 /* Whether any is inaccurate. */
 BNORM_INLINE unsigned store_block(int backward, const struct sum_block *k, size_t valid,
                                   const double *a, double *b, double *first, double *second) {
@@ -1259,14 +1268,13 @@ BNORM_INLINE unsigned store_block(int backward, const struct sum_block *k, size_
     const double n = (double)k->count;
     unsigned any = 0;
     size_t i = 0;
-#define BNORM_CALL(lanes)                                                                          \
-    any |= store_channels(backward, n, pivot + i, backward ? center + i : NULL, lanes, a + i,      \
-                          b + i, first + i, second + i)
+#define BNORM_ARGS(lanes)                                                                          \
+    backward, n, pivot + i, backward ? center + i : NULL, lanes, a + i, b + i, first + i, second + i
     for (; i + VEC_D <= valid; i += VEC_D)
-        BNORM_CALL(VEC_D);
+        any |= store_channels(BNORM_ARGS(VEC_D));
     if (i < valid)
-        BNORM_CALL(valid - i);
-#undef BNORM_CALL
+        any |= store_channels_n(BNORM_ARGS(valid - i));
+#undef BNORM_ARGS
     return any;
 }
 
@@ -1456,9 +1464,8 @@ BNORM_INLINE void next_group(const bnorm_map_args *a, int backward, struct sum_r
 BNORM_INLINE void reduce_groups(const bnorm_map_args *a, int backward, size_t chains, double *first,
                                 double *second) {
     struct sum_rows s = sum_rows_of(a, 0, backward);
-    const int gaps =
-        a->x.row_stride != a->lanes || (backward && a->dy.row_stride != a->lanes) ||
-        (backward && reads_argument(a->pre) && a->argument.row_stride != a->lanes);
+    const int gaps = a->x.row_stride != a->lanes || (backward && a->dy.row_stride != a->lanes) ||
+                     (backward && reads_argument(a->pre) && a->argument.row_stride != a->lanes);
     for (size_t i = 0; i < a->valid; i += a->lanes) {
         const size_t valid = lesser(a->lanes, a->valid - i);
         reduce_rows(&s, a->rows, gaps ? valid : a->lanes, valid, chains, first + i, second + i);
