@@ -646,11 +646,12 @@ static void sum_channels(const struct sum_block *k, double *a, double *b) {
 
 enum { SPAN_VECTORS = BNORM_SPAN_LANES / VEC_F };
 
+#define BNORM_PLANES (VEC_F > 8 ? VEC_F : BNORM_SPAN_LANES / 4)
 /* Of up to VEC_F planes: the sums of a group, four each, and those of planes of more groups; of a
  * block of channels those of all lanes. */
 struct plane_sums {
     _Alignas(64) float a[VEC_F][4], b[VEC_F][4];
-    double all_a[VEC_F > 8 ? VEC_F : 8][4], all_b[VEC_F > 8 ? VEC_F : 8][4];
+    double all_a[BNORM_PLANES][4], all_b[BNORM_PLANES][4];
 };
 
 /* Adds four floats. */
