@@ -20,10 +20,12 @@
 #define BNORM_SQUARES (-1)
 #define BNORM_GENERAL (-2) /* has no form: by way of memory */
 
+enum plane { BNORM_ROWS, BNORM_PLANE, BNORM_BLOCK };
+
 struct sum_form {
     int g;
     bnorm_dtype type;
-    enum plane { BNORM_ROWS, BNORM_PLANE, BNORM_BLOCK } plane;
+    enum plane plane;
 };
 
 /* Rows of lanes in memory. Steps are bytes from one row to the next. */
