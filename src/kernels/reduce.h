@@ -653,7 +653,7 @@ enum { SPAN_VECTORS = BNORM_SPAN_LANES / VEC_F };
  * block of channels those of all lanes. */
 struct plane_sums {
     _Alignas(64) float a[VEC_F][4], b[VEC_F][4];
-    double all_a[BNORM_PLANES][4], all_b[BNORM_PLANES][4];
+    double all_a[4 * BNORM_PLANES], all_b[4 * BNORM_PLANES];
 };
 
 /* Adds four floats. */
@@ -668,7 +668,7 @@ BNORM_INLINE void add_four(double *sums, const float *fours) {
 /* Adds the sums of a group's lanes. */
 BNORM_RARE void add_lanes_of_group(const float *group, int first, struct plane_sums *to) {
     for (size_t i = 0; i < BNORM_SPAN_LANES; i += VEC_F)
-        add_group(load_sums(group + 2 * i), first, to->all_a[0] + i, to->all_b[0] + i);
+        add_group(load_sums(group + 2 * i), first, to->all_a + i, to->all_b + i);
 }
 
 /* Planes of `len` elements; `adds`: the sums of groups are added to those of planes. */
@@ -728,8 +728,8 @@ BNORM_INLINE void sum_planes(const struct sum_form f, int small, const struct su
                 }
                 vec_fold_fours(to->a[i], to->b[i], u[0].a, u[0].b);
                 if (adds) {
-                    add_four(to->all_a[i], to->a[i]);
-                    add_four(to->all_b[i], to->b[i]);
+                    add_four(to->all_a + 4 * i, to->a[i]);
+                    add_four(to->all_b + 4 * i, to->b[i]);
                 }
             }
             at = cursor_at(f, s, at, BNORM_GROUP, 0);
@@ -779,8 +779,8 @@ BNORM_RARE void sum_staged_planes(const struct sum_rows *s, size_t planes, size_
             load_rows(&part, 1, n, x, g);
             planes_forms[form_of(&t)](&t, 1, n, 1, &one);
         }
-        memcpy(to->all_a[i], one.all_a[0], sizeof one.all_a[0]);
-        memcpy(to->all_b[i], one.all_b[0], sizeof one.all_b[0]);
+        memcpy(to->all_a + 4 * i, one.all_a, 4 * sizeof *one.all_a);
+        memcpy(to->all_b + 4 * i, one.all_b, 4 * sizeof *one.all_b);
     }
 }
 
@@ -814,7 +814,7 @@ static void add_planes(const struct sum_rows *s, size_t planes, size_t len, doub
         return;
     }
     for (size_t i = 0; i < planes; i++) {
-        const double *const p = sums.all_a[i], *const q = sums.all_b[i];
+        const double *const p = sums.all_a + 4 * i, *const q = sums.all_b + 4 * i;
         a[i] = (p[0] + p[2]) + (p[1] + p[3]);
         b[i] = (q[0] + q[2]) + (q[1] + q[3]);
     }
@@ -852,8 +852,8 @@ static void add_rows_of_plane(const struct sum_block *k, double *a, double *b) {
         sum_block_squares(&k->s, len, &sums);
     else
         sum_block_dy(&k->s, len, &sums);
-    fold_vectors(sums.all_a[0], a);
-    fold_vectors(sums.all_b[0], b);
+    fold_vectors(sums.all_a, a);
+    fold_vectors(sums.all_b, b);
     if (k->c < VEC_F) {
         fold_chains(a, k->c, VEC_F / k->c);
         fold_chains(b, k->c, VEC_F / k->c);
@@ -1456,12 +1456,15 @@ BNORM_INLINE void next_group(const bnorm_map_args *a, int backward, struct sum_r
     if (!backward)
         return;
     s->dy += a->dy.group_stride * size;
-    s->argument += reads_argument(a->pre) ? a->argument.group_stride * size : 0;
     s->bit += a->mask.group_stride;
     s->center += a->lanes;
     s->invstd += a->lanes;
-    s->scale += reads_x(a->pre) ? a->lanes : 0;
-    s->shift += reads_x(a->pre) ? a->lanes : 0;
+    if (reads_argument(a->pre))
+        s->argument += a->argument.group_stride * size;
+    if (reads_x(a->pre)) {
+        s->scale += a->lanes;
+        s->shift += a->lanes;
+    }
 }
 
 BNORM_INLINE void reduce_groups(const bnorm_map_args *a, int backward, size_t chains, double *first,
