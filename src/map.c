@@ -88,9 +88,9 @@ static const float *from(const float *array, size_t channel, const float *otherw
     return array ? array + channel : otherwise;
 }
 
-/* What is near needs no prefetch: its time is that of the planes which will be reduced next. Not where
- * a cache has these anyway, where they are one piece, which the CPU sees coming, nor where more would
- * pass before they are used than a cache has. */
+/* Whether the planes of the next channels, which are reduced next, are asked for while these are mapped,
+ * whose inputs are in a cache. Not where the L3 has all tensors; where planes are one piece, which the
+ * CPU sees coming; or where more passes before they are used than stays in a cache. */
 #define MOST_AHEAD ((size_t)2 << 20)
 static int is_followed(const bnorm_view *view, const bnorm_map_args *args) {
     const size_t elements = view->images * args->groups * view->positions * (args->dy.data ? 2 : 1);
