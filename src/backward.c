@@ -284,24 +284,21 @@ static void finish(const void *self, size_t channel, size_t channels) {
         bnorm_renorm_dgamma(b->renorm_r, b->renorm_d, &b->derived, channel, channels);
 }
 
-/* Elements that a dy with the same lanes is written out to at a time. */
-#define COPIES ((size_t)512)
-
 /* Part of an image whose dy has one value for all lanes of a row or plane, or of all of them. */
 static void map_same_lanes(const bnorm_map *map, const bnorm_part *image, int near) {
     const int planes = map->view.planes;
     const bnorm_tensor *dy = &map->args.dy;
     const size_t count = planes ? image->groups : image->rows,
                  stride = planes ? dy->group_stride : dy->row_stride, at_once = stride ? 1 : count;
-    float copies[COPIES];
+    float copies[BNORM_COPIES];
     bnorm_part part = *image;
     for (size_t i = 0; i < count; i += at_once) {
         *(planes ? &part.group : &part.row) = (planes ? image->group : image->row) + i;
         *(planes ? &part.groups : &part.rows) = at_once;
-        for (size_t at = 0; at < image->lanes; at += COPIES) {
+        for (size_t at = 0; at < image->lanes; at += BNORM_COPIES) {
             bnorm_map_args args;
             part.lane = image->lane + at;
-            part.lanes = bnorm_min(COPIES, image->lanes - at);
+            part.lanes = bnorm_min(BNORM_COPIES, image->lanes - at);
             bnorm_take_part(map, &part, near, &args);
             bnorm_copy_element(args.dy.data, args.dy.type, part.lanes, copies);
             args.dy.data = copies;

@@ -35,18 +35,6 @@ BNORM_INLINE vec_d or_one(vec_d v, size_t n) {
     return vec_if_lt_d(vec_load_d(lane), vec_set1_d((double)n), v, vec_set1_d(1));
 }
 
-/* For all channels: whole(i) for `side` whole vectors from channel i on, some(i, n) for n lanes of
- * one, which is out of line. */
-#define BNORM_FOR_CHANNELS(first, c, side, whole, some)                                            \
-    do {                                                                                           \
-        const size_t end = (first) + (c);                                                          \
-        size_t i = (first);                                                                        \
-        for (; i + (side)*VEC_D <= end; i += (side)*VEC_D)                                         \
-            whole(i);                                                                              \
-        for (; i < end; i += VEC_D)                                                                \
-            some(i, lesser(VEC_D, end - i));                                                       \
-    } while (0)
-
 /* Channels [i, i + vectors*VEC_D), or the first n lanes of one vector, of a part of the batch:
  * their sum and M2, or their two sums. */
 struct nodes {
@@ -153,28 +141,30 @@ BNORM_INLINE void tree_lanes(enum tree tree, const bnorm_partials *p, size_t i, 
     }
 }
 
+/* Of channels that are no whole vectors side by side. */
 BNORM_RARE void tree_lanes_n(enum tree tree, const bnorm_partials *p, size_t i, size_t n,
                              double *first, double *second) {
     tree_lanes(tree, p, i, 1, n, first, second);
 }
 
-static void merge(const bnorm_partials *p, size_t first, size_t c, double *mean, double *m2) {
-#define BNORM_WHOLE(i)   tree_lanes(BNORM_MERGED, p, i, BNORM_SIDE, VEC_D, mean, m2)
-#define BNORM_SOME(i, n) tree_lanes_n(BNORM_MERGED, p, i, n, mean, m2)
-    BNORM_FOR_CHANNELS(first, c, BNORM_SIDE, BNORM_WHOLE, BNORM_SOME);
-#undef BNORM_WHOLE
-#undef BNORM_SOME
+BNORM_INLINE void tree_channels(enum tree tree, const bnorm_partials *p, size_t channel, size_t c,
+                                double *first, double *second) {
+    const size_t end = channel + c;
+    size_t i = channel;
+    for (; i + BNORM_SIDE * VEC_D <= end; i += BNORM_SIDE * VEC_D)
+        tree_lanes(tree, p, i, BNORM_SIDE, VEC_D, first, second);
+    for (; i < end; i += VEC_D)
+        tree_lanes_n(tree, p, i, lesser(VEC_D, end - i), first, second);
     vec_zeroupper();
+}
+
+static void merge(const bnorm_partials *p, size_t first, size_t c, double *mean, double *m2) {
+    tree_channels(BNORM_MERGED, p, first, c, mean, m2);
 }
 
 static void add_blocks(const bnorm_partials *p, size_t first, size_t c, double *sum_g,
                        double *sum_gx) {
-#define BNORM_WHOLE(i)   tree_lanes(BNORM_ADDED, p, i, BNORM_SIDE, VEC_D, sum_g, sum_gx)
-#define BNORM_SOME(i, n) tree_lanes_n(BNORM_ADDED, p, i, n, sum_g, sum_gx)
-    BNORM_FOR_CHANNELS(first, c, BNORM_SIDE, BNORM_WHOLE, BNORM_SOME);
-#undef BNORM_WHOLE
-#undef BNORM_SOME
-    vec_zeroupper();
+    tree_channels(BNORM_ADDED, p, first, c, sum_g, sum_gx);
 }
 
 static void merge_pair(const bnorm_pair_args *a, size_t c) {
@@ -280,23 +270,27 @@ BNORM_COLD void coefficient_lanes_n(const bnorm_coefficient_args *a, size_t i, s
 }
 
 static void coefficients(const bnorm_coefficient_args *a, size_t first, size_t c) {
-#define BNORM_WHOLE(i)   coefficient_lanes(a, i, VEC_D)
-#define BNORM_SOME(i, n) coefficient_lanes_n(a, i, n)
-    BNORM_FOR_CHANNELS(first, c, 1, BNORM_WHOLE, BNORM_SOME);
-#undef BNORM_WHOLE
-#undef BNORM_SOME
+    const size_t end = first + c;
+    size_t i = first;
+    for (; i + VEC_D <= end; i += VEC_D)
+        coefficient_lanes(a, i, VEC_D);
+    if (i < end)
+        coefficient_lanes_n(a, i, end - i);
     vec_zeroupper();
 }
 
+BNORM_INLINE void scale_shift_lanes(const bnorm_scale_args *a, size_t i, size_t n) {
+    scale_and_shift(parameter_d(a->gamma, i, n, 1), parameter_d(a->beta, i, n, 0),
+                    parameter_d(a->mean_lo, i, n, 0), widen_lanes(a->invstd + i, n), a->scale + i,
+                    a->shift + i, n);
+}
+
 static void scale_shift(const bnorm_scale_args *a, size_t c) {
-#define BNORM_SOME(i, n)                                                                           \
-    scale_and_shift(parameter_d(a->gamma, i, n, 1), parameter_d(a->beta, i, n, 0),                 \
-                    parameter_d(a->mean_lo, i, n, 0), widen_lanes(a->invstd + i, n), a->scale + i, \
-                    a->shift + i, n)
-#define BNORM_WHOLE(i) BNORM_SOME(i, VEC_D)
-    BNORM_FOR_CHANNELS((size_t)0, c, 1, BNORM_WHOLE, BNORM_SOME);
-#undef BNORM_WHOLE
-#undef BNORM_SOME
+    size_t i = 0;
+    for (; i + VEC_D <= c; i += VEC_D)
+        scale_shift_lanes(a, i, VEC_D);
+    if (i < c)
+        scale_shift_lanes(a, i, c - i);
     vec_zeroupper();
 }
 
@@ -334,10 +328,11 @@ BNORM_COLD void grad_coefficient_lanes_n(const bnorm_grad_coefficient_args *a, s
 }
 
 static void grad_coefficients(const bnorm_grad_coefficient_args *a, size_t first, size_t c) {
-#define BNORM_WHOLE(i)   grad_coefficient_lanes(a, i, VEC_D)
-#define BNORM_SOME(i, n) grad_coefficient_lanes_n(a, i, n)
-    BNORM_FOR_CHANNELS(first, c, 1, BNORM_WHOLE, BNORM_SOME);
-#undef BNORM_WHOLE
-#undef BNORM_SOME
+    const size_t end = first + c;
+    size_t i = first;
+    for (; i + VEC_D <= end; i += VEC_D)
+        grad_coefficient_lanes(a, i, VEC_D);
+    if (i < end)
+        grad_coefficient_lanes_n(a, i, end - i);
     vec_zeroupper();
 }
