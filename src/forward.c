@@ -34,9 +34,10 @@ void bnorm_lay_out_forward(bnorm_forward *f, const bnorm_view *view, size_t firs
     f->derived.m2 = f->m2;
     count_values(f, n, n);
     f->map.view = *view;
+    bnorm_plan_map(&f->map, exec);
+    f->sums.hints = args->hints;
     if (f->stage < BNORM_STAGE_ALL) {
         f->derived.scale = NULL; /* running statistics only */
-        f->sums.hints = 0;
         return;
     }
     if (f->renorm) {
@@ -48,8 +49,6 @@ void bnorm_lay_out_forward(bnorm_forward *f, const bnorm_view *view, size_t firs
     args->center = f->derived.center = tables.coefficients[0];
     args->scale = f->derived.scale = tables.coefficients[1];
     args->shift = f->derived.shift = tables.coefficients[2];
-    bnorm_plan_map(&f->map, exec);
-    f->sums.hints = args->hints;
 }
 
 void bnorm_uses_train(bnorm_uses *uses, const bnorm_train *train, size_t c, size_t saved) {
@@ -73,6 +72,7 @@ static bnorm_status check_uses(const bnorm_job *job, const bnorm_batch *batch, b
     const bnorm_shape *shape = job->shape;
     const bnorm_train *train = job->train;
     static const bnorm_in none = {NULL, 0, 0};
+    static const bnorm_out nowhere = {NULL, 0, 0};
     const int all = f->stage == BNORM_STAGE_ALL;
     const size_t n = shape->n * shape->hw;
     bnorm_map_args *const args = &f->map.args;
@@ -82,8 +82,7 @@ static bnorm_status check_uses(const bnorm_job *job, const bnorm_batch *batch, b
     bnorm_requires(&uses, all ? job->out.data : job->x.data);
     bnorm_requires(&uses, job->ws);
     bnorm_reads_tensor(&uses, &job->x, &args->x);
-    if (all)
-        bnorm_writes_tensor(&uses, &job->out, shape->dtype, &args->out);
+    bnorm_writes_tensor(&uses, all ? &job->out : &nowhere, shape->dtype, &args->out);
     bnorm_reads_tensor(&uses, all ? &train->residual : &none, &args->argument);
     const size_t saved = bnorm_saved_floats(&uses, batch);
     bnorm_uses_memory(&uses, job, batch);

@@ -15,16 +15,19 @@ static int is_dense(const bnorm_view *view, const bnorm_tensor *tensor) {
 unsigned bnorm_hints(bnorm_memory memory, bnorm_limits limits, size_t bytes, int in_place) {
     const size_t mib = (size_t)1 << 20,
                  prefetch = in_place ? limits.prefetch_in_place : limits.prefetch;
+    const int strips = bytes <= (size_t)limits.strips << 10;
+    unsigned hints = strips ? BNORM_STRIPS : 0;
     if (memory == BNORM_MEMORY_AUTO) {
+        if (!strips)
+            hints |= BNORM_PREFETCH_SUMS;
         if (limits.stream && !in_place && bytes >= limits.stream * mib)
             memory = BNORM_MEMORY_STREAM;
         else
             memory = bytes > prefetch * mib ? BNORM_MEMORY_PREFETCH : BNORM_MEMORY_CACHED;
     }
-    const unsigned strips = bytes <= (size_t)limits.strips << 10 ? BNORM_STRIPS : 0;
     if (memory == BNORM_MEMORY_CACHED)
-        return strips;
-    return strips | BNORM_PREFETCH_IN |
+        return hints;
+    return hints | BNORM_PREFETCH_SUMS | BNORM_PREFETCH_IN |
            (memory == BNORM_MEMORY_STREAM && !in_place ? BNORM_STREAM : BNORM_PREFETCH_OUT);
 }
 

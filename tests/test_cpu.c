@@ -236,35 +236,36 @@ static const struct {
 #define NO_STREAM  4, 8, 0, 384
 #define MOST       255, 255, 2048, 12288
 #define STRIPS     BNORM_STRIPS
-#define PREFETCHED (BNORM_PREFETCH_IN | BNORM_PREFETCH_OUT)
-#define STREAMED   (BNORM_PREFETCH_IN | BNORM_STREAM)
+#define SUMS       BNORM_PREFETCH_SUMS
+#define PREFETCHED (SUMS | BNORM_PREFETCH_IN | BNORM_PREFETCH_OUT)
+#define STREAMED   (SUMS | BNORM_PREFETCH_IN | BNORM_STREAM)
     {AUTO, {SOME}, 0, 0, STRIPS},
     {AUTO, {SOME}, 384 * K, 0, STRIPS},
-    {AUTO, {SOME}, 384 * K + 1, 0, 0},
+    {AUTO, {SOME}, 384 * K + 1, 0, SUMS},
     {AUTO, {SOME}, 384 * K, 1, STRIPS},
     {AUTO, {MOST}, 12 * M, 0, STRIPS},
-    {AUTO, {MOST}, 12 * M + 1, 0, 0},
-    {AUTO, {SOME}, 4 * M, 0, 0},
+    {AUTO, {MOST}, 12 * M + 1, 0, SUMS},
+    {AUTO, {SOME}, 4 * M, 0, SUMS},
     {AUTO, {SOME}, 4 * M + 1, 0, PREFETCHED},
-    {AUTO, {SOME}, 4 * M + 1, 1, 0},
-    {AUTO, {SOME}, 8 * M, 1, 0},
+    {AUTO, {SOME}, 4 * M + 1, 1, SUMS},
+    {AUTO, {SOME}, 8 * M, 1, SUMS},
     {AUTO, {SOME}, 8 * M + 1, 1, PREFETCHED},
     {AUTO, {SOME}, 64 * M - 1, 0, PREFETCHED},
     {AUTO, {SOME}, 64 * M, 0, STREAMED},
     {AUTO, {SOME}, 64 * M, 1, PREFETCHED},
     {AUTO, {SOME}, SIZE_MAX, 0, STREAMED},
     {AUTO, {SOME}, SIZE_MAX, 1, PREFETCHED},
-    {AUTO, {USUAL}, 2 * M, 0, 0},
+    {AUTO, {USUAL}, 2 * M, 0, SUMS},
     {AUTO, {USUAL}, 2 * M + 1, 0, PREFETCHED},
     {AUTO, {USUAL}, 2 * M + 1, 1, PREFETCHED},
     {AUTO, {USUAL}, 48 * M - 1, 0, PREFETCHED},
     {AUTO, {USUAL}, 48 * M, 0, STREAMED},
-    {AUTO, {NO_STREAM}, 4 * M, 0, 0},
+    {AUTO, {NO_STREAM}, 4 * M, 0, SUMS},
     {AUTO, {NO_STREAM}, 4 * M + 1, 0, PREFETCHED},
     {AUTO, {NO_STREAM}, SIZE_MAX, 0, PREFETCHED},
     {AUTO, {NO_STREAM}, SIZE_MAX, 1, PREFETCHED},
-    {AUTO, {MOST}, 255 * M, 0, 0},
-    {AUTO, {MOST}, 255 * M, 1, 0},
+    {AUTO, {MOST}, 255 * M, 0, SUMS},
+    {AUTO, {MOST}, 255 * M, 1, SUMS},
     {AUTO, {MOST}, (size_t)2048 * M - 1, 0, PREFETCHED},
     {AUTO, {MOST}, (size_t)2048 * M, 0, STREAMED},
     {CACHED, {SOME}, 0, 0, STRIPS},

@@ -760,7 +760,7 @@ BNORM_COLD void map_few(const struct mapping *m, const struct block *b, int plan
 }
 
 /* p[0..n) over and over, `end` floats, in whole vectors. */
-BNORM_INLINE void repeat_floats(float *to, const float *p, size_t n, size_t end) {
+BNORM_RARE void repeat_floats(float *to, const float *p, size_t n, size_t end) {
     size_t done = 0;
     for (; done < end && done < n; done += VEC_F)
         store_lanes(to + done, load_lanes(p + done, lesser(VEC_F, n - done)), VEC_F);
@@ -928,6 +928,13 @@ BNORM_COLD void map_padded(const struct mapping *m, struct block *b, size_t vali
         clear_rows(r.dresidual + at, b->strides.dresidual, rows, n * m->out_size, 0);
 }
 
+/* Each of n floats `len` times, in whole vectors. */
+BNORM_RARE void stretch_floats(float *to, const float *p, size_t n, size_t len) {
+    for (size_t j = 0; j < n; j++, to += len)
+        for (size_t i = 0; i < len; i += VEC_F)
+            vec_store(to + i, vec_set1(p[j]));
+}
+
 /* Planes that follow one another are rows of as many channels, each with its parameter. These rows
  * are repeated where they are. */
 BNORM_RARE void map_small_planes(const struct mapping *whole, const struct block *planes,
@@ -941,11 +948,7 @@ BNORM_RARE void map_small_planes(const struct mapping *whole, const struct block
         these.lanes = n * len;
         these.dense &= n == planes->rows;
 #define BNORM_STRETCH(k, name)                                                                     \
-    for (size_t j = 0; j < n; j++) {                                                               \
-        const vec_f p = vec_set1(whole->p.name[first + j]);                                        \
-        for (size_t i = 0; i < len; i += VEC_F)                                                    \
-            vec_store(room + (k)*each + j * len + i, p);                                           \
-    }                                                                                              \
+    stretch_floats(room + (k)*each, whole->p.name + first, n, len);                                \
     m.p.name = room + (k)*each;
         BNORM_FOR_PARAMETERS(whole, BNORM_STRETCH)
 #undef BNORM_STRETCH
@@ -975,7 +978,7 @@ BNORM_INLINE void begin_mapping(struct mapping *m, const bnorm_map_args *a,
     m->reads_x = sloped || reads_x(a->pre);
     m->has_out = a->out.data != NULL;
     m->has_dresidual = backward && a->dresidual.data;
-    m->hints = a->hints & ~(unsigned)BNORM_STRIPS;
+    m->hints = a->hints & (BNORM_PREFETCH_IN | BNORM_PREFETCH_OUT | BNORM_STREAM);
     m->ahead = a->ahead ? a->ahead : BNORM_AHEAD;
     m->strips = (a->hints & BNORM_STRIPS) != 0;
     m->in_place = 0;

@@ -675,15 +675,18 @@ BNORM_RARE void add_lanes_of_group(const float *group, int first, struct plane_s
 BNORM_INLINE void sum_planes(const struct sum_form f, int small, const struct sum_rows *s,
                              size_t planes, size_t len, int adds, struct plane_sums *to) {
     const struct sum_form apart = {f.g, f.type, BNORM_ROWS};
-    const size_t rows = len % BNORM_FOUR_SPAN / BNORM_SPAN_LANES;
-    size_t last[SPAN_VECTORS]; /* lanes of the row that is not whole */
+    /* Behind all fours of rows: whole rows, and the last one, which may be whole, too. */
+    const size_t over = len % BNORM_FOUR_SPAN, rows = (over - 1) / BNORM_SPAN_LANES;
+    size_t last[SPAN_VECTORS];
     struct cursor plane = cursor_of(s);
     for (size_t k = 0; k < SPAN_VECTORS; k++)
-        last[k] = lanes_before(len % BNORM_SPAN_LANES, k * VEC_F);
+        last[k] = lanes_before(over - rows * BNORM_SPAN_LANES, k * VEC_F);
     for (size_t i = 0; i < planes; i++, plane = cursor_at(apart, s, plane, 1, 0)) {
         const struct sum_parameters p = sum_parameters_at(f, s, i);
         struct cursor at = plane;
         size_t left = len;
+        if (len < BNORM_FOUR_SPAN && s->prefetch)
+            prefetch_ahead(f, at, BNORM_AHEAD, (len * size_of(f.type) + 32) / 64 * 64);
         do {
             const size_t count = small ? len : lesser(left, BNORM_GROUP_SPAN),
                          fours = small ? 0 : count / BNORM_FOUR_SPAN;
@@ -1425,10 +1428,14 @@ static void reduce_span(const struct sum_rows *all, size_t planes, size_t len, d
 /* Rows of a group, or planes; of backward what it reads besides x, too. */
 BNORM_INLINE struct sum_rows sum_rows_of(const bnorm_map_args *a, int planes, int backward) {
     const size_t size = size_of(a->x.type);
+    /* Of other planes two tensors come as fast by themselves. */
+    const int short_planes = a->lanes < BNORM_GROUP_SPAN && a->lanes % BNORM_FOUR_SPAN;
+    const unsigned prefetches =
+        planes && (!backward || short_planes) ? BNORM_PREFETCH_SUMS : BNORM_PREFETCH_IN;
 #define BNORM_STEP(t) (size * (planes ? a->t.group_stride : a->t.row_stride))
     struct sum_rows s = {.type = a->x.type,
                          .spread = planes,
-                         .prefetch = (a->hints & BNORM_PREFETCH_IN) != 0,
+                         .prefetch = (a->hints & prefetches) != 0,
                          .x = a->x.data,
                          .x_step = BNORM_STEP(x)};
     if (backward) {
