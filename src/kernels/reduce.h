@@ -1428,10 +1428,12 @@ static void reduce_span(const struct sum_rows *all, size_t planes, size_t len, d
 /* Rows of a group, or planes; of backward what it reads besides x, too. */
 BNORM_INLINE struct sum_rows sum_rows_of(const bnorm_map_args *a, int planes, int backward) {
     const size_t size = size_of(a->x.type);
-    /* Of other planes two tensors come as fast by themselves. */
-    const int short_planes = a->lanes < BNORM_GROUP_SPAN && a->lanes % BNORM_FOUR_SPAN;
-    const unsigned prefetches =
-        planes && (!backward || short_planes) ? BNORM_PREFETCH_SUMS : BNORM_PREFETCH_IN;
+    /* Backward's two tensors come as fast by themselves where runs are long, or rows a few lines, and rows
+     * of several tiles jump. */
+    const int gains = !backward ? 1
+                      : planes  ? a->lanes < BNORM_GROUP_SPAN && a->lanes % BNORM_FOUR_SPAN
+                                : a->lanes > BNORM_TILE / 4 && a->lanes <= BNORM_TILE;
+    const unsigned prefetches = gains ? BNORM_PREFETCH_SUMS : BNORM_PREFETCH_IN;
 #define BNORM_STEP(t) (size * (planes ? a->t.group_stride : a->t.row_stride))
     struct sum_rows s = {.type = a->x.type,
                          .spread = planes,
