@@ -328,9 +328,9 @@ typedef enum BNORM_INT bnorm_denormals {
     BNORM_DENORMALS_FLUSH
 } bnorm_denormals;
 
-/* How elementwise passes (all of bnorm_apply; the second pass of training and backward) treat the
- * caches. AUTO is meant to be right; the others are for engines that know more than one call shows
- * (docs/embedding.md, "Caches"). Without effect on Arm, whose cores find streams by themselves. */
+/* How a call treats the caches. AUTO is meant to be right; the others are for engines that know more
+ * than one call shows (docs/embedding.md, "Caches"). Without effect on Arm, whose cores find streams
+ * by themselves. */
 typedef enum BNORM_INT bnorm_memory {
     BNORM_MEMORY_AUTO = 0, /* one of these, by the tensors' sizes and this CPU's caches */
     BNORM_MEMORY_CACHED,   /* plain loads and stores: tensors are in a cache near their core */
