@@ -259,9 +259,10 @@ bnorm_status bnorm_weighted_moments(const bnorm_shape *shape, bnorm_in x,
 bnorm_status bnorm_forward_train(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
                                  const bnorm_train *train, void *ws, size_t ws_size,
                                  const bnorm_exec *exec) {
-    const bnorm_job job = {
-        .shape = shape, .x = x, .out = y, .train = train, .ws = ws, .ws_size = ws_size};
+    bnorm_job job;
     bnorm_forward f;
+    bnorm_set_job(&job, shape, x, BNORM_IN(NULL), y, ws, ws_size);
+    job.train = train;
     const bnorm_status status = bnorm_plan_forward(&job, &whole, exec, &f);
     if (status)
         return status;

@@ -148,10 +148,9 @@ BNORM_INLINE void reduce_leaves(enum tree tree, const struct sum_rows *s, size_t
 BNORM_INLINE void reduce_groups_of_leaves(enum tree tree, const bnorm_map_args *a, double *first,
                                           double *second) {
     const int backward = tree == BNORM_ADDED;
-    struct sum_rows s = sum_rows_of(a, 0, backward);
-    for (size_t i = 0; i < a->valid; i += a->lanes) {
+    for (size_t group = 0, i = 0; i < a->valid; group++, i += a->lanes) {
+        const struct sum_rows s = sum_rows_of(a, 0, backward, group);
         reduce_leaves(tree, &s, a->rows, lesser(a->lanes, a->valid - i), first + i, second + i);
-        next_group(a, backward, &s);
     }
     vec_zeroupper();
 }

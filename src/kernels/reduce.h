@@ -44,31 +44,35 @@ struct sum_rows {
     size_t c, valid;
 };
 
-/* From lane i of row `row` on, every `every`th row; parameters from lane `p` on. */
+/* Moves to lane i of row `row`, whose parameters begin with lane `p`. */
+BNORM_INLINE void move_rows(struct sum_rows *s, size_t row, size_t i, size_t p) {
+    const size_t size = size_of(s->type);
+    s->x += row * s->x_step + i * size;
+    if (s->pivot)
+        s->pivot += p;
+    if (!s->a)
+        return;
+    s->center += p;
+    s->invstd += p;
+    s->dy += row * s->dy_step + i * size;
+    s->bit += row * s->bit_step + i;
+    if (reads_argument(s->a->pre))
+        s->argument += row * s->argument_step + i * size;
+    if (reads_x(s->a->pre)) {
+        s->scale += p;
+        s->shift += p;
+    }
+}
+
+/* The same, and of every `every`th row. */
 BNORM_INLINE struct sum_rows sum_rows_from(const struct sum_rows *s, size_t row, size_t i,
                                            size_t every, size_t p) {
-    const size_t size = size_of(s->type);
     struct sum_rows t = *s;
-    t.x += row * s->x_step + i * size;
+    move_rows(&t, row, i, p);
     t.x_step *= every;
-    if (s->pivot)
-        t.pivot += p;
-    if (s->a) {
-        t.center += p;
-        t.invstd += p;
-        t.dy += row * s->dy_step + i * size;
-        t.dy_step *= every;
-        if (reads_argument(s->a->pre)) {
-            t.argument += row * s->argument_step + i * size;
-            t.argument_step *= every;
-        }
-        t.bit += row * s->bit_step + i;
-        t.bit_step *= every;
-        if (reads_x(s->a->pre)) {
-            t.scale += p;
-            t.shift += p;
-        }
-    }
+    t.dy_step *= every;
+    t.argument_step *= every;
+    t.bit_step *= every;
     return t;
 }
 
@@ -174,6 +178,10 @@ BNORM_INLINE struct cursor cursor_of(const struct sum_rows *s) {
 struct terms {
     vec_f a, d;
 };
+
+BNORM_INLINE struct terms no_terms(void) {
+    return (struct terms){vec_set1(0), vec_set1(0)};
+}
 
 /* What the sums of rows take: `row` and `i` are counted from the cursor. */
 #define BNORM_SUM_ARGS                                                                             \
@@ -701,7 +709,9 @@ BNORM_INLINE void sum_planes(const struct sum_form f, int small, const struct su
 #define BNORM_TERMS(row) terms_at(f, s, &p, behind, row, k *VEC_F, VEC_F)
             if (small || count % BNORM_FOUR_SPAN) {
                 const struct cursor behind = cursor_at(f, s, at, 4 * fours, 0);
-                BNORM_VECTORS_OF(rest, terms_at(f, s, &p, behind, rows, k * VEC_F, last[k]))
+                BNORM_VECTORS_OF(rest, (f.g > BNORM_PRE_NONE && k > 0 && !last[k])
+                                           ? no_terms()
+                                           : terms_at(f, s, &p, behind, rows, k * VEC_F, last[k]))
                 if (rows & 1)
                     BNORM_VECTORS_OF(u, sum_of_two(BNORM_TERMS(rows - 1), rest[k]))
                 else
@@ -788,20 +798,18 @@ BNORM_RARE void sum_staged_planes(const struct sum_rows *s, size_t planes, size_
 }
 
 /* In double, of the four sums of each of VEC_F planes. */
-BNORM_INLINE void fold_fours(const float *fours, double *sums, size_t planes) {
-    double all[VEC_F];
+BNORM_INLINE void fold_fours(const float *fours, double *sums) {
     vec_f v[4];
     vec_load_fours(fours, v);
 #define BNORM_FOLDED(half)                                                                         \
     vec_add_d(vec_add_d(vec_add_d(half(v[0]), half(v[2])), vec_add_d(half(v[1]), half(v[3]))),     \
               vec_set1_d(0)) /* no -0 */
-    vec_store_d(all, BNORM_FOLDED(vec_low));
-    vec_store_d(all + VEC_D, BNORM_FOLDED(vec_high));
+    vec_store_d(sums, BNORM_FOLDED(vec_low));
+    vec_store_d(sums + VEC_D, BNORM_FOLDED(vec_high));
 #undef BNORM_FOLDED
-    memcpy(sums, all, planes * sizeof *sums);
 }
 
-/* Both sums of up to VEC_F planes. */
+/* Both sums of up to VEC_F planes; there is room for those of all. */
 static void add_planes(const struct sum_rows *s, size_t planes, size_t len, double *a, double *b) {
     const int form = form_of(s), adds = form == BNORM_GENERAL || len > BNORM_GROUP_SPAN;
     struct plane_sums sums;
@@ -812,8 +820,8 @@ static void add_planes(const struct sum_rows *s, size_t planes, size_t len, doub
     else
         planes_forms[form](s, planes, len, adds, &sums);
     if (!adds) {
-        fold_fours(sums.a[0], a, planes);
-        fold_fours(sums.b[0], b, planes);
+        fold_fours(sums.a[0], a);
+        fold_fours(sums.b[0], b);
         return;
     }
     for (size_t i = 0; i < planes; i++) {
@@ -1025,7 +1033,7 @@ BNORM_INLINE four_floats sample_floats(const char *plane, size_t places, const s
 BNORM_INLINE void sample_planes(const struct sum_rows *s, size_t planes, size_t len, float *pivot) {
     const size_t places = bnorm_places(len), run = len < 4 ? bnorm_samples(len) : 4;
     const int shift = __builtin_ctzll(places);
-    _Alignas(64) float fours[VEC_F][4] = {{0}};
+    _Alignas(64) float fours[VEC_F][4];
     size_t at[BNORM_PLACES];
     vec_f v[4];
     for (size_t q = 0; q < places; q++)
@@ -1039,6 +1047,8 @@ BNORM_INLINE void sample_planes(const struct sum_rows *s, size_t planes, size_t 
                                               : sample_floats(plane, 16, at);
         memcpy(fours[i], &sum, sizeof fours[i]);
     }
+    for (size_t i = planes; i < VEC_F; i++)
+        memset(fours[i], 0, sizeof fours[i]);
     vec_load_fours(fours[0], v);
     vec_store(pivot, pivots_of(v, places * run));
 }
@@ -1071,12 +1081,14 @@ BNORM_RARE void round_centers(const struct sum_rows *s, size_t c, size_t valid, 
 BNORM_INLINE void round_plane_centers(const struct sum_rows *s, size_t planes, float *pivot) {
     memset(pivot, 0, VEC_F * sizeof *pivot);
     for (size_t i = 0; i < planes; i++) {
+        const char *const x = s->x + i * s->x_step;
         float lanes[VEC_F];
-        if (s->type == BNORM_F32)
-            memcpy(lanes, s->x + i * s->x_step, sizeof *lanes);
-        else
-            vec_store(lanes, half_lanes(s->x + i * s->x_step, s->type, 1));
-        pivot[i] = lanes[0];
+        if (s->type == BNORM_F32) {
+            memcpy(&pivot[i], x, sizeof *pivot);
+        } else {
+            vec_store(lanes, half_lanes(x, s->type, 1));
+            pivot[i] = lanes[0];
+        }
     }
     vec_store(pivot, rounded_centers(vec_load(pivot), s, 0, planes));
 }
@@ -1350,13 +1362,11 @@ static void reduce_block(struct sum_block *k, size_t valid, float *pivot, double
     finish_block(k, valid, a, b, first, second);
 }
 
-/* Of c <= BNORM_TILE channels, a lane each. */
-BNORM_RARE void reduce_tile(const struct sum_rows *s, size_t count, size_t c, double *first,
-                            double *second) {
+/* Of at most BNORM_TILE channels, a lane each. */
+BNORM_RARE void reduce_tile(struct sum_block *k, double *first, double *second) {
     double a[BNORM_TILE + BNORM_PAD], b[BNORM_TILE + BNORM_PAD];
     float pivot[BNORM_TILE + BNORM_PAD];
-    struct sum_block k = {*s, count, c, 1, 0};
-    reduce_block(&k, c, pivot, a, b, first, second);
+    reduce_block(k, k->c, pivot, a, b, first, second);
 }
 
 /* Where v is computed of several rows in one, or beside padding, in a form. */
@@ -1371,121 +1381,123 @@ BNORM_RARE void reduce_repeated(struct sum_block *k, size_t valid, float *pivot,
 }
 
 /* Of few channels: their rows may be several in one, or have padding behind them. */
-BNORM_RARE void reduce_few(const struct sum_rows *s, size_t count, size_t c, size_t valid,
-                           size_t chains, double *first, double *second) {
+BNORM_RARE void reduce_few(struct sum_block *k, size_t valid, double *first, double *second) {
     double a[BNORM_AGAIN], b[BNORM_AGAIN];
     float pivot[BNORM_AGAIN];
-    struct sum_block k = {*s, count, c, chains, 0};
-    const int joined = chains > 1 && chain_count(&k) == 1;
-    k.of_plane = joined && are_rows_of_plane(&k);
-    if ((valid < c || joined) && c * chains <= BNORM_REPEATED && s->a && reads_x(s->a->pre) &&
-        form_of(s) != BNORM_GENERAL)
-        reduce_repeated(&k, valid, pivot, a, b, first, second);
+    const struct sum_rows *const s = &k->s;
+    const int joined = k->chains > 1 && chain_count(k) == 1;
+    k->of_plane = joined && are_rows_of_plane(k);
+    if ((valid < k->c || joined) && k->c * k->chains <= BNORM_REPEATED && s->a &&
+        reads_x(s->a->pre) && form_of(s) != BNORM_GENERAL)
+        reduce_repeated(k, valid, pivot, a, b, first, second);
     else
-        reduce_block(&k, valid, pivot, a, b, first, second);
+        reduce_block(k, valid, pivot, a, b, first, second);
 }
 
-/* Of c lanes in memory: padding of rows without gaps is added up too, for nothing. */
-static void reduce_rows(const struct sum_rows *s, size_t count, size_t c, size_t valid,
-                        size_t chains, double *first, double *second) {
-    if (c <= BNORM_MAX_LANES) {
-        reduce_few(s, count, c, valid, chains, first, second);
+/* Of k->c lanes in memory: padding of rows without gaps is added up too, for nothing. Changes k, which
+ * is not copied where it need not be: what has just been written, member by member, is slow to read in
+ * larger pieces. */
+static void reduce_rows(struct sum_block *k, size_t valid, double *first, double *second) {
+    if (k->c <= BNORM_MAX_LANES) {
+        reduce_few(k, valid, first, second);
         return;
     }
-    const size_t most = form_of(s) == BNORM_GENERAL ? BNORM_MAX_LANES : BNORM_TILE;
+    const size_t most = form_of(&k->s) == BNORM_GENERAL ? BNORM_MAX_LANES : BNORM_TILE;
     for (size_t i = 0; i < valid; i += most) {
-        const struct sum_rows tile = sum_rows_from(s, 0, i, 1, i);
-        const size_t n = lesser(most, c - i);
-        if (n <= BNORM_MAX_LANES)
-            reduce_few(&tile, count, n, lesser(n, valid - i), chains, first + i, second + i);
+        struct sum_block tile = {sum_rows_from(&k->s, 0, i, 1, i), k->count, lesser(most, k->c - i),
+                                 k->chains, 0};
+        if (tile.c <= BNORM_MAX_LANES)
+            reduce_few(&tile, lesser(tile.c, valid - i), first + i, second + i);
         else
-            reduce_tile(&tile, count, n, first + i, second + i);
+            reduce_tile(&tile, first + i, second + i);
     }
 }
 
-static void reduce_span(const struct sum_rows *all, size_t planes, size_t len, double *first,
-                        double *second) {
-    for (size_t i = 0; i < planes; i += VEC_F) {
+/* Of planes from the first of k on, each of k->count elements; changes k. */
+static void reduce_span(struct sum_block *k, size_t planes, double *first, double *second) {
+    for (size_t i = 0; i < planes; i += VEC_F, move_rows(&k->s, VEC_F, 0, VEC_F)) {
         double a[VEC_F + BNORM_SPAN_LANES + VEC_F], b[VEC_F + BNORM_SPAN_LANES + VEC_F];
         float pivot[VEC_F];
-        const size_t n = lesser(VEC_F, planes - i);
         zero_lanes(a, 2 * VEC_F);
         zero_lanes(b, 2 * VEC_F);
-        struct sum_block k = {sum_rows_from(all, i, 0, 1, i), len, n, 1, 0};
-        if (all->a)
-            round_plane_centers(&k.s, n, pivot);
+        k->c = lesser(VEC_F, planes - i);
+        if (k->s.a)
+            round_plane_centers(&k->s, k->c, pivot);
         else
-            sample_planes(&k.s, n, len, pivot);
-        k.s.pivot = pivot;
-        add_planes(&k.s, n, len, a, b);
-        finish_block(&k, n, a, b, first + i, second + i);
+            sample_planes(&k->s, k->c, k->count, pivot);
+        k->s.pivot = pivot;
+        add_planes(&k->s, k->c, k->count, a, b);
+        finish_block(k, k->c, a, b, first + i, second + i);
+        k->s.pivot = NULL;
     }
 }
 
 /* ---------------------------------------------------------------------------------------------- */
 /* The kernels */
 
-/* Rows of a group, or planes; of backward what it reads besides x, too. */
-BNORM_INLINE struct sum_rows sum_rows_of(const bnorm_map_args *a, int planes, int backward) {
-    const size_t size = size_of(a->x.type);
+/* Rows of a group, or all planes; of backward what it reads besides x, too. */
+BNORM_INLINE struct sum_rows sum_rows_of(const bnorm_map_args *a, int planes, int backward,
+                                         size_t group) {
+    const size_t size = size_of(a->x.type), channel = group * a->lanes;
     /* Backward's two tensors come as fast by themselves where runs are long, or rows a few lines, and rows
      * of several tiles jump. */
     const int gains = !backward ? 1
                       : planes  ? a->lanes < BNORM_GROUP_SPAN && a->lanes % BNORM_FOUR_SPAN
                                 : a->lanes > BNORM_TILE / 4 && a->lanes <= BNORM_TILE;
     const unsigned prefetches = gains ? BNORM_PREFETCH_SUMS : BNORM_PREFETCH_IN;
-#define BNORM_STEP(t) (size * (planes ? a->t.group_stride : a->t.row_stride))
-    struct sum_rows s = {.type = a->x.type,
-                         .spread = planes,
-                         .prefetch = (a->hints & prefetches) != 0,
-                         .x = a->x.data,
-                         .x_step = BNORM_STEP(x)};
-    if (backward) {
-        s.a = a;
-        s.dy = a->dy.data;
-        s.argument = a->argument.data;
-        s.dy_step = BNORM_STEP(dy);
-        s.argument_step = BNORM_STEP(argument);
-        s.dy_again = planes && a->dy.same_lanes ? size * BNORM_GROUP * BNORM_SPAN_LANES : 0;
-        s.bit = a->mask.at;
-        s.bit_step = planes ? a->mask.group_stride : a->mask.row_stride;
-        s.center = a->center;
-        s.scale = a->scale;
-        s.shift = a->shift;
-        s.invstd = a->invstd;
-    }
+#define BNORM_STEP(t)   (size * (planes ? a->t.group_stride : a->t.row_stride))
+#define BNORM_OF(value) (backward ? (value) : 0)
+#define BNORM_BEGIN(t)  ((const char *)a->t.data + group * a->t.group_stride * size)
+    struct sum_rows s; /* member by member, as compilers clear whole structs first */
+    s.a = BNORM_OF(a);
+    s.type = a->x.type;
+    s.spread = planes;
+    s.prefetch = (a->hints & prefetches) != 0;
+    s.x = BNORM_BEGIN(x);
+    s.dy = BNORM_OF(BNORM_BEGIN(dy));
+    s.argument = backward && reads_argument(a->pre) ? BNORM_BEGIN(argument) : NULL;
+    s.x_step = BNORM_STEP(x);
+    s.dy_step = BNORM_OF(BNORM_STEP(dy));
+    s.argument_step = BNORM_OF(BNORM_STEP(argument));
+    s.bit = BNORM_OF(a->mask.at + group * a->mask.group_stride);
+    s.bit_step = BNORM_OF(planes ? a->mask.group_stride : a->mask.row_stride);
+    s.dy_again = BNORM_OF(planes && a->dy.same_lanes ? size * BNORM_GROUP * BNORM_SPAN_LANES : 0);
+    s.pivot = NULL;
+    s.center = BNORM_OF(a->center + channel);
+    s.scale = backward && reads_x(a->pre) ? a->scale + channel : NULL;
+    s.shift = backward && reads_x(a->pre) ? a->shift + channel : NULL;
+    s.invstd = BNORM_OF(a->invstd + channel);
+    s.c = s.valid = 0;
+#undef BNORM_OF
+#undef BNORM_BEGIN
 #undef BNORM_STEP
     return s;
 }
 
-/* Moves to the same rows of the next group. */
-BNORM_INLINE void next_group(const bnorm_map_args *a, int backward, struct sum_rows *s) {
-    const size_t size = size_of(s->type);
-    s->x += a->x.group_stride * size;
-    if (!backward)
-        return;
-    s->dy += a->dy.group_stride * size;
-    s->bit += a->mask.group_stride;
-    s->center += a->lanes;
-    s->invstd += a->lanes;
-    if (reads_argument(a->pre))
-        s->argument += a->argument.group_stride * size;
-    if (reads_x(a->pre)) {
-        s->scale += a->lanes;
-        s->shift += a->lanes;
-    }
-}
-
 BNORM_INLINE void reduce_groups(const bnorm_map_args *a, int backward, size_t chains, double *first,
                                 double *second) {
-    struct sum_rows s = sum_rows_of(a, 0, backward);
     const int gaps = a->x.row_stride != a->lanes || (backward && a->dy.row_stride != a->lanes) ||
                      (backward && reads_argument(a->pre) && a->argument.row_stride != a->lanes);
-    for (size_t i = 0; i < a->valid; i += a->lanes) {
+    for (size_t group = 0, i = 0; i < a->valid; group++, i += a->lanes) {
         const size_t valid = lesser(a->lanes, a->valid - i);
-        reduce_rows(&s, a->rows, gaps ? valid : a->lanes, valid, chains, first + i, second + i);
-        next_group(a, backward, &s);
+        struct sum_block k;
+        k.s = sum_rows_of(a, 0, backward, group);
+        k.count = a->rows;
+        k.c = gaps ? valid : a->lanes;
+        k.chains = chains;
+        reduce_rows(&k, valid, first + i, second + i);
     }
+    vec_zeroupper();
+}
+
+BNORM_INLINE void reduce_planes(const bnorm_map_args *a, int backward, double *first,
+                                double *second) {
+    struct sum_block k;
+    k.s = sum_rows_of(a, 1, backward, 0);
+    k.count = a->lanes;
+    k.chains = 1;
+    k.of_plane = 0;
+    reduce_span(&k, a->groups, first, second);
     vec_zeroupper();
 }
 
@@ -1494,9 +1506,7 @@ static void moments_rows(const bnorm_map_args *a, size_t chains, double *sum, do
 }
 
 static void moments_span(const bnorm_map_args *a, double *sum, double *m2) {
-    const struct sum_rows s = sum_rows_of(a, 1, 0);
-    reduce_span(&s, a->groups, a->lanes, sum, m2);
-    vec_zeroupper();
+    reduce_planes(a, 0, sum, m2);
 }
 
 static void sums_rows(const bnorm_map_args *a, size_t chains, double *sum_g, double *sum_gx) {
@@ -1504,7 +1514,5 @@ static void sums_rows(const bnorm_map_args *a, size_t chains, double *sum_g, dou
 }
 
 static void sums_span(const bnorm_map_args *a, double *sum_g, double *sum_gx) {
-    const struct sum_rows s = sum_rows_of(a, 1, 1);
-    reduce_span(&s, a->groups, a->lanes, sum_g, sum_gx);
-    vec_zeroupper();
+    reduce_planes(a, 1, sum_g, sum_gx);
 }
