@@ -47,19 +47,40 @@ __asm__(".symver pthread_create, pthread_create@GLIBC_2.2.5");
 __asm__(".symver pthread_create, pthread_create@GLIBC_2.17");
 #endif
 
-enum { MAX_THREADS = 256 };
+enum { MAX_THREADS = 256, MAX_RANGES = 64 };
+
+/* Each thread has a range of the tasks, which is the same part of a tensor in every call, so that what
+ * one call, or PyTorch, has left in a core's cache is used by the same core; then it takes what others
+ * have left of theirs. */
+struct range {
+    _Alignas(64) atomic_size_t next;
+    size_t end;
+};
 
 struct work {
     void (*task)(void *arg, size_t i);
     void *arg;
-    size_t count;
-    atomic_size_t next;
+    size_t ranges;
+    struct range range[MAX_RANGES];
 };
 
-static void do_tasks(void *pointer) {
-    struct work *work = pointer;
-    for (size_t i; (i = atomic_fetch_add(&work->next, 1)) < work->count;)
-        work->task(work->arg, i);
+static void begin_work(struct work *work, void (*task)(void *, size_t), void *arg, size_t count,
+                       size_t threads) {
+    work->task = task;
+    work->arg = arg;
+    work->ranges = threads < MAX_RANGES ? threads : MAX_RANGES;
+    for (size_t i = 0; i < work->ranges; i++) {
+        atomic_init(&work->range[i].next, count * i / work->ranges);
+        work->range[i].end = count * (i + 1) / work->ranges;
+    }
+}
+
+static void do_tasks(struct work *work, size_t thread) {
+    for (size_t k = 0; k < work->ranges; k++) {
+        struct range *const range = &work->range[(thread + k) % work->ranges];
+        for (size_t i; (i = atomic_fetch_add(&range->next, 1)) < range->end;)
+            work->task(work->arg, i);
+    }
 }
 
 /* The caller's threads, the one that calls included: `in_use` says that one of them is at it. */
@@ -76,8 +97,7 @@ static struct {
           .begin = PTHREAD_COND_INITIALIZER,
           .end = PTHREAD_COND_INITIALIZER};
 
-static void *run_thread(void *unused) {
-    (void)unused;
+static void *run_thread(void *number) {
     pthread_mutex_lock(&pool.lock);
     for (;;) {
         while (!pool.work || !pool.wanted)
@@ -86,7 +106,7 @@ static void *run_thread(void *unused) {
         pool.wanted--;
         pool.running++;
         pthread_mutex_unlock(&pool.lock);
-        do_tasks(work);
+        do_tasks(work, (size_t)(uintptr_t)number);
         pthread_mutex_lock(&pool.lock);
         if (--pool.running == 0)
             pthread_cond_signal(&pool.end);
@@ -106,24 +126,25 @@ static void forget_threads(void) {
 
 static void on_own_threads(void *pointer, void (*task)(void *, size_t), void *arg, size_t count) {
     const size_t threads = *(const size_t *)pointer;
-    struct work work = {.task = task, .arg = arg, .count = count};
+    struct work work;
+    begin_work(&work, task, arg, count, threads);
     /* Another thread's call has the threads: this one does its work by itself. */
     if (atomic_flag_test_and_set(&pool.in_use)) {
-        do_tasks(&work);
+        do_tasks(&work, 0);
         return;
     }
     pthread_mutex_lock(&pool.lock);
     if (pool.threads == 0)
         pthread_atfork(NULL, NULL, forget_threads);
     for (pthread_t thread; pool.threads + 1 < threads; pool.threads++) {
-        if (pthread_create(&thread, NULL, run_thread, NULL) != 0)
+        if (pthread_create(&thread, NULL, run_thread, (void *)(uintptr_t)(pool.threads + 1)) != 0)
             break;
     }
     pool.work = &work;
     pool.wanted = threads - 1;
     pthread_cond_broadcast(&pool.begin);
     pthread_mutex_unlock(&pool.lock);
-    do_tasks(&work);
+    do_tasks(&work, 0);
     pthread_mutex_lock(&pool.lock);
     pool.wanted = 0;
     while (pool.running > 0)
@@ -133,17 +154,25 @@ static void on_own_threads(void *pointer, void (*task)(void *, size_t), void *ar
     atomic_flag_clear(&pool.in_use);
 }
 
-/* GOMP_parallel of libgomp, whose threads PyTorch keeps awake for itself. */
+/* GOMP_parallel and omp_get_thread_num of libgomp, whose threads PyTorch keeps awake for itself. */
 static void (*gomp_parallel)(void (*function)(void *), void *data, unsigned threads,
                              unsigned flags);
+static int (*gomp_thread)(void);
 
-EXPORT void bnormpy_use_gomp(void *function) {
-    memcpy(&gomp_parallel, &function, sizeof function);
+EXPORT void bnormpy_use_gomp(void *parallel, void *thread) {
+    memcpy(&gomp_parallel, &parallel, sizeof parallel);
+    memcpy(&gomp_thread, &thread, sizeof thread);
+}
+
+static void do_gomp_tasks(void *work) {
+    do_tasks(work, (size_t)gomp_thread());
 }
 
 static void on_gomp(void *pointer, void (*task)(void *, size_t), void *arg, size_t count) {
-    struct work work = {.task = task, .arg = arg, .count = count};
-    gomp_parallel(do_tasks, &work, (unsigned)*(const size_t *)pointer, 0);
+    const size_t threads = *(const size_t *)pointer;
+    struct work work;
+    begin_work(&work, task, arg, count, threads);
+    gomp_parallel(do_gomp_tasks, &work, (unsigned)threads, 0);
 }
 
 /* ---------------------------------------------------------------------------------------------- */

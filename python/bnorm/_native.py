@@ -31,7 +31,7 @@ isa = _function("isa", (), ctypes.c_char_p)
 xla_scratch = _function("xla_scratch", (ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_size_t, ctypes.c_void_p),
                         ctypes.c_size_t)
 xla = {name: getattr(_lib, "bnormpy_xla_" + name) for name in ("apply", "train", "backward")}
-use_gomp = _function("use_gomp", (ctypes.c_void_p,), None)
+use_gomp = _function("use_gomp", (ctypes.c_void_p, ctypes.c_void_p), None)
 
 # What the functions of tensors return where one of them has strides that bnorm cannot do with.
 COPY = 100

@@ -40,8 +40,9 @@ def _share_threads() -> None:
         with open("/proc/self/maps", encoding="utf-8") as maps:
             found = re.search(r"/\S*/libgomp[^/\s]*", maps.read())
         if found:
-            function = ctypes.CDLL(found[0]).GOMP_parallel
-            _native.use_gomp(ctypes.cast(function, ctypes.c_void_p))
+            gomp = ctypes.CDLL(found[0])
+            _native.use_gomp(ctypes.cast(gomp.GOMP_parallel, ctypes.c_void_p),
+                             ctypes.cast(gomp.omp_get_thread_num, ctypes.c_void_p))
     except (OSError, AttributeError):
         pass  # bnorm has threads of its own
 
