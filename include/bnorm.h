@@ -38,8 +38,7 @@
  *   inference with stored statistics      bnorm_fold once, then bnorm_apply
  *   no batch norm left at inference       bnorm_fold_conv, into the convolution before it
  *   can stored statistics be used?        bnorm_check_statistics
- *   another kernel set than the fastest   bnorm_exec.isa from bnorm_isa_find, or $BNORM_ISA
- *   threads, denormals, caches            bnorm_exec, the last argument; NULL will do
+ *   threads, denormals, kernel sets       bnorm_exec, the last argument; NULL will do
  *   scratch memory; memory for a mask     bnorm_workspace; bnorm_mask_size
  *   mean and variance alone               bnorm_moments
  *   what a framework means by momentum    bnorm_running_keras, bnorm_running_pytorch, ...
@@ -90,8 +89,7 @@ typedef enum BNORM_INT bnorm_status {
     BNORM_NULL_POINTER,        /* a required pointer is NULL */
     BNORM_BAD_ENUM,            /* no such layout, dtype, activation, memory, ... */
     BNORM_BAD_SHAPE,           /* a size that must not be 0 is, does not divide, or overflows */
-    BNORM_BAD_STRIDE,          /* elements of one tensor could share an address; overflow;
-                                  bnorm_describe: axes that two strides cannot express */
+    BNORM_BAD_STRIDE,          /* elements could share an address; overflow; see bnorm_describe */
     BNORM_BAD_OVERLAP,         /* an output breaks the rules on aliasing */
     BNORM_BAD_PARAMETER,       /* options that exclude each other; a count or axis out of range */
     BNORM_UNSUPPORTED,         /* valid, but not in this build or not for this combination */
@@ -152,15 +150,6 @@ typedef struct bnorm_out {
     size_t image_stride;
 } bnorm_out;
 
-/* A dense tensor as an argument. All members are there, as compilers of C++ warn of some alone. */
-#if defined(__cplusplus)
-#define BNORM_IN(data)  (bnorm_in({(data), 0, 0}))
-#define BNORM_OUT(data) (bnorm_out({(data), 0, 0}))
-#else
-#define BNORM_IN(data)  ((bnorm_in){(data), 0, 0})
-#define BNORM_OUT(data) ((bnorm_out){(data), 0, 0})
-#endif
-
 /* ---- Activations ----------------------------------------------------------------------------- */
 
 typedef enum BNORM_INT bnorm_act_kind {
@@ -196,10 +185,8 @@ typedef struct bnorm_exec bnorm_exec;     /* threads and kernel set: see "Execut
  *   shift[i] = beta[i] - mean[i]*scale[i]       with the rounded scale
  * computed in double, each rounded once. gamma NULL = 1, beta NULL = 0; shift NULL = not wanted,
  * and mean may then be NULL. scale and shift must be two arrays, each of which may be any of the
- * inputs. A NaN in channel i makes its results NaN.
- *   BNORM_BAD_SHAPE      c = 0
- *   BNORM_BAD_EPSILON    eps < 0 or not finite
- *   BNORM_BAD_VARIANCE   var[i] + eps < 0 for any i */
+ * inputs. A NaN in channel i makes its results NaN. BNORM_BAD_SHAPE: c = 0; BNORM_BAD_EPSILON: eps <
+ * 0 or not finite; BNORM_BAD_VARIANCE: var[i] + eps < 0 for any i. */
 BNORM_API bnorm_status bnorm_fold(size_t c, const float *gamma, const float *beta,
                                   const float *mean, const float *var, double eps, float *scale,
                                   float *shift);
@@ -210,6 +197,15 @@ BNORM_API bnorm_status bnorm_fold(size_t c, const float *gamma, const float *bet
  * becomes +0 and every NaN the one of bnorm. Needs no workspace. */
 BNORM_API bnorm_status bnorm_apply(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
                                    const bnorm_affine *affine, const bnorm_exec *exec);
+
+/* A dense tensor as an argument. All members are there, as compilers of C++ warn of some alone. */
+#if defined(__cplusplus)
+#define BNORM_IN(data)  (bnorm_in({(data), 0, 0}))
+#define BNORM_OUT(data) (bnorm_out({(data), 0, 0}))
+#else
+#define BNORM_IN(data)  ((bnorm_in){(data), 0, 0})
+#define BNORM_OUT(data) ((bnorm_out){(data), 0, 0})
+#endif
 
 /* Type of y where it is not that of x. */
 typedef enum BNORM_INT bnorm_y_dtype {
