@@ -367,10 +367,9 @@ bnorm_status bnorm_check_backward(const bnorm_job *job, const bnorm_exec *exec) 
 bnorm_status bnorm_backward(const bnorm_shape *shape, bnorm_in x, bnorm_in dy, bnorm_out dx,
                             const bnorm_grad *grad, void *ws, size_t ws_size,
                             const bnorm_exec *exec) {
-    bnorm_job job;
+    const bnorm_job job = {
+        .shape = shape, .x = x, .dy = dy, .out = dx, .grad = grad, .ws = ws, .ws_size = ws_size};
     bnorm_backward_plan b;
-    bnorm_set_job(&job, shape, x, dy, dx, ws, ws_size);
-    job.grad = grad;
     const bnorm_status status = bnorm_plan_backward(&job, &whole, exec, &b);
     if (status)
         return status;

@@ -28,22 +28,6 @@ static inline size_t bnorm_first_image(const bnorm_batch *batch) {
     return batch->piece ? batch->piece->first + batch->piece->n : 0;
 }
 
-/* Member by member, as compilers clear whole structs first; the options are the caller's to set. */
-static inline void bnorm_set_job(bnorm_job *job, const bnorm_shape *shape, bnorm_in x, bnorm_in dy,
-                                 bnorm_out out, void *ws, size_t ws_size) {
-    job->op = BNORM_OP_MOMENTS;
-    job->shape = shape;
-    job->x = x;
-    job->dy = dy;
-    job->out = out;
-    job->affine = NULL;
-    job->train = NULL;
-    job->grad = NULL;
-    job->mean = job->var = NULL;
-    job->ws = ws;
-    job->ws_size = ws_size;
-}
-
 /* What a job's function would say, without running it. */
 bnorm_status bnorm_check_apply(const bnorm_job *job, const bnorm_exec *exec);
 bnorm_status bnorm_check_forward(const bnorm_job *job, const bnorm_exec *exec);

@@ -72,7 +72,6 @@ static bnorm_status check_uses(const bnorm_job *job, const bnorm_batch *batch, b
     const bnorm_shape *shape = job->shape;
     const bnorm_train *train = job->train;
     static const bnorm_in none = {NULL, 0, 0};
-    static const bnorm_out nowhere = {NULL, 0, 0};
     const int all = f->stage == BNORM_STAGE_ALL;
     const size_t n = shape->n * shape->hw;
     bnorm_map_args *const args = &f->map.args;
@@ -82,7 +81,9 @@ static bnorm_status check_uses(const bnorm_job *job, const bnorm_batch *batch, b
     bnorm_requires(&uses, all ? job->out.data : job->x.data);
     bnorm_requires(&uses, job->ws);
     bnorm_reads_tensor(&uses, &job->x, &args->x);
-    bnorm_writes_tensor(&uses, all ? &job->out : &nowhere, shape->dtype, &args->out);
+    args->out.data = NULL;
+    if (all)
+        bnorm_writes_tensor(&uses, &job->out, shape->dtype, &args->out);
     bnorm_reads_tensor(&uses, all ? &train->residual : &none, &args->argument);
     const size_t saved = bnorm_saved_floats(&uses, batch);
     bnorm_uses_memory(&uses, job, batch);
@@ -259,10 +260,9 @@ bnorm_status bnorm_weighted_moments(const bnorm_shape *shape, bnorm_in x,
 bnorm_status bnorm_forward_train(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
                                  const bnorm_train *train, void *ws, size_t ws_size,
                                  const bnorm_exec *exec) {
-    bnorm_job job;
+    const bnorm_job job = {
+        .shape = shape, .x = x, .out = y, .train = train, .ws = ws, .ws_size = ws_size};
     bnorm_forward f;
-    bnorm_set_job(&job, shape, x, BNORM_IN(NULL), y, ws, ws_size);
-    job.train = train;
     const bnorm_status status = bnorm_plan_forward(&job, &whole, exec, &f);
     if (status)
         return status;

@@ -111,13 +111,9 @@ void bnorm_take_part(const bnorm_map *map, const bnorm_part *part, int near, bno
     args->lanes = args->valid = part->lanes;
     if (!view->planes && part->groups == 1)
         args->valid = bnorm_min(part->lanes, view->c - channel);
-    bnorm_move_to(&args->x, part);
-    bnorm_move_to(&args->dy, part);
-    bnorm_move_to(&args->argument, part);
+    bnorm_move_inputs(args, part);
     bnorm_move_to(&args->out, part);
     bnorm_move_to(&args->dresidual, part);
-    args->mask.at = part->image * args->mask.image_stride + part->group * args->mask.group_stride +
-                    part->row * args->mask.row_stride + part->lane;
     args->center = from(args->center, channel, NULL);
     args->scale = from(args->scale, channel, ones);
     args->shift = from(args->shift, channel, zeros);

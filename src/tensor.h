@@ -143,6 +143,16 @@ static inline void bnorm_move_to(bnorm_tensor *tensor, const bnorm_part *part) {
             (char *)tensor->data + bnorm_offset_of(tensor, part) * bnorm_size_of(tensor->type);
 }
 
+/* The same of the inputs of a pass, and of its mask. */
+static inline void bnorm_move_inputs(bnorm_map_args *args, const bnorm_part *part) {
+    const bnorm_bits *mask = &args->mask;
+    bnorm_move_to(&args->x, part);
+    bnorm_move_to(&args->dy, part);
+    bnorm_move_to(&args->argument, part);
+    args->mask.at = part->image * mask->image_stride + part->group * mask->group_stride +
+                    part->row * mask->row_stride + part->lane;
+}
+
 /* Moves a tensor to sample `first`, from which it has every `step`th one. */
 void bnorm_take_samples(const bnorm_view *view, bnorm_tensor *tensor, size_t first, size_t step);
 

@@ -313,15 +313,19 @@ class _Base(nn.modules.batchnorm._BatchNorm):
         # Module's own look-up takes 1 us each; a parametrization has put itself in the way.
         return members[name] if name in members else getattr(self, name)
 
-    def _forward(self, x: Tensor, residual: Optional[Tensor] = None) -> Tensor:
-        self._check_input_dim(x)  # type: ignore[no-untyped-call]
-        parameters, buffers = self._parameters, self._buffers
-        rate = 0.0 if self.momentum is None else self.momentum
-        steps = self._member(buffers, "num_batches_tracked")
+    def _next_rate(self) -> float:
+        """Counts a step of training; the weight of its statistics."""
+        steps = self._member(self._buffers, "num_batches_tracked")
         if self.training and self.track_running_stats and steps is not None:
             _count(steps)
             if self.momentum is None:
-                rate = 1.0 / float(steps)
+                return 1.0 / float(steps)
+        return 0.0 if self.momentum is None else self.momentum
+
+    def _forward(self, x: Tensor, residual: Optional[Tensor] = None) -> Tensor:
+        self._check_input_dim(x)  # type: ignore[no-untyped-call]
+        parameters, buffers = self._parameters, self._buffers
+        rate = self._next_rate()
         mean, var = self._member(buffers, "running_mean"), self._member(buffers, "running_var")
         training = self.training or (mean is None and var is None)
         if self.training and not self.track_running_stats:
@@ -393,13 +397,10 @@ class SyncBatchNorm(BatchNormAct):
         if x.device.type != "cpu" or x.dtype not in _TYPES:
             raise ValueError(f"SyncBatchNorm is for tensors on the CPU, of float32, bfloat16 or float16, not {x.dtype} "
                              f"on {x.device}")
-        rate = 0.0 if self.momentum is None else self.momentum
+        rate = self._next_rate()
         mean = var = None
         if self.track_running_stats and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
             mean, var = self.running_mean, self.running_var
-            if self.momentum is None:
-                rate = 1.0 / float(self.num_batches_tracked)
         act = _ACTS.get(self.activation) or _act(self.activation)
         result: Tensor = _SyncFunction.apply(x, residual, self.weight, self.bias, mean, var, rate, self.eps, act, group)
         return result

@@ -7,9 +7,9 @@
 A step is forward, backward and an optimizer's step in training, forward alone in evaluation. What is printed is
 PyTorch's time, the median of the steps; the median of the quotients of neighbouring steps; and the quotient with batch
 norms and activations that take no time at all, by PyTorch's profiler. Of one thread it is the processor's time. Steps
-of over 3 s are done three times. glibc is told to keep memory that is freed: else it asks the system for the same pages again and
-again, which on a virtual machine takes as long as the batch norms do. --short has all rows, with images so small that
-the times mean nothing."""
+of over 3 s are done three times. glibc is told to keep memory that is freed: else it asks the system for the same
+pages again and again, which on a virtual machine takes as long as the batch norms do. --short has all rows, with
+images so small that the times mean nothing."""
 import argparse
 import copy
 import itertools
@@ -23,7 +23,6 @@ import time
 
 import torch
 import torchvision
-
 from torch.profiler import ProfilerActivity, profile
 
 import bnorm
@@ -103,16 +102,16 @@ def main():
         for m in models:
             m.train(mode == "train")
         torch.set_num_threads(int(threads))
-        times, steps, i = [[], []], options.steps + 2, 0
-        while i < steps:
+        times, is_slow = [[], []], False
+        for i in range(options.steps + 2):
+            if is_slow and len(times[0]) == 3:
+                break
             # Neither always goes first.
             for which in ((0, 1), (1, 0))[i % 2]:
                 took = step(models[which], optimizers[which], x, labels, mode == "train", kind == "bf16")
                 if i >= 2:
                     times[which].append(took)
-                elif took > 3:
-                    steps = min(steps, 3 + 2)
-            i += 1
+                is_slow |= i < 2 and took > 3
         at_most = most(lambda: step(models[0], optimizers[0], x, labels, mode == "train", kind == "bf16"))
         quotient = statistics.median(a / b for a, b in zip(*times))
         rows.append({"model": name, "step": mode, "layout": layout, "type": kind, "threads": int(threads),

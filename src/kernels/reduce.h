@@ -1394,9 +1394,7 @@ BNORM_RARE void reduce_few(struct sum_block *k, size_t valid, double *first, dou
         reduce_block(k, valid, pivot, a, b, first, second);
 }
 
-/* Of k->c lanes in memory: padding of rows without gaps is added up too, for nothing. Changes k, which
- * is not copied where it need not be: what has just been written, member by member, is slow to read in
- * larger pieces. */
+/* Of k->c lanes in memory: padding of rows without gaps is added up too, for nothing. Changes k. */
 static void reduce_rows(struct sum_block *k, size_t valid, double *first, double *second) {
     if (k->c <= BNORM_MAX_LANES) {
         reduce_few(k, valid, first, second);
@@ -1413,7 +1411,8 @@ static void reduce_rows(struct sum_block *k, size_t valid, double *first, double
     }
 }
 
-/* Of planes from the first of k on, each of k->count elements; changes k. */
+/* Of planes from the first of k on, each of k->count elements; changes k, as a copy of what has just
+ * been written, member by member, is slow to make in larger pieces. */
 static void reduce_span(struct sum_block *k, size_t planes, double *first, double *second) {
     for (size_t i = 0; i < planes; i += VEC_F, move_rows(&k->s, VEC_F, 0, VEC_F)) {
         double a[VEC_F + BNORM_SPAN_LANES + VEC_F], b[VEC_F + BNORM_SPAN_LANES + VEC_F];
