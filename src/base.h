@@ -80,6 +80,7 @@ __attribute__((used)) static void bnorm_refuse_no_honor_nans(float x) {
 #define bnorm_cpu_x86               BNORM_NAME(bnorm_cpu_x86)
 #define bnorm_dense_tensor          BNORM_NAME(bnorm_dense_tensor)
 #define bnorm_end_mask              BNORM_NAME(bnorm_end_mask)
+#define bnorm_fit_view              BNORM_NAME(bnorm_fit_view)
 #define bnorm_hints                 BNORM_NAME(bnorm_hints)
 #define bnorm_isa_avx2              BNORM_NAME(bnorm_isa_avx2)
 #define bnorm_isa_avx512            BNORM_NAME(bnorm_isa_avx512)

@@ -46,8 +46,19 @@ bnorm_view bnorm_view_of(const bnorm_shape *shape) {
         view.leaves = 1;
         view.images = 1;
         view.rows = view.positions = n;
+        if (c % b == 0) {
+            view.groups = 1;
+            view.lanes = c;
+        }
     }
     return view;
+}
+
+void bnorm_fit_view(const bnorm_shape *shape, const bnorm_tensor *tensor, bnorm_view *view) {
+    if (view->leaves && tensor->data && tensor->group_stride != block_of(shape)) {
+        view->groups = blocks_of(shape);
+        view->lanes = block_of(shape);
+    }
 }
 
 void bnorm_take_samples(const bnorm_view *view, bnorm_tensor *tensor, size_t first, size_t step) {

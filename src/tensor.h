@@ -31,7 +31,8 @@ static inline int bnorm_is_empty(const bnorm_shape *shape) {
 /* A shape as images of groups of rows of lanes; see bnorm_tensor. There are two families:
  *   rows     a lane is a channel: lane i of group g is channel g*lanes + i, or padding.
  *            NHWC has one group, a blocked tensor one per block. (N, C) data is one image of n
- *            rows, one group where channels are next to each other, else one per channel
+ *            rows, one group where channels are next to each other, without padding, else one per
+ *            channel or block
  *   planes   a group is a channel, of one row: NCHW */
 typedef struct bnorm_view {
     int planes;
@@ -173,12 +174,7 @@ bnorm_status bnorm_check_strides(const bnorm_shape *shape, bnorm_in in, unsigned
 void bnorm_set_bits(const bnorm_shape *shape, unsigned char *mask, bnorm_bits *bits);
 
 /* Changes the view where the channels of a tensor of (N, C) data are not next to each other. */
-static inline void bnorm_fit_view(bnorm_view *view, const bnorm_tensor *tensor) {
-    if (view->leaves && view->groups == 1 && tensor->data && tensor->group_stride != 1) {
-        view->groups = view->c;
-        view->lanes = 1;
-    }
-}
+void bnorm_fit_view(const bnorm_shape *shape, const bnorm_tensor *tensor, bnorm_view *view);
 
 #pragma GCC visibility pop
 

@@ -21,7 +21,7 @@ static __attribute__((noinline)) void take_strides(bnorm_uses *uses, bnorm_in in
     const bnorm_status status = bnorm_check_strides(uses->shape, in, broadcast, tensor, &extent);
     if (status && !uses->status)
         uses->status = status;
-    bnorm_fit_view(uses->view, tensor);
+    bnorm_fit_view(uses->shape, tensor, uses->view);
     bnorm_set_use(use, in.data, extent * bnorm_size_of(tensor->type),
                   broadcast ? BNORM_KIND_NONE : BNORM_KIND_TENSOR);
 }
