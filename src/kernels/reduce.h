@@ -601,7 +601,7 @@ BNORM_INLINE void add_rows(const struct sum_rows *s, size_t rows, size_t tail, s
 struct sum_block {
     struct sum_rows s; /* a row is a position, and c*chains lanes have parameters */
     size_t count, c, chains;
-    int of_plane; /* rows follow one another, with the same parameters in each vector, as in planes */
+    int many; /* the first of many blocks, x_step and dy_step apart, whose rows follow one another */
 };
 
 /* Rows without gaps are joined, so that chain j of channel i is lane j*c + i of longer rows, for
@@ -658,10 +658,11 @@ enum { SPAN_VECTORS = BNORM_SPAN_LANES / VEC_F };
 
 #define BNORM_PLANES (VEC_F > 8 ? VEC_F : BNORM_SPAN_LANES / 4)
 /* Of up to VEC_F planes: the sums of a group, four each, and those of planes of more groups; of a
- * block of channels those of all lanes. */
+ * block of channels those of all lanes, which are folded to VEC_F at block_a and block_b. */
 struct plane_sums {
     _Alignas(64) float a[VEC_F][4], b[VEC_F][4];
     double all_a[4 * BNORM_PLANES], all_b[4 * BNORM_PLANES];
+    double *block_a, *block_b;
 };
 
 /* Adds four floats. */
@@ -679,7 +680,63 @@ BNORM_RARE void add_lanes_of_group(const float *group, int first, struct plane_s
         add_group(load_sums(group + 2 * i), first, to->all_a + i, to->all_b + i);
 }
 
-/* Planes of `len` elements; `adds`: the sums of groups are added to those of planes. */
+/* The lanes of a row folded, upper half onto lower half, to those of a vector. */
+BNORM_INLINE vec_d fold_vectors(vec_d *v) {
+    BNORM_UNROLL
+    for (size_t half = SPAN_VECTORS / 2; half > 0; half /= 2) {
+        BNORM_UNROLL
+        for (size_t k = 0; k < half; k++)
+            v[k] = vec_add_d(v[k], v[half + k]);
+    }
+    return v[0];
+}
+
+/* Of a block's doubles. */
+BNORM_RARE void fold_lanes(const double *lanes, double *to) {
+    for (size_t i = 0; i < VEC_F; i += VEC_D) {
+        vec_d v[SPAN_VECTORS];
+        BNORM_UNROLL
+        for (size_t k = 0; k < SPAN_VECTORS; k++)
+            v[k] = vec_load_d(lanes + k * VEC_F + i);
+        vec_store_d(to + i, fold_vectors(v));
+    }
+}
+
+/* Adds the sums of a group of a block of channels. */
+BNORM_INLINE void add_to_block(const struct sums *u, int first, int last, struct plane_sums *to) {
+    if (first && last) {
+        vec_d v[SPAN_VECTORS];
+#define BNORM_FOLDED(half, sum, to)                                                                \
+    {                                                                                              \
+        BNORM_UNROLL                                                                               \
+        for (size_t k = 0; k < SPAN_VECTORS; k++)                                                  \
+            v[k] = half(u[k].sum);                                                                 \
+        vec_store_d(to, vec_add_d(fold_vectors(v), vec_set1_d(0))); /* no -0 */                    \
+    }
+        BNORM_FOLDED(vec_low, a, to->block_a)
+        BNORM_FOLDED(vec_high, a, to->block_a + VEC_D)
+        BNORM_FOLDED(vec_low, b, to->block_b)
+        BNORM_FOLDED(vec_high, b, to->block_b + VEC_D)
+#undef BNORM_FOLDED
+    } else {
+        float lanes[2 * BNORM_SPAN_LANES];
+        BNORM_UNROLL
+        for (size_t k = 0; k < SPAN_VECTORS; k++)
+            add_to_group(u[k], 1, lanes + k * 2 * VEC_F);
+        add_lanes_of_group(lanes, first, to);
+        if (last) {
+            fold_lanes(to->all_a, to->block_a);
+            fold_lanes(to->all_b, to->block_b);
+        }
+    }
+    if (last) {
+        to->block_a += VEC_F;
+        to->block_b += VEC_F;
+    }
+}
+
+/* Planes, or blocks of channels, of `len` elements; `adds`: the sums of groups are added to those of
+ * planes. */
 BNORM_INLINE void sum_planes(const struct sum_form f, int small, const struct sum_rows *s,
                              size_t planes, size_t len, int adds, struct plane_sums *to) {
     const struct sum_form apart = {f.g, f.type, BNORM_ROWS};
@@ -690,7 +747,8 @@ BNORM_INLINE void sum_planes(const struct sum_form f, int small, const struct su
     for (size_t k = 0; k < SPAN_VECTORS; k++)
         last[k] = lanes_before(over - rows * BNORM_SPAN_LANES, k * VEC_F);
     for (size_t i = 0; i < planes; i++, plane = cursor_at(apart, s, plane, 1, 0)) {
-        const struct sum_parameters p = sum_parameters_at(f, s, i);
+        const struct sum_parameters p =
+            sum_parameters_at(f, s, f.plane == BNORM_BLOCK ? i * VEC_F : i);
         struct cursor at = plane;
         size_t left = len;
         if (len < BNORM_FOUR_SPAN && s->prefetch)
@@ -727,11 +785,7 @@ BNORM_INLINE void sum_planes(const struct sum_form f, int small, const struct su
                 BNORM_VECTORS_OF(u, add_sums(t[k], u[k]))
             }
             if (f.plane == BNORM_BLOCK) {
-                float lanes[2 * BNORM_SPAN_LANES];
-                BNORM_UNROLL
-                for (size_t k = 0; k < SPAN_VECTORS; k++)
-                    add_to_group(u[k], 1, lanes + k * 2 * VEC_F);
-                add_lanes_of_group(lanes, left == len, to);
+                add_to_block(u, left == len, left == count, to);
             } else {
                 BNORM_UNROLL
                 for (size_t half = SPAN_VECTORS / 2; half > 0; half /= 2) {
@@ -767,8 +821,9 @@ typedef void planes_form(const struct sum_rows *s, size_t planes, size_t len, in
             sum_planes(f, 0, s, planes, len, adds, to);                                            \
     }
 #define BNORM_BLOCK_FORM(name, g)                                                                  \
-    static void sum_block_##name(const struct sum_rows *s, size_t len, struct plane_sums *to) {    \
-        sum_planes((struct sum_form){g, BNORM_F32, BNORM_BLOCK}, 0, s, 1, len, 0, to);             \
+    static void sum_blocks_##name(const struct sum_rows *s, size_t blocks, size_t len,             \
+                                  struct plane_sums *to) {                                         \
+        sum_planes((struct sum_form){g, BNORM_F32, BNORM_BLOCK}, 0, s, blocks, len, 0, to);        \
     }
 BNORM_SUM_FORMS(BNORM_PLANES_FORM)
 BNORM_BLOCK_FORM(squares, BNORM_SQUARES)
@@ -831,52 +886,10 @@ static void add_planes(const struct sum_rows *s, size_t planes, size_t len, doub
     }
 }
 
-/* Whether rows without gaps have a form for this. */
-static int are_rows_of_plane(const struct sum_block *k) {
-    const bnorm_map_args *a = k->s.a;
-    return k->c <= VEC_F && VEC_F % k->c == 0 && k->s.type == BNORM_F32 &&
-           (!a || a->pre == BNORM_PRE_NONE);
-}
-
-/* The lanes of a plane folded, upper half onto lower half, to those of a vector. */
-BNORM_INLINE void fold_vectors(const double *lanes, double *to) {
-    for (size_t i = 0; i < VEC_F; i += VEC_D) {
-        vec_d v[SPAN_VECTORS];
-        BNORM_UNROLL
-        for (size_t k = 0; k < SPAN_VECTORS; k++)
-            v[k] = vec_load_d(lanes + k * VEC_F + i);
-        BNORM_UNROLL
-        for (size_t half = SPAN_VECTORS / 2; half > 0; half /= 2) {
-            BNORM_UNROLL
-            for (size_t k = 0; k < half; k++)
-                v[k] = vec_add_d(v[k], v[half + k]);
-        }
-        vec_store_d(to + i, v[0]);
-    }
-}
-
-/* Both sums of such a block. */
-static void add_rows_of_plane(const struct sum_block *k, double *a, double *b) {
-    struct plane_sums sums;
-    const size_t len = k->count * k->c;
-    if (!k->s.a)
-        sum_block_squares(&k->s, len, &sums);
-    else
-        sum_block_dy(&k->s, len, &sums);
-    fold_vectors(sums.all_a, a);
-    fold_vectors(sums.all_b, b);
-    if (k->c < VEC_F) {
-        fold_chains(a, k->c, VEC_F / k->c);
-        fold_chains(b, k->c, VEC_F / k->c);
-    }
-}
-
 /* Both sums of the channels of rows, or of a plane. */
 static void sum_block(const struct sum_block *k, double *a, double *b) {
     if (k->s.spread)
         add_planes(&k->s, 1, k->count, a, b);
-    else if (k->of_plane)
-        add_rows_of_plane(k, a, b);
     else
         sum_channels(k, a, b);
 }
@@ -965,27 +978,33 @@ BNORM_INLINE four_floats load_four(const void *p, bnorm_dtype type, size_t n) {
     return four;
 }
 
-/* Pivots of channels [0, c) of rows; writes up to a vector more. */
-BNORM_RARE void sample_rows(const struct sum_rows *s, size_t count, size_t c, float *pivot) {
+/* Offsets of the rows of a block that its pivots are taken from; returns how many. */
+BNORM_INLINE size_t sample_offsets(size_t count, size_t step, size_t *at) {
     const size_t samples = bnorm_samples(count);
     const int shift = __builtin_ctzll(samples);
-    const char *row[BNORM_SAMPLES];
+    for (size_t j = 0; j < samples; j++)
+        at[j] = (j * count >> shift) * step;
+    return samples;
+}
+
+/* Pivots of channels [0, c) of rows from x on; writes up to a vector more. */
+BNORM_RARE void sample_rows(const char *x, bnorm_dtype type, const size_t *at, size_t samples,
+                            size_t c, float *pivot) {
     vec_f v[BNORM_SAMPLES];
     size_t i = 0;
-    for (size_t j = 0; j < samples; j++)
-        row[j] = s->x + (j * count >> shift) * s->x_step;
-    for (; s->type == BNORM_F32 && samples == BNORM_SAMPLES && i + VEC_F <= c; i += VEC_F) {
+#define BNORM_SAMPLE(j) vec_load((const float *)(const void *)(x + at[j]) + i)
+    for (; type == BNORM_F32 && samples == BNORM_SAMPLES && i + VEC_F <= c; i += VEC_F) {
         BNORM_UNROLL
         for (size_t j = 0; j < BNORM_SAMPLES / 2; j++)
-            v[j] = vec_add(vec_load((const float *)(const void *)row[j] + i),
-                           vec_load((const float *)(const void *)row[BNORM_SAMPLES / 2 + j] + i));
+            v[j] = vec_add(BNORM_SAMPLE(j), BNORM_SAMPLE(BNORM_SAMPLES / 2 + j));
         BNORM_UNROLL
         BNORM_FOLD(v, BNORM_SAMPLES / 2)
         vec_store(pivot + i, pivots_of(v, BNORM_SAMPLES));
     }
+#undef BNORM_SAMPLE
     for (; i < c; i += VEC_F) {
         for (size_t j = 0; j < samples; j++)
-            v[j] = widened_lanes(element_at(row[j], s->type, i), s->type, lesser(VEC_F, c - i));
+            v[j] = widened_lanes(element_at(x + at[j], type, i), type, lesser(VEC_F, c - i));
         for (size_t n = samples; n > 4; n /= 2)
             BNORM_FOLD(v, n)
         vec_store(pivot + i, pivots_of(v, samples));
@@ -1065,16 +1084,18 @@ BNORM_INLINE vec_f rounded_centers(vec_f x, const struct sum_rows *s, size_t i, 
     return vec_if_le(vec_set1(0), vec_minus_abs(vec_sub(x, center)), center, rounded);
 }
 
-/* Of rows of c lanes, of which `valid` have a center; whole vectors are written. */
-BNORM_RARE void round_centers(const struct sum_rows *s, size_t c, size_t valid, float *pivot) {
+/* Of rows of c lanes, of which `valid` have a center, the first in lane p; whole vectors are
+ * written. */
+BNORM_RARE void round_centers(const struct sum_rows *s, const char *x, size_t p, size_t c,
+                              size_t valid, float *pivot) {
     size_t i = 0;
     for (; s->type == BNORM_F32 && i + VEC_F <= valid; i += VEC_F)
         vec_store(pivot + i,
-                  rounded_centers(vec_load((const float *)(const void *)s->x + i), s, i, VEC_F));
+                  rounded_centers(vec_load((const float *)(const void *)x + i), s, p + i, VEC_F));
     for (; i < c; i += VEC_F) {
         const size_t n = lanes_before(valid, i);
-        const vec_f x = widened_lanes(element_at(s->x, s->type, i), s->type, n);
-        vec_store(pivot + i, rounded_centers(x, s, i, n));
+        const vec_f of_x = widened_lanes(element_at(x, s->type, i), s->type, n);
+        vec_store(pivot + i, rounded_centers(of_x, s, p + i, n));
     }
 }
 
@@ -1176,12 +1197,16 @@ BNORM_INLINE void store_again(const double *a, const double *b, size_t i, double
  * the place of a and b. */
 BNORM_COLD void moments_again(struct sum_block k, size_t valid, const double *a, const double *b,
                               double *more_a, double *more_b, double *sum, double *m2) {
-    float *const pivot = (float *)(uintptr_t)k.s.pivot; /* which nobody needs afterwards */
+    float pivot[BNORM_AGAIN];
     enum { RIGHT, ALIKE, WRONG };
     unsigned char state[BNORM_AGAIN];
     const double n = (double)k.count;
+    const size_t times = k.s.spread ? 1 : k.chains;
     size_t wrong = 0;
     int alike = 0;
+    memcpy(pivot, k.s.pivot, k.c * sizeof *pivot);
+    repeat_lanes(pivot, k.c, times);
+    k.s.pivot = pivot;
     for (size_t i = 0; i < k.c; i++) {
         state[i] = RIGHT;
         if (i >= valid || !inaccurate(0, n, vec_set1_d(a[i]), vec_set1_d(b[i]), 1))
@@ -1204,7 +1229,7 @@ BNORM_COLD void moments_again(struct sum_block k, size_t valid, const double *a,
     }
     if (!wrong)
         return;
-    repeat_lanes(pivot, k.c, k.s.spread ? 1 : k.chains);
+    repeat_lanes(pivot, k.c, times);
     sum_block(&k, more_a, more_b);
     for (size_t i = 0; i < k.c; i++) {
         const double squares = bnorm_fma(more_a[i] * (-1 / n), more_a[i], more_b[i]);
@@ -1296,9 +1321,12 @@ BNORM_INLINE unsigned store_block(int backward, const struct sum_block *k, size_
     return any;
 }
 
+/* Blocks whose rows follow one another go through the steps of a reduction together: so many. */
+#define BNORM_MANY 8
+
 /* Channels that are done again together, from the i-th on: a plane; else vectors of channels, or all
  * that share rows. */
-BNORM_INLINE struct sum_block slice_of(const struct sum_block *k, size_t i) {
+BNORM_COLD struct sum_block slice_of(const struct sum_block *k, size_t i) {
     struct sum_block slice = *k;
     if (k->s.spread) {
         slice.s = sum_rows_from(&k->s, i, 0, 1, i);
@@ -1307,6 +1335,10 @@ BNORM_INLINE struct sum_block slice_of(const struct sum_block *k, size_t i) {
         slice.s.bit_step = 1;
         slice.c = 1;
         slice.chains = BNORM_SPAN_LANES;
+    } else if (k->many) {
+        slice.s = sum_rows_from(&k->s, i / k->c, 0, 1, i);
+        slice.s.x_step = slice.s.dy_step = k->c * size_of(k->s.type);
+        slice.s.valid = lesser(k->c, k->s.valid - i);
     } else if (k->chains == 1) {
         slice.s = sum_rows_from(&k->s, 0, i, 1, i);
         slice.c = slice.s.c = lesser(VEC_F, k->c - i);
@@ -1315,7 +1347,8 @@ BNORM_INLINE struct sum_block slice_of(const struct sum_block *k, size_t i) {
     return slice;
 }
 
-/* There is room for all lanes and a vector more in a and b, for those of a plane behind VEC_F. */
+/* There is room for all lanes and a vector more in a and b: for those of a plane behind VEC_F, for
+ * those of one of many blocks behind those of all. */
 static void finish_block(const struct sum_block *k, size_t valid, double *a, double *b,
                          double *first, double *second) {
     const int backward = k->s.a != NULL;
@@ -1323,17 +1356,16 @@ static void finish_block(const struct sum_block *k, size_t valid, double *a, dou
         return;
     for (size_t i = 0, n; i < valid; i += n) {
         const struct sum_block slice = slice_of(k, i);
-        double *const more_a = k->s.spread ? a + VEC_F : a + i, *const more_b =
-                                                                    k->s.spread ? b + VEC_F : b + i;
+        const size_t more = k->s.spread ? VEC_F : k->many ? BNORM_MANY * VEC_F : i;
         unsigned any = 0;
         n = lesser(slice.c, valid - i);
         for (size_t j = i; j < i + n; j += VEC_D)
             any |= inaccurate(backward, (double)k->count, vec_load_d(a + j), vec_load_d(b + j),
                               lesser(VEC_D, i + n - j));
         if (any && backward)
-            sums_again(&slice, n, a + i, b + i, more_a, more_b, first + i, second + i);
+            sums_again(&slice, n, a + i, b + i, a + more, b + more, first + i, second + i);
         else if (any)
-            moments_again(slice, n, a + i, b + i, more_a, more_b, first + i, second + i);
+            moments_again(slice, n, a + i, b + i, a + more, b + more, first + i, second + i);
     }
 }
 
@@ -1352,10 +1384,11 @@ static void reduce_block(struct sum_block *k, size_t valid, float *pivot, double
                          double *first, double *second) {
     k->s.c = k->c;
     k->s.valid = valid;
+    size_t at[BNORM_SAMPLES];
     if (k->s.a)
-        round_centers(&k->s, k->c, valid, pivot);
+        round_centers(&k->s, k->s.x, 0, k->c, valid, pivot);
     else
-        sample_rows(&k->s, k->count, k->c, pivot);
+        sample_rows(k->s.x, k->s.type, at, sample_offsets(k->count, k->s.x_step, at), k->c, pivot);
     repeat_lanes(pivot, k->c, k->chains);
     k->s.pivot = pivot;
     sum_block(k, a, b);
@@ -1386,7 +1419,6 @@ BNORM_RARE void reduce_few(struct sum_block *k, size_t valid, double *first, dou
     float pivot[BNORM_AGAIN];
     const struct sum_rows *const s = &k->s;
     const int joined = k->chains > 1 && chain_count(k) == 1;
-    k->of_plane = joined && are_rows_of_plane(k);
     if ((valid < k->c || joined) && k->c * k->chains <= BNORM_REPEATED && s->a &&
         reads_x(s->a->pre) && form_of(s) != BNORM_GENERAL)
         reduce_repeated(k, valid, pivot, a, b, first, second);
@@ -1408,6 +1440,67 @@ static void reduce_rows(struct sum_block *k, size_t valid, double *first, double
             reduce_few(&tile, lesser(tile.c, valid - i), first + i, second + i);
         else
             reduce_tile(&tile, first + i, second + i);
+    }
+}
+
+/* A vector of lanes each folded to the c lanes of their channels, which follow one another, as do
+ * their pivots. */
+BNORM_COLD void join_blocks(size_t c, size_t blocks, float *pivot, double *a, double *b) {
+    for (size_t i = 0; i < blocks; i++) {
+        double *const of_a = a + i * VEC_F, *const of_b = b + i * VEC_F;
+        fold_chains(of_a, c, VEC_F / c);
+        fold_chains(of_b, c, VEC_F / c);
+        memmove(a + i * c, of_a, c * sizeof *a);
+        memmove(b + i * c, of_b, c * sizeof *b);
+        memmove(pivot + i * c, pivot + i * VEC_F, c * sizeof *pivot);
+    }
+}
+
+/* Whether rows of all chains, without gaps, are those of a plane, with the same parameters in each of
+ * their vectors, and have a form. */
+BNORM_INLINE int are_vectors(const bnorm_map_args *a, int backward, size_t chains) {
+    return a->lanes <= VEC_F && VEC_F % a->lanes == 0 && chains * a->lanes == BNORM_SPAN_LANES &&
+           a->x.type == BNORM_F32 && (!backward || a->pre == BNORM_PRE_NONE);
+}
+
+/* Of all these blocks, of which k is the first; changes k. */
+BNORM_RARE void reduce_blocks(struct sum_block *k, const bnorm_map_args *all, double *first,
+                              double *second) {
+    double a[BNORM_MANY * VEC_F + BNORM_SPAN_LANES + VEC_F],
+        b[BNORM_MANY * VEC_F + BNORM_SPAN_LANES + VEC_F];
+    float pivot[BNORM_MANY * VEC_F + BNORM_PAD];
+    struct plane_sums sums;
+    const size_t c = k->c, most = BNORM_MANY * c, valid = all->valid;
+    size_t at[BNORM_SAMPLES];
+    k->s.c = c;
+    k->s.x_step = all->x.group_stride * sizeof(float);
+    k->s.dy_step = k->s.a ? all->dy.group_stride * sizeof(float) : 0;
+    const size_t samples = sample_offsets(k->count, c * sizeof(float), at);
+    for (size_t i = 0, blocks; i < valid; i += most) {
+        const size_t channels = lesser(most, valid - i);
+        blocks = (channels + c - 1) / c;
+        for (size_t j = 0; j < blocks; j++) {
+            const char *const x = k->s.x + j * k->s.x_step;
+            float *const own = pivot + j * VEC_F;
+            if (k->s.a)
+                round_centers(&k->s, x, j * c, c, lesser(c, channels - j * c), own);
+            else
+                sample_rows(x, BNORM_F32, at, samples, c, own);
+            repeat_lanes(own, c, VEC_F / c);
+        }
+        k->s.pivot = pivot;
+        k->s.valid = channels;
+        sums.block_a = a;
+        sums.block_b = b;
+        if (k->s.a)
+            sum_blocks_dy(&k->s, blocks, k->count * c, &sums);
+        else
+            sum_blocks_squares(&k->s, blocks, k->count * c, &sums);
+        if (c < VEC_F)
+            join_blocks(c, blocks, pivot, a, b);
+        finish_block(k, channels, a, b, first + i, second + i);
+        k->s.pivot = NULL;
+        move_rows(&k->s, blocks, 0, channels);
     }
 }
 
@@ -1477,13 +1570,18 @@ BNORM_INLINE void reduce_groups(const bnorm_map_args *a, int backward, size_t ch
                                 double *second) {
     const int gaps = a->x.row_stride != a->lanes || (backward && a->dy.row_stride != a->lanes) ||
                      (backward && reads_argument(a->pre) && a->argument.row_stride != a->lanes);
+    struct sum_block k;
+    k.many = !gaps && are_vectors(a, backward, chains);
     for (size_t group = 0, i = 0; i < a->valid; group++, i += a->lanes) {
         const size_t valid = lesser(a->lanes, a->valid - i);
-        struct sum_block k;
         k.s = sum_rows_of(a, 0, backward, group);
         k.count = a->rows;
         k.c = gaps ? valid : a->lanes;
         k.chains = chains;
+        if (k.many) {
+            reduce_blocks(&k, a, first, second);
+            break;
+        }
         reduce_rows(&k, valid, first + i, second + i);
     }
     vec_zeroupper();
@@ -1495,7 +1593,7 @@ BNORM_INLINE void reduce_planes(const bnorm_map_args *a, int backward, double *f
     k.s = sum_rows_of(a, 1, backward, 0);
     k.count = a->lanes;
     k.chains = 1;
-    k.of_plane = 0;
+    k.many = 0;
     reduce_span(&k, a->groups, first, second);
     vec_zeroupper();
 }
