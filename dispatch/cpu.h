@@ -39,16 +39,18 @@ unsigned bnorm_cpu_features(void);
 unsigned bnorm_cpu_x86(unsigned leaf1_ecx, unsigned leaf7_ebx, unsigned xcr0);
 
 /* MiB of all tensors of a call together from which on elementwise passes do something about the
- * caches. */
+ * caches, and KiB. */
 typedef struct bnorm_limits {
     unsigned prefetch;          /* above: lines are asked for ahead */
     unsigned prefetch_in_place; /* the same where an output is an input */
     unsigned stream; /* from there on outputs may be streamed past the caches; 0 = never */
     unsigned strips; /* KiB of all tensors up to which strips of rows pay */
+    unsigned wave;   /* KiB of all tensors that one thread may read twice beyond the L2 */
 } bnorm_limits;
 
-/* No limit of prefetch is lower, on any CPU. */
+/* No limit of prefetch is lower, on any CPU, and no wave. */
 #define BNORM_LEAST_PREFETCH 2u
+#define BNORM_LEAST_WAVE     512u
 
 bnorm_limits bnorm_cpu_limits(void);
 

@@ -7,6 +7,7 @@
  * tasks each, but for a finish that is too short for that. */
 #include "base.h"
 
+#include "../dispatch/cpu.h"
 #include "run.h"
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -137,8 +138,10 @@ static void map_cut(const bnorm_pass *pass, const struct cut *cut, size_t i) {
 /* Passes */
 
 /* Elements of a wave, which is reduced and then mapped while it is in cache (512 KiB, over all
- * tensors). */
-#define WAVE_ELEMENTS ((size_t)131072)
+ * tensors). Where the CPU reads from its L3 as well, of each image so many as take 16 pages of
+ * memory: a core remembers few pages at a time. */
+#define WAVE_ELEMENTS  ((size_t)131072)
+#define IMAGE_ELEMENTS ((size_t)16384)
 /* Elements of a wave that are mapped together at least: the same of several small images. */
 #define MAP_ELEMENTS ((size_t)8192)
 /* Least elements of a block's slice. */
@@ -271,13 +274,21 @@ static int cut_one_wave_each(struct shares *shares, size_t per_channel) {
            shares->wave * shares->threads <= c + c / 8;
 }
 
+/* Elements of the waves of a view. */
+static size_t wave_elements(const bnorm_view *view, size_t threads) {
+    const size_t kib = bnorm_cpu_limits().wave / (threads ? threads : 1),
+                 wanted = bnorm_min(view->images * IMAGE_ELEMENTS, kib * (1024 / sizeof(float)));
+    return wanted > WAVE_ELEMENTS ? wanted : WAVE_ELEMENTS;
+}
+
 /* With threads, as many waves as give each thread the same number. */
 static void cut_waves(struct shares *shares, int known) {
     const bnorm_view *view = shares->pass->view;
     const size_t c = view->c, threads = shares->threads;
     const size_t per_channel = view->images * view->positions * shares->pass->tensors;
     const int by_lanes = !bnorm_counts_groups(view);
-    size_t wave = per_channel < WAVE_ELEMENTS ? WAVE_ELEMENTS / per_channel : 1;
+    const size_t most = wave_elements(view, threads);
+    size_t wave = per_channel < most ? most / per_channel : 1;
     shares->maps_waves = shares->pass->map && !by_lanes;
     if (known && cut_one_wave_each(shares, per_channel))
         return;

@@ -148,28 +148,29 @@ static const struct {
     16, {AMD}, model, 0x80000021, 0x8000001d, {                                                    \
         {L1D}, {L1I}, __VA_ARGS__                                                                  \
     }
-#define USUAL 2, 2, 48, 256
-    {"Zen 3", {ON_AMD(ZEN3, {L2(512 * K)}, {L3(32 * M)})}, {16, 16, 32, 512}},
-    {"Zen 3 with more L3", {ON_AMD(ZEN3, {L2(512 * K)}, {L3(96 * M)})}, {48, 48, 96, 512}},
-    {"Zen 4", {ON_AMD(ZEN4, {L2(M)}, {L3(32 * M)})}, {16, 16, 32, 1024}},
-    {"Zen 1", {ON_AMD(ZEN1, {L2(512 * K)}, {L3(8 * M)})}, {4, 4, 8, 512}},
+#define USUAL 2, 2, 48, 256, 512
+    {"Zen 3", {ON_AMD(ZEN3, {L2(512 * K)}, {L3(32 * M)})}, {16, 16, 32, 512, 4096}},
+    {"Zen 3 with more L3", {ON_AMD(ZEN3, {L2(512 * K)}, {L3(96 * M)})}, {48, 48, 96, 512, 12288}},
+    {"Zen 4", {ON_AMD(ZEN4, {L2(M)}, {L3(32 * M)})}, {16, 16, 32, 1024, 4096}},
+    {"the least L3", {ON_AMD(ZEN1, {L2(512 * K)}, {L3(2 * M)})}, {2, 2, 2, 512, 512}},
+    {"Zen 1", {ON_AMD(ZEN1, {L2(512 * K)}, {L3(8 * M)})}, {4, 4, 8, 512, 1024}},
     /* 35.75 and 105 MiB of L3, of 11 and 15 ways, as they answer. */
     {"Cascade Lake",
      {ON_INTEL(CASCADE_LAKE, {L2(M)}, {0x1c03c163, 0x0280003f, 0xcfff, 4})},
-     {6, 16, 0, 1024}},
+     {6, 16, 0, 1024, 512}},
     {"Sapphire Rapids",
      {ON_INTEL(SAPPHIRE_RAPIDS, {L2(2 * M)}, {0x1c03c163, 0x0380003f, 0x1bfff, 4})},
-     {12, 32, 48, 2048}},
+     {12, 32, 48, 2048, 512}},
     {"a desktop, half of whose L3 is less than 16 times the L2 and whose L2 is small",
      {ON_INTEL(SKYLAKE, {L2(256 * K)}, {L3(6 * M)})},
-     {2, 3, 48, 256}},
+     {2, 3, 48, 256, 512}},
     {"the largest caches, as far as they are remembered",
      {ON_INTEL(SAPPHIRE_RAPIDS, {L2(16 * M)}, {L3(1024 * M)})},
-     {96, 255, 48, 16384}},
-    {"an AMD with the most L3", {ON_AMD(ZEN4, {L2(M)}, {L3(1024 * M)})}, {255, 255, 1024, 1024}},
+     {96, 255, 48, 16384, 512}},
+    {"an AMD with the most L3", {ON_AMD(ZEN4, {L2(M)}, {L3(1024 * M)})}, {255, 255, 1024, 1024, 65535}},
     {"Zen 3, other leaves of caches first",
      {ON_AMD(ZEN3, {L3(32 * M)}, {L2(512 * K)})},
-     {16, 16, 32, 512}},
+     {16, 16, 32, 512, 4096}},
 
     {"nothing", {0}, {USUAL}},
     {"another vendor",
@@ -211,12 +212,13 @@ static void check_limits(struct test *t) {
         asked = &limits[i].answers;
         const bnorm_limits got = bnorm_limits_x86(answer);
         if (got.prefetch != want->prefetch || got.prefetch_in_place != want->prefetch_in_place ||
-            got.stream != want->stream || got.strips != want->strips)
+            got.stream != want->stream || got.strips != want->strips || got.wave != want->wave)
             test_fail(t,
-                      "prefetch from %u MiB on, in place %u, stream from %u, strips to %u KiB, not "
-                      "%u, %u, %u, %u",
-                      got.prefetch, got.prefetch_in_place, got.stream, got.strips, want->prefetch,
-                      want->prefetch_in_place, want->stream, want->strips);
+                      "prefetch from %u MiB on, in place %u, stream from %u, strips to %u KiB, waves "
+                      "of %u KiB, not %u, %u, %u, %u, %u",
+                      got.prefetch, got.prefetch_in_place, got.stream, got.strips, got.wave,
+                      want->prefetch, want->prefetch_in_place, want->stream, want->strips,
+                      want->wave);
     }
 }
 
@@ -232,9 +234,9 @@ static const struct {
 #define CACHED     BNORM_MEMORY_CACHED
 #define PREFETCH   BNORM_MEMORY_PREFETCH
 #define STREAM     BNORM_MEMORY_STREAM
-#define SOME       4, 8, 64, 384
-#define NO_STREAM  4, 8, 0, 384
-#define MOST       255, 255, 2048, 12288
+#define SOME       4, 8, 64, 384, 512
+#define NO_STREAM  4, 8, 0, 384, 512
+#define MOST       255, 255, 2048, 12288, 512
 #define STRIPS     BNORM_STRIPS
 #define SUMS       BNORM_PREFETCH_SUMS
 #define PREFETCHED (SUMS | BNORM_PREFETCH_IN | BNORM_PREFETCH_OUT)
@@ -310,7 +312,7 @@ static void check_these_limits(struct test *t) {
     for (int i = 0; i < 2; i++) {
         const bnorm_limits got = bnorm_cpu_limits();
         if (memcmp(&got, &want, sizeof got) != 0 || got.prefetch < BNORM_LEAST_PREFETCH ||
-            got.prefetch_in_place < BNORM_LEAST_PREFETCH)
+            got.prefetch_in_place < BNORM_LEAST_PREFETCH || got.wave < BNORM_LEAST_WAVE)
             test_fail(t, "prefetch from %u MiB on, in place %u, stream from %u", got.prefetch,
                       got.prefetch_in_place, got.stream);
     }
