@@ -55,6 +55,14 @@ static inline vec_f vec_repeat(const float *p, size_t n) {
     return _mm256_permutevar8x32_ps(vec_load_n(p, n),
                                     _mm256_and_si256(lanes, _mm256_set1_epi32((int)n - 1)));
 }
+static inline vec_f vec_one(void) {
+    vec_f one = vec_set1(1);
+    __asm__("" : "+x"(one));
+    return one;
+}
+static inline vec_f vec_sub_times(vec_f a, vec_f one, vec_f b) {
+    return _mm256_fmsub_ps(a, one, b);
+}
 static inline vec_f vec_add(vec_f a, vec_f b) {
     return _mm256_add_ps(a, b);
 }

@@ -51,6 +51,14 @@ static inline vec_f vec_repeat(const float *p, size_t n) {
 static inline vec_f vec_add(vec_f a, vec_f b) {
     return _mm512_add_ps(a, b);
 }
+static inline vec_f vec_one(void) {
+    vec_f one = vec_set1(1);
+    __asm__("" : "+v"(one));
+    return one;
+}
+static inline vec_f vec_sub_times(vec_f a, vec_f one, vec_f b) {
+    return _mm512_fmsub_ps(a, one, b);
+}
 static inline vec_f vec_sub(vec_f a, vec_f b) {
     return _mm512_sub_ps(a, b);
 }

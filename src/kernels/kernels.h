@@ -10,6 +10,8 @@
  *   vec_prefetch, vec_prefetch_out      ask for the line of p, to be read or written
  *   vec_repeat                    (p, n): n floats, a power of two, again and again
  *   vec_fma(a, b, c)              a*b + c rounded once
+ *   vec_one                       1 in all lanes, which the compiler does not know
+ *   vec_sub_times(a, one, b)      a - b, where a CPU has other units for products as a*one - b
  *   vec_load_n, vec_store_n       the first n lanes, of 1 when stored; memory behind them is not
  *                                 touched, other lanes load as 0
  *   vec_first_n                   the first n lanes, zeros behind them

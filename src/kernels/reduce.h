@@ -85,7 +85,7 @@ struct sums {
 
 /* The parameters of a vector of lanes. */
 struct sum_parameters {
-    vec_f pivot, center, scale, shift, low, high;
+    vec_f pivot, center, scale, shift, low, high, one;
 };
 
 BNORM_INLINE struct sums no_sums(void) {
@@ -113,6 +113,7 @@ BNORM_INLINE struct sum_parameters sum_parameters_at(const struct sum_form f,
     struct sum_parameters p;
     const int reads_all = f.g == BNORM_PRE_X || f.g == BNORM_PRE_RESIDUAL;
     p.pivot = p.center = p.scale = p.shift = p.low = p.high = vec_set1(0);
+    p.one = vec_one();
     if (f.g > BNORM_PRE_NONE && f.g != BNORM_PRE_MASK)
         set_limits(&s->a->act, &p);
 #define BNORM_PARAMETERS(load)                                                                     \
@@ -188,16 +189,19 @@ BNORM_INLINE struct terms no_terms(void) {
     const struct sum_form f, const struct sum_rows *s, const struct sum_parameters *p,             \
         struct cursor from, size_t row, size_t i
 
-/* x - from in the first n lanes, zeros behind them. */
-BNORM_INLINE vec_f difference(vec_f x, vec_f from, size_t n) {
-    const vec_f all = vec_sub(x, from);
+/* x - from in the first n lanes, zeros behind them. Where sums are little more than additions, those
+ * fill the units that add, and products leave theirs free. */
+BNORM_INLINE vec_f difference(const struct sum_form f, const struct sum_parameters *p, vec_f x,
+                              vec_f from, size_t n) {
+    const int adds = f.plane == BNORM_PLANE && f.g <= BNORM_PRE_NONE;
+    const vec_f all = adds ? vec_sub_times(x, p->one, from) : vec_sub(x, from);
     return __builtin_constant_p(n) && n == VEC_F ? all : vec_first_n(all, n);
 }
 
 /* n lanes of a row, zeros behind them. */
 BNORM_INLINE struct terms terms_at(BNORM_SUM_ARGS, size_t n) {
     const struct cursor at = cursor_at(f, s, from, row, i);
-    const vec_f x = form_lanes(f, at.x, n), d = difference(x, p->pivot, n);
+    const vec_f x = form_lanes(f, at.x, n), d = difference(f, p, x, p->pivot, n);
     if (f.g == BNORM_SQUARES)
         return (struct terms){d, d};
     const vec_f dy = form_lanes(f, at.dy, n);
@@ -215,9 +219,9 @@ BNORM_INLINE struct terms terms_at(BNORM_SUM_ARGS, size_t n) {
         return (struct terms){vec_if_bits(window, dy), d};
     }
     if (f.g == BNORM_PRE_X)
-        v = vec_fma(difference(x, p->center, n), p->scale, p->shift);
+        v = vec_fma(difference(f, p, x, p->center, n), p->scale, p->shift);
     if (f.g == BNORM_PRE_RESIDUAL)
-        v = vec_add(vec_fma(difference(x, p->center, n), p->scale, p->shift), v);
+        v = vec_add(vec_fma(difference(f, p, x, p->center, n), p->scale, p->shift), v);
     return (struct terms){limited(p, v, dy), d};
 }
 
@@ -979,7 +983,7 @@ BNORM_INLINE four_floats load_four(const void *p, bnorm_dtype type, size_t n) {
 }
 
 /* Offsets of the rows of a block that its pivots are taken from; returns how many. */
-BNORM_INLINE size_t sample_offsets(size_t count, size_t step, size_t *at) {
+BNORM_RARE size_t sample_offsets(size_t count, size_t step, size_t *at) {
     const size_t samples = bnorm_samples(count);
     const int shift = __builtin_ctzll(samples);
     for (size_t j = 0; j < samples; j++)
@@ -1447,12 +1451,13 @@ static void reduce_rows(struct sum_block *k, size_t valid, double *first, double
  * their pivots. */
 BNORM_COLD void join_blocks(size_t c, size_t blocks, float *pivot, double *a, double *b) {
     for (size_t i = 0; i < blocks; i++) {
-        double *const of_a = a + i * VEC_F, *const of_b = b + i * VEC_F;
-        fold_chains(of_a, c, VEC_F / c);
-        fold_chains(of_b, c, VEC_F / c);
-        memmove(a + i * c, of_a, c * sizeof *a);
-        memmove(b + i * c, of_b, c * sizeof *b);
-        memmove(pivot + i * c, pivot + i * VEC_F, c * sizeof *pivot);
+        fold_chains(a + i * VEC_F, c, VEC_F / c);
+        fold_chains(b + i * VEC_F, c, VEC_F / c);
+        for (size_t j = 0; j < c; j++) {
+            a[i * c + j] = a[i * VEC_F + j];
+            b[i * c + j] = b[i * VEC_F + j];
+            pivot[i * c + j] = pivot[i * VEC_F + j];
+        }
     }
 }
 
@@ -1486,7 +1491,8 @@ BNORM_RARE void reduce_blocks(struct sum_block *k, const bnorm_map_args *all, do
                 round_centers(&k->s, x, j * c, c, lesser(c, channels - j * c), own);
             else
                 sample_rows(x, BNORM_F32, at, samples, c, own);
-            repeat_lanes(own, c, VEC_F / c);
+            if (c < VEC_F)
+                repeat_lanes(own, c, VEC_F / c);
         }
         k->s.pivot = pivot;
         k->s.valid = channels;

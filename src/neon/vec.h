@@ -75,6 +75,13 @@ static inline vec_f vec_add(vec_f a, vec_f b) {
 static inline vec_f vec_sub(vec_f a, vec_f b) {
     return vsubq_f32(a, b);
 }
+static inline vec_f vec_one(void) {
+    return vec_set1(1);
+}
+static inline vec_f vec_sub_times(vec_f a, vec_f one, vec_f b) {
+    (void)one;
+    return vec_sub(a, b);
+}
 static inline vec_f vec_mul(vec_f a, vec_f b) {
     return vmulq_f32(a, b);
 }
