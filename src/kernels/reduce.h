@@ -982,21 +982,22 @@ BNORM_INLINE four_floats load_four(const void *p, bnorm_dtype type, size_t n) {
     return four;
 }
 
-/* Offsets of the rows of a block that its pivots are taken from; returns how many. */
-BNORM_RARE size_t sample_offsets(size_t count, size_t step, size_t *at) {
+/* The rows of a block that its pivots are taken from; returns how many. */
+BNORM_INLINE size_t sampled_rows(const struct sum_rows *s, size_t count, size_t step,
+                                 const char **row) {
     const size_t samples = bnorm_samples(count);
     const int shift = __builtin_ctzll(samples);
     for (size_t j = 0; j < samples; j++)
-        at[j] = (j * count >> shift) * step;
+        row[j] = s->x + (j * count >> shift) * step;
     return samples;
 }
 
-/* Pivots of channels [0, c) of rows from x on; writes up to a vector more. */
-BNORM_RARE void sample_rows(const char *x, bnorm_dtype type, const size_t *at, size_t samples,
-                            size_t c, float *pivot) {
+/* Pivots of channels [0, c) from these rows; writes up to a vector more. */
+BNORM_RARE void sample_rows(const char *const *row, bnorm_dtype type, size_t samples, size_t c,
+                            float *pivot) {
     vec_f v[BNORM_SAMPLES];
     size_t i = 0;
-#define BNORM_SAMPLE(j) vec_load((const float *)(const void *)(x + at[j]) + i)
+#define BNORM_SAMPLE(j) vec_load((const float *)(const void *)row[j] + i)
     for (; type == BNORM_F32 && samples == BNORM_SAMPLES && i + VEC_F <= c; i += VEC_F) {
         BNORM_UNROLL
         for (size_t j = 0; j < BNORM_SAMPLES / 2; j++)
@@ -1008,7 +1009,7 @@ BNORM_RARE void sample_rows(const char *x, bnorm_dtype type, const size_t *at, s
 #undef BNORM_SAMPLE
     for (; i < c; i += VEC_F) {
         for (size_t j = 0; j < samples; j++)
-            v[j] = widened_lanes(element_at(x + at[j], type, i), type, lesser(VEC_F, c - i));
+            v[j] = widened_lanes(element_at(row[j], type, i), type, lesser(VEC_F, c - i));
         for (size_t n = samples; n > 4; n /= 2)
             BNORM_FOLD(v, n)
         vec_store(pivot + i, pivots_of(v, samples));
@@ -1388,11 +1389,11 @@ static void reduce_block(struct sum_block *k, size_t valid, float *pivot, double
                          double *first, double *second) {
     k->s.c = k->c;
     k->s.valid = valid;
-    size_t at[BNORM_SAMPLES];
+    const char *row[BNORM_SAMPLES];
     if (k->s.a)
         round_centers(&k->s, k->s.x, 0, k->c, valid, pivot);
     else
-        sample_rows(k->s.x, k->s.type, at, sample_offsets(k->count, k->s.x_step, at), k->c, pivot);
+        sample_rows(row, k->s.type, sampled_rows(&k->s, k->count, k->s.x_step, row), k->c, pivot);
     repeat_lanes(pivot, k->c, k->chains);
     k->s.pivot = pivot;
     sum_block(k, a, b);
@@ -1476,11 +1477,11 @@ BNORM_RARE void reduce_blocks(struct sum_block *k, const bnorm_map_args *all, do
     float pivot[BNORM_MANY * VEC_F + BNORM_PAD];
     struct plane_sums sums;
     const size_t c = k->c, most = BNORM_MANY * c, valid = all->valid;
-    size_t at[BNORM_SAMPLES];
+    const char *row[BNORM_SAMPLES];
     k->s.c = c;
     k->s.x_step = all->x.group_stride * sizeof(float);
     k->s.dy_step = k->s.a ? all->dy.group_stride * sizeof(float) : 0;
-    const size_t samples = sample_offsets(k->count, c * sizeof(float), at);
+    const size_t samples = k->s.a ? 0 : sampled_rows(&k->s, k->count, c * sizeof(float), row);
     for (size_t i = 0, blocks; i < valid; i += most) {
         const size_t channels = lesser(most, valid - i);
         blocks = (channels + c - 1) / c;
@@ -1490,7 +1491,9 @@ BNORM_RARE void reduce_blocks(struct sum_block *k, const bnorm_map_args *all, do
             if (k->s.a)
                 round_centers(&k->s, x, j * c, c, lesser(c, channels - j * c), own);
             else
-                sample_rows(x, BNORM_F32, at, samples, c, own);
+                sample_rows(row, BNORM_F32, samples, c, own);
+            for (size_t q = 0; q < samples; q++)
+                row[q] += k->s.x_step;
             if (c < VEC_F)
                 repeat_lanes(own, c, VEC_F / c);
         }
