@@ -138,10 +138,16 @@ static void map_cut(const bnorm_pass *pass, const struct cut *cut, size_t i) {
 /* Passes */
 
 /* Elements of a wave, which is reduced and then mapped while it is in cache (512 KiB, over all
- * tensors). Where the CPU reads from its L3 as well, of each image so many as take 16 pages of
- * memory: a core remembers few pages at a time. */
+ * tensors). A CPU that reads as well from its L3 takes of each image so many as have 16 pages of
+ * memory, as short runs in all images cost more than they save; or of many images everything, if 6
+ * of its largest waves hold what is read and what is written. */
 #define WAVE_ELEMENTS  ((size_t)131072)
 #define IMAGE_ELEMENTS ((size_t)16384)
+#define MANY_IMAGES    ((size_t)16)
+#define MOST_WAVES     ((size_t)6)
+/* So many images that stay in the caches are shared out themselves: of threads that share channels,
+ * each writes lines in every image that its neighbour writes, too. */
+#define SHARED_IMAGES ((size_t)8)
 /* Elements of a wave that are mapped together at least: the same of several small images. */
 #define MAP_ELEMENTS ((size_t)8192)
 /* Least elements of a block's slice. */
@@ -274,22 +280,30 @@ static int cut_one_wave_each(struct shares *shares, size_t per_channel) {
            shares->wave * shares->threads <= c + c / 8;
 }
 
-/* Elements of the waves of a view. */
-static size_t wave_elements(const bnorm_view *view, size_t threads) {
-    const size_t kib = bnorm_cpu_limits().wave / (threads ? threads : 1),
-                 wanted = bnorm_min(view->images * IMAGE_ELEMENTS, kib * (1024 / sizeof(float)));
+/* Elements of a wave; SIZE_MAX: of all channels. */
+static size_t wave_elements(const bnorm_pass *pass, size_t threads) {
+    const size_t images = pass->view->images,
+                 most = (size_t)bnorm_cpu_limits().wave * (1024 / sizeof(float));
+    if (most <= WAVE_ELEMENTS)
+        return WAVE_ELEMENTS;
+    if (images >= MANY_IMAGES && elements_of(pass->view) <= MOST_WAVES * most / (pass->tensors + 1))
+        return SIZE_MAX;
+    const size_t wanted = bnorm_min(images * IMAGE_ELEMENTS, threads ? most / threads : most);
     return wanted > WAVE_ELEMENTS ? wanted : WAVE_ELEMENTS;
 }
 
-/* With threads, as many waves as give each thread the same number. */
+/* With threads, as many waves as give each thread the same number, or none. */
 static void cut_waves(struct shares *shares, int known) {
     const bnorm_view *view = shares->pass->view;
     const size_t c = view->c, threads = shares->threads;
     const size_t per_channel = view->images * view->positions * shares->pass->tensors;
     const int by_lanes = !bnorm_counts_groups(view);
-    const size_t most = wave_elements(view, threads);
+    const size_t most = wave_elements(shares->pass, threads);
     size_t wave = per_channel < most ? most / per_channel : 1;
+    const int stays = most == SIZE_MAX || c * per_channel <= threads * WAVE_ELEMENTS;
     shares->maps_waves = shares->pass->map && !by_lanes;
+    if (known && view->images >= SHARED_IMAGES && stays)
+        return;
     if (known && cut_one_wave_each(shares, per_channel))
         return;
     shares->waves = shares->first = 0;
@@ -368,7 +382,11 @@ void bnorm_run_pass(const bnorm_pass *pass, const bnorm_exec *exec) {
         return;
     }
     const size_t work = (pass->reduce ? pass->reduce_work : 0) + (pass->map ? pass->map_work : 0);
-    const int shared = bnorm_parts(exec, elements * work) > 1;
+    /* Rows of few images are reduced by channels and mapped by positions, so that the coefficients go
+     * from core to core. */
+    const int crosses =
+        pass->reduce && !bnorm_counts_groups(pass->view) && pass->view->images < SHARED_IMAGES;
+    const int shared = bnorm_parts(exec, elements * work / (crosses ? 2 : 1)) > 1;
     struct shares shares;
     if (!shared && (!pass->reduce || elements * pass->tensors <= WAVE_ELEMENTS)) {
         bnorm_run(exec, small_task, (void *)(uintptr_t)pass, 1);

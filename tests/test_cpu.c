@@ -167,7 +167,9 @@ static const struct {
     {"the largest caches, as far as they are remembered",
      {ON_INTEL(SAPPHIRE_RAPIDS, {L2(16 * M)}, {L3(1024 * M)})},
      {96, 255, 48, 16384, 512}},
-    {"an AMD with the most L3", {ON_AMD(ZEN4, {L2(M)}, {L3(1024 * M)})}, {255, 255, 1024, 1024, 65535}},
+    {"an AMD with the most L3",
+     {ON_AMD(ZEN4, {L2(M)}, {L3(1024 * M)})},
+     {255, 255, 1024, 1024, 65535}},
     {"Zen 3, other leaves of caches first",
      {ON_AMD(ZEN3, {L3(32 * M)}, {L2(512 * K)})},
      {16, 16, 32, 512, 4096}},
@@ -213,12 +215,12 @@ static void check_limits(struct test *t) {
         const bnorm_limits got = bnorm_limits_x86(answer);
         if (got.prefetch != want->prefetch || got.prefetch_in_place != want->prefetch_in_place ||
             got.stream != want->stream || got.strips != want->strips || got.wave != want->wave)
-            test_fail(t,
-                      "prefetch from %u MiB on, in place %u, stream from %u, strips to %u KiB, waves "
-                      "of %u KiB, not %u, %u, %u, %u, %u",
-                      got.prefetch, got.prefetch_in_place, got.stream, got.strips, got.wave,
-                      want->prefetch, want->prefetch_in_place, want->stream, want->strips,
-                      want->wave);
+            test_fail(
+                t,
+                "prefetch from %u MiB on, in place %u, stream from %u, strips to %u KiB, waves "
+                "of %u KiB, not %u, %u, %u, %u, %u",
+                got.prefetch, got.prefetch_in_place, got.stream, got.strips, got.wave,
+                want->prefetch, want->prefetch_in_place, want->stream, want->strips, want->wave);
     }
 }
 
