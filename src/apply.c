@@ -77,7 +77,7 @@ static bnorm_status plan(const bnorm_shape *shape, const bnorm_in *x, const bnor
     if (bnorm_failed(status) || bnorm_is_empty(shape))
         return status;
     const size_t c = shape->c;
-    map->view = bnorm_view_of(shape);
+    bnorm_view_of(shape, &map->view);
     bnorm_begin_uses(&uses, shape, &map->view);
     bnorm_requires(&uses, x->data);
     bnorm_requires(&uses, y->data);

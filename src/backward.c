@@ -228,7 +228,8 @@ bnorm_status bnorm_plan_backward(const bnorm_job *job, const bnorm_batch *batch,
     args->x.data = NULL;
     if (bnorm_failed(status) || bnorm_is_empty(shape))
         return status;
-    bnorm_view view = bnorm_view_of(shape);
+    bnorm_view view;
+    bnorm_view_of(shape, &view);
     b->stage = batch->stage;
     b->ws = job->ws;
     b->coefficients = batch->coefficients;

@@ -143,7 +143,8 @@ bnorm_status bnorm_plan_forward(const bnorm_job *job, const bnorm_batch *batch,
         status = bnorm_check_exec(exec);
     if (bnorm_failed(status) || bnorm_is_empty(shape))
         return status;
-    bnorm_view view = bnorm_view_of(shape);
+    bnorm_view view;
+    bnorm_view_of(shape, &view);
     f->stage = batch->stage;
     f->ws = job->ws;
     bnorm_set_bits(shape, mask, &f->map.args.mask);

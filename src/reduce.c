@@ -71,17 +71,24 @@ static __attribute__((noinline)) void same_sums(const bnorm_reduction *r, bnorm_
 static void take_slice(const bnorm_view *view, const bnorm_map_args *whole, const bnorm_part *part,
                        size_t channels, bnorm_map_args *args) {
     const size_t channel = bnorm_channel_of(view, part);
-    *args = *whole;
+    args->pre = whole->pre; /* only what reductions read */
+    args->act = whole->act;
+    args->hints = whole->hints;
+    args->x = whole->x;
+    args->dy = whole->dy;
+    args->argument = whole->argument;
+    args->mask = whole->mask;
+    args->out.data = args->dresidual.data = NULL;
     args->images = 1;
     args->groups = part->groups;
     args->rows = part->rows;
     args->lanes = part->lanes;
     args->valid = channels;
     bnorm_move_inputs(args, part);
-    args->center += channel;
-    args->scale += channel;
-    args->shift += channel;
-    args->invstd += channel;
+    args->center = whole->center + channel;
+    args->scale = whole->scale + channel;
+    args->shift = whole->shift + channel;
+    args->invstd = whole->invstd + channel;
 }
 
 void bnorm_reduce_sums(const bnorm_reduction *r, const bnorm_map_args *whole, size_t b,

@@ -30,28 +30,22 @@ static int is_nhwc(const bnorm_shape *shape) {
     return shape->layout == BNORM_NHWC;
 }
 
-bnorm_view bnorm_view_of(const bnorm_shape *shape) {
+void bnorm_view_of(const bnorm_shape *shape, bnorm_view *view) {
     const size_t n = shape->n, c = shape->c, hw = shape->hw, b = block_of(shape);
-    bnorm_view view = {.images = n, .groups = 1, .rows = hw, .lanes = c, .c = c, .positions = hw};
-    if (b > 1) {
-        view.groups = blocks_of(shape);
-        view.lanes = b;
-    } else if (hw > 1 && !is_nhwc(shape)) {
-        view.planes = 1;
-        view.groups = c;
-        view.rows = 1;
-        view.lanes = hw;
+    view->planes = b == 1 && hw > 1 && !is_nhwc(shape);
+    view->leaves = hw == 1;
+    view->images = view->leaves ? 1 : n;
+    view->groups = 1;
+    view->rows = view->positions = view->leaves ? n : hw;
+    view->lanes = view->c = c;
+    if (view->planes) {
+        view->groups = c;
+        view->rows = 1;
+        view->lanes = hw;
+    } else if (b > 1 && (!view->leaves || c % b != 0)) {
+        view->groups = blocks_of(shape);
+        view->lanes = b;
     }
-    if (hw == 1) {
-        view.leaves = 1;
-        view.images = 1;
-        view.rows = view.positions = n;
-        if (c % b == 0) {
-            view.groups = 1;
-            view.lanes = c;
-        }
-    }
-    return view;
 }
 
 void bnorm_fit_view(const bnorm_shape *shape, const bnorm_tensor *tensor, bnorm_view *view) {

@@ -42,7 +42,7 @@ typedef struct bnorm_view {
     size_t positions; /* of a channel in an image: rows, or lanes of planes */
 } bnorm_view;
 
-bnorm_view bnorm_view_of(const bnorm_shape *shape);
+void bnorm_view_of(const bnorm_shape *shape, bnorm_view *view);
 
 /* Values per channel. */
 static inline double bnorm_values_of(const bnorm_view *view) {

@@ -51,7 +51,8 @@ bnorm_partials bnorm_partials_of(const bnorm_view *view, const bnorm_blocks *blo
 size_t bnorm_workspace(bnorm_op op, const bnorm_shape *shape) {
     if ((unsigned)op > BNORM_OP_BACKWARD || bnorm_check_float_shape(shape) || bnorm_is_empty(shape))
         return 0;
-    const bnorm_view view = bnorm_view_of(shape);
+    bnorm_view view;
+    bnorm_view_of(shape, &view);
     const bnorm_blocks blocks = bnorm_blocks_of(&view, 0);
     return bnorm_workspace_need(&view, &blocks);
 }

@@ -1163,7 +1163,8 @@ static void test_workspace_layout(struct test *t) {
                                    .c = 1 + rng_below(r, 200),
                                    .hw = hw};
         const size_t first = rng_below(r, 100000);
-        const bnorm_view view = bnorm_view_of(&shape);
+        bnorm_view view;
+        bnorm_view_of(&shape, &view);
         const bnorm_blocks blocks = bnorm_blocks_of(&view, first);
         const uintptr_t begin = ((uintptr_t)1 << 40) + rng_below(r, 64);
         const bnorm_tables tables = bnorm_tables_of(&view, &blocks, (void *)begin);

@@ -800,7 +800,8 @@ BNORM_RARE void join_rows(struct mapping *m, struct block *b, float *room) {
             period *= 2;
         if (period > most || (b->lanes >= VEC_F && total < 4 * period))
             return;
-        while (period < BNORM_LONG_ROW && 8 * period <= total && 2 * period <= most)
+        while (BNORM_GROUP_F % period && period < BNORM_LONG_ROW && 8 * period <= total &&
+               2 * period <= most)
             period *= 2;
         repeat_parameters(m, b->lanes, period + BNORM_GROUP_F, room);
     }
@@ -823,22 +824,22 @@ BNORM_RARE void map_strips(struct mapping *m, const struct block *b) {
     }
 }
 
-/* Groups that have whole rows. Leaves nothing, or at least a vector, of what follows them. */
+/* Groups that have whole rows. Leaves nothing, or at least a vector, of what follows them, as one
+ * row. Changes b, not a copy, which compilers would make by a slow instruction. */
 BNORM_COLD void map_whole_rows(struct mapping *m, struct block *b, float *room) {
-    const struct strides *s = &b->strides;
-    const size_t total = b->rows * b->lanes, times = BNORM_GROUP_F / b->lanes,
-                 left = total % BNORM_GROUP_F ? VEC_F : 0;
-    struct block groups = *b;
-    groups.rows = (total - left) / BNORM_GROUP_F;
-    groups.each = b->lanes;
-    groups.strides.x = times * s->x;
-    groups.strides.argument = times * s->argument;
-    groups.strides.out = times * s->out;
-    m->held(m, &groups);
-    skip_elements(&b->run, all_forms, m, groups.rows * BNORM_GROUP_F);
+    const size_t lanes = b->lanes, each = b->each, total = b->rows * lanes,
+                 times = BNORM_GROUP_F / lanes, left = total % BNORM_GROUP_F ? VEC_F : 0;
+    b->rows = (total - left) / BNORM_GROUP_F;
+    b->each = lanes;
+    b->strides.x *= times;
+    b->strides.argument *= times;
+    b->strides.out *= times;
+    m->held(m, b);
+    b->each = each;
+    b->lanes = total - b->rows * BNORM_GROUP_F;
+    skip_elements(&b->run, all_forms, m, total - b->lanes);
     if (left)
-        repeat_parameters(m, b->lanes, 2 * BNORM_GROUP_F, room);
-    b->lanes = total - groups.rows * BNORM_GROUP_F;
+        repeat_parameters(m, lanes, 2 * BNORM_GROUP_F, room);
     b->rows = 1;
     b->period = BNORM_GROUP_F;
     b->step = 0;
@@ -907,6 +908,7 @@ BNORM_RARE void clear_rows(char *p, size_t stride, size_t rows, size_t bytes, in
  * NaN in forward, which has no bit. */
 BNORM_COLD void map_padded(const struct mapping *m, struct block *b, size_t valid, float *room) {
     const struct run r = b->run;
+    const struct strides strides = b->strides;
     const size_t rows = b->rows, n = b->lanes - valid, at = valid * m->out_size;
     float p[6][32];
     struct mapping padded = *m;
@@ -923,9 +925,9 @@ BNORM_COLD void map_padded(const struct mapping *m, struct block *b, size_t vali
     map_rows(&padded, b, room);
     const int zero = m->out_type >= BNORM_S8 ? (int)m->out_quant.zero_point : 0;
     if (m->has_out)
-        clear_rows(r.out + at, b->strides.out, rows, n * m->out_size, zero);
+        clear_rows(r.out + at, strides.out, rows, n * m->out_size, zero);
     if (m->has_dresidual)
-        clear_rows(r.dresidual + at, b->strides.dresidual, rows, n * m->out_size, 0);
+        clear_rows(r.dresidual + at, strides.dresidual, rows, n * m->out_size, 0);
 }
 
 /* Each of n floats `len` times, in whole vectors. */

@@ -64,15 +64,19 @@ BNORM_INLINE void move_rows(struct sum_rows *s, size_t row, size_t i, size_t p) 
     }
 }
 
+BNORM_INLINE void take_every(struct sum_rows *s, size_t every) {
+    s->x_step *= every;
+    s->dy_step *= every;
+    s->argument_step *= every;
+    s->bit_step *= every;
+}
+
 /* The same, and of every `every`th row. */
 BNORM_INLINE struct sum_rows sum_rows_from(const struct sum_rows *s, size_t row, size_t i,
                                            size_t every, size_t p) {
     struct sum_rows t = *s;
     move_rows(&t, row, i, p);
-    t.x_step *= every;
-    t.dy_step *= every;
-    t.argument_step *= every;
-    t.bit_step *= every;
+    take_every(&t, every);
     return t;
 }
 
@@ -626,7 +630,7 @@ static size_t chain_count(const struct sum_block *k) {
                                   (s->a->pre != BNORM_PRE_MASK || s->bit_step == k->c)));
     return k->chains == 1 || (joined && !repeats) ? 1 : lesser(k->chains, k->count);
 }
-BNORM_INLINE struct chain_rows chain_at(const struct sum_block *k, size_t chains, size_t j) {
+BNORM_RARE struct chain_rows chain_at(const struct sum_block *k, size_t chains, size_t j) {
     struct chain_rows r = {.s = sum_rows_from(&k->s, j, 0, k->chains, 0)};
     if (chains == 1 && k->chains > 1) {
         r.rows = k->count / k->chains;
@@ -639,16 +643,29 @@ BNORM_INLINE struct chain_rows chain_at(const struct sum_block *k, size_t chains
     return r;
 }
 
-/* Both sums of c channels; room for c*chains lanes and a vector more. */
-static void sum_channels(const struct sum_block *k, double *a, double *b) {
-    const size_t chains = chain_count(k);
+/* Both sums of c channels; room for c*chains lanes and a vector more. Most have one chain of rows, or
+ * rows that are joined, as in chain_at: without a copy of what has just been written, member by
+ * member, which would wait for it. */
+static void sum_channels(struct sum_block *k, double *a, double *b) {
+    const size_t chains = chain_count(k),
+                 step[] = {k->s.x_step, k->s.dy_step, k->s.argument_step, k->s.bit_step};
     if (k->count < k->chains) { /* not all chains have a row */
         zero_lanes(a, k->c * k->chains);
         zero_lanes(b, k->c * k->chains);
     }
-    for (size_t j = 0; j < chains; j++) {
-        const struct chain_rows r = chain_at(k, chains, j);
-        add_rows(&r.s, r.rows, r.tail, r.len, a + j * k->c, b + j * k->c);
+    if (chains == 1) {
+        const size_t rows = k->count / k->chains, tail = k->count % k->chains * k->c;
+        take_every(&k->s, k->chains);
+        add_rows(&k->s, rows, tail, rows ? k->c * k->chains : tail, a, b);
+        k->s.x_step = step[0];
+        k->s.dy_step = step[1];
+        k->s.argument_step = step[2];
+        k->s.bit_step = step[3];
+    } else {
+        for (size_t j = 0; j < chains; j++) {
+            const struct chain_rows r = chain_at(k, chains, j);
+            add_rows(&r.s, r.rows, r.tail, r.len, a + j * k->c, b + j * k->c);
+        }
     }
     fold_chains(a, k->c, k->chains);
     fold_chains(b, k->c, k->chains);
@@ -891,7 +908,7 @@ static void add_planes(const struct sum_rows *s, size_t planes, size_t len, doub
 }
 
 /* Both sums of the channels of rows, or of a plane. */
-static void sum_block(const struct sum_block *k, double *a, double *b) {
+static void sum_block(struct sum_block *k, double *a, double *b) {
     if (k->s.spread)
         add_planes(&k->s, 1, k->count, a, b);
     else
