@@ -889,8 +889,14 @@ BNORM_INLINE void fold_fours(const float *fours, double *sums) {
 static void add_planes(const struct sum_rows *s, size_t planes, size_t len, double *a, double *b) {
     const int form = form_of(s), adds = form == BNORM_GENERAL || len > BNORM_GROUP_SPAN;
     struct plane_sums sums;
-    if (adds || planes < VEC_F)
-        memset(&sums, 0, sizeof sums);
+    if (adds) {
+        zero_lanes(sums.all_a, 4 * planes);
+        zero_lanes(sums.all_b, 4 * planes);
+    }
+    for (size_t i = planes; !adds && i < VEC_F; i++) {
+        memset(sums.a[i], 0, sizeof sums.a[i]);
+        memset(sums.b[i], 0, sizeof sums.b[i]);
+    }
     if (form == BNORM_GENERAL)
         sum_staged_planes(s, planes, len, &sums);
     else
