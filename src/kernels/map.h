@@ -26,8 +26,8 @@
 #define BNORM_PART ((size_t)4096)
 /* Runs of so many elements are aligned to lines of the cache, and follow hints. */
 #define BNORM_LONG_RUN 512
-/* Rows of few channels are joined to rows of about BNORM_LONG_ROW floats, for which the parameters
- * are written one behind the other; all arrays together have room for BNORM_ROOM floats. */
+/* Rows of fewer channels than BNORM_LONG_ROW are joined, for which the parameters are written one
+ * behind the other; all arrays together have room for BNORM_ROOM floats. */
 #define BNORM_LONG_ROW 256
 #define BNORM_ROOM     ((size_t)1536)
 /* Planes of fewer elements are joined to rows: of one image, of several, and of types and
@@ -768,6 +768,11 @@ BNORM_RARE void repeat_floats(float *to, const float *p, size_t n, size_t end) {
         vec_store(to + n, vec_load(to));
         n *= 2;
     }
+    /* Until vectors are whole, from the first ones: one across two that were just stored would wait
+     * for both. */
+    for (const size_t first = n; n % VEC_F && n < end; n += first)
+        for (size_t i = 0; i < first && n + i < end; i += VEC_F)
+            vec_store(to + n + i, vec_load(to + i));
     for (size_t i = n; i < end; i += VEC_F)
         vec_store(to + i, vec_load(to + i - n));
 }
@@ -800,9 +805,6 @@ BNORM_RARE void join_rows(struct mapping *m, struct block *b, float *room) {
             period *= 2;
         if (period > most || (b->lanes >= VEC_F && total < 4 * period))
             return;
-        while (BNORM_GROUP_F % period && period < BNORM_LONG_ROW && 8 * period <= total &&
-               2 * period <= most)
-            period *= 2;
         repeat_parameters(m, b->lanes, period + BNORM_GROUP_F, room);
     }
     b->lanes = total;
