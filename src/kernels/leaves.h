@@ -93,7 +93,8 @@ struct leaf_floats {
 };
 BNORM_INLINE struct leaf_rows leaf_rows_at(const struct sum_rows *s, size_t row, size_t rows,
                                            size_t c, struct leaf_floats *to) {
-    const struct sum_rows from = sum_rows_from(s, row, 0, 1, 0);
+    struct sum_rows from = *s;
+    move_rows(&from, row, 0, 0);
     const size_t n = whole_vectors(c);
     if (s->type == BNORM_F32 && (!s->a || s->a->pre == BNORM_PRE_NONE))
         return (struct leaf_rows){(const void *)from.x, (const void *)from.dy, s->center,
@@ -133,7 +134,8 @@ BNORM_INLINE void reduce_leaves(enum tree tree, const struct sum_rows *s, size_t
     struct leaf_lanes all;
     for (size_t i = 0; i < c; i += BNORM_LEAF_TILE) {
         const size_t n = lesser(BNORM_LEAF_TILE, c - i);
-        const struct sum_rows tile = sum_rows_from(s, 0, i, 1, i);
+        struct sum_rows tile = *s;
+        move_rows(&tile, 0, i, i);
         leaf_tile(tree, &tile, rows, n, &all);
         for (size_t k = 0; k < n; k += VEC_D) {
             struct leaf leaf = load_leaf(&all, k);

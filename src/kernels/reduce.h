@@ -72,8 +72,8 @@ BNORM_INLINE void take_every(struct sum_rows *s, size_t every) {
 }
 
 /* The same, and of every `every`th row. */
-BNORM_INLINE struct sum_rows sum_rows_from(const struct sum_rows *s, size_t row, size_t i,
-                                           size_t every, size_t p) {
+BNORM_RARE struct sum_rows sum_rows_from(const struct sum_rows *s, size_t row, size_t i,
+                                         size_t every, size_t p) {
     struct sum_rows t = *s;
     move_rows(&t, row, i, p);
     take_every(&t, every);
@@ -514,10 +514,15 @@ BNORM_SUM_FORMS(BNORM_ROWS_FORM)
 #define BNORM_ROWS_ENTRY(name, g, type) add_rows_##name,
 static rows_form *const rows_forms[] = {BNORM_SUM_FORMS(BNORM_ROWS_ENTRY)};
 
-/* What has a form, of len >= VEC_F. */
+/* What has a form, of len >= VEC_F: of a tile, and of what takes little stack. */
+BNORM_RARE void add_tile_form(const struct sum_rows *s, size_t rows, size_t tail, size_t len,
+                              double *a, double *b) {
+    float group[2 * (BNORM_TILE + BNORM_PAD)];
+    rows_forms[form_of(s)](s, rows, tail, len, group, a, b);
+}
 BNORM_RARE void add_form(const struct sum_rows *s, size_t rows, size_t tail, size_t len, double *a,
                          double *b) {
-    float group[2 * (BNORM_TILE + BNORM_PAD)];
+    float group[2 * (BNORM_MAX_LANES + BNORM_PAD)];
     rows_forms[form_of(s)](s, rows, tail, len, group, a, b);
 }
 
@@ -582,7 +587,7 @@ BNORM_RARE void add_staged(const struct sum_rows *s, size_t rows, size_t tail, s
             const size_t count = lesser(BNORM_GROUP, rows - r), behind = count * row,
                          in_tail = count < BNORM_GROUP && tail > i ? lesser(n, tail - i) : 0;
             load_rows(&at, count, n, x, g);
-            at = sum_rows_from(&at, count, 0, 1, 0);
+            move_rows(&at, count, 0, 0);
             if (in_tail)
                 load_rows(&at, 1, in_tail, x + behind, g + behind);
             rows_forms[form_of(&t)](&t, count, in_tail, row, group, sums_a, sums_b);
@@ -598,7 +603,9 @@ BNORM_RARE void add_staged(const struct sum_rows *s, size_t rows, size_t tail, s
 
 BNORM_INLINE void add_rows(const struct sum_rows *s, size_t rows, size_t tail, size_t len,
                            double *a, double *b) {
-    if (len >= VEC_F && form_of(s) != BNORM_GENERAL)
+    if (len > BNORM_MAX_LANES)
+        add_tile_form(s, rows, tail, len, a, b);
+    else if (len >= VEC_F && form_of(s) != BNORM_GENERAL)
         add_form(s, rows, tail, len, a, b);
     else
         add_staged(s, rows, tail, len, a, b);
@@ -1332,19 +1339,20 @@ BNORM_COLD unsigned store_channels_n(int backward, double n, const float *pivot,
     return store_channels(backward, n, pivot, center, lanes, a, b, first, second);
 }
 
-/* Whether any is inaccurate. */
-BNORM_INLINE unsigned store_block(int backward, const struct sum_block *k, size_t valid,
-                                  const double *a, double *b, double *first, double *second) {
+/* Lanes of each vector that are inaccurate, if any are. */
+BNORM_INLINE unsigned store_block(const struct sum_block *k, size_t valid, const double *a,
+                                  double *b, double *first, double *second, unsigned char *wrong) {
     const float *const pivot = k->s.pivot, *const center = k->s.center;
+    const int backward = k->s.a != NULL;
     const double n = (double)k->count;
     unsigned any = 0;
     size_t i = 0;
 #define BNORM_ARGS(lanes)                                                                          \
     backward, n, pivot + i, backward ? center + i : NULL, lanes, a + i, b + i, first + i, second + i
     for (; i + VEC_D <= valid; i += VEC_D)
-        any |= store_channels(BNORM_ARGS(VEC_D));
+        any |= wrong[i / VEC_D] = (unsigned char)store_channels(BNORM_ARGS(VEC_D));
     if (i < valid)
-        any |= store_channels_n(BNORM_ARGS(valid - i));
+        any |= wrong[i / VEC_D] = (unsigned char)store_channels_n(BNORM_ARGS(valid - i));
 #undef BNORM_ARGS
     return any;
 }
@@ -1379,18 +1387,17 @@ BNORM_COLD struct sum_block slice_of(const struct sum_block *k, size_t i) {
  * those of one of many blocks behind those of all. */
 static void finish_block(const struct sum_block *k, size_t valid, double *a, double *b,
                          double *first, double *second) {
-    const int backward = k->s.a != NULL;
-    if (!store_block(backward, k, valid, a, b, first, second))
+    unsigned char wrong[BNORM_AGAIN / VEC_D];
+    if (!store_block(k, valid, a, b, first, second, wrong))
         return;
     for (size_t i = 0, n; i < valid; i += n) {
         const struct sum_block slice = slice_of(k, i);
         const size_t more = k->s.spread ? VEC_F : k->many ? BNORM_MANY * VEC_F : i;
         unsigned any = 0;
         n = lesser(slice.c, valid - i);
-        for (size_t j = i; j < i + n; j += VEC_D)
-            any |= inaccurate(backward, (double)k->count, vec_load_d(a + j), vec_load_d(b + j),
-                              lesser(VEC_D, i + n - j));
-        if (any && backward)
+        for (size_t j = i; j < i + n; j++)
+            any |= wrong[j / VEC_D] & 1u << j % VEC_D;
+        if (any && k->s.a)
             sums_again(&slice, n, a + i, b + i, a + more, b + more, first + i, second + i);
         else if (any)
             moments_again(slice, n, a + i, b + i, a + more, b + more, first + i, second + i);
@@ -1407,12 +1414,12 @@ BNORM_INLINE const float *repeat(float *pattern, const float *p, size_t c, size_
     return pattern;
 }
 
-/* Both sums of a block, in a and b; pivot has room for all lanes. */
-static void reduce_block(struct sum_block *k, size_t valid, float *pivot, double *a, double *b,
-                         double *first, double *second) {
+/* Both sums of a block about pivots, in a and b; pivot has room for all lanes. */
+static void sum_about_pivots(struct sum_block *k, size_t valid, float *pivot, double *a,
+                             double *b) {
+    const char *row[BNORM_SAMPLES];
     k->s.c = k->c;
     k->s.valid = valid;
-    const char *row[BNORM_SAMPLES];
     if (k->s.a)
         round_centers(&k->s, k->s.x, 0, k->c, valid, pivot);
     else
@@ -1420,14 +1427,31 @@ static void reduce_block(struct sum_block *k, size_t valid, float *pivot, double
     repeat_lanes(pivot, k->c, k->chains);
     k->s.pivot = pivot;
     sum_block(k, a, b);
+}
+
+static void reduce_block(struct sum_block *k, size_t valid, float *pivot, double *a, double *b,
+                         double *first, double *second) {
+    sum_about_pivots(k, valid, pivot, a, b);
     finish_block(k, valid, a, b, first, second);
 }
 
-/* Of at most BNORM_TILE channels, a lane each. */
+/* Of a vector of channels from the i-th on, whose sums are no longer there. */
+BNORM_COLD void reduce_vector(const struct sum_block *k, size_t i, double *first, double *second) {
+    double a[2 * VEC_F], b[2 * VEC_F];
+    struct sum_block slice = slice_of(k, i);
+    sum_block(&slice, a, b);
+    finish_block(&slice, VEC_F, a, b, first, second);
+}
+
+/* Of at most BNORM_TILE channels, a lane each and whole vectors: sums are where the results go. */
 BNORM_RARE void reduce_tile(struct sum_block *k, double *first, double *second) {
-    double a[BNORM_TILE + BNORM_PAD], b[BNORM_TILE + BNORM_PAD];
     float pivot[BNORM_TILE + BNORM_PAD];
-    reduce_block(k, k->c, pivot, a, b, first, second);
+    unsigned char wrong[BNORM_TILE / VEC_D];
+    sum_about_pivots(k, k->c, pivot, first, second);
+    const unsigned any = store_block(k, k->c, first, second, first, second, wrong);
+    for (size_t i = 0; any && i < k->c; i += VEC_F)
+        if (wrong[i / VEC_D] | wrong[i / VEC_D + 1])
+            reduce_vector(k, i, first + i, second + i);
 }
 
 /* Where v is computed of several rows in one, or beside padding, in a form. */
@@ -1461,11 +1485,13 @@ static void reduce_rows(struct sum_block *k, size_t valid, double *first, double
         return;
     }
     const size_t most = form_of(&k->s) == BNORM_GENERAL ? BNORM_MAX_LANES : BNORM_TILE;
-    for (size_t i = 0; i < valid; i += most) {
-        struct sum_block tile = {sum_rows_from(&k->s, 0, i, 1, i), k->count, lesser(most, k->c - i),
-                                 k->chains, 0};
-        if (tile.c <= BNORM_MAX_LANES)
-            reduce_few(&tile, lesser(tile.c, valid - i), first + i, second + i);
+    for (size_t i = 0, n; i < valid; i += n) {
+        n = lesser(most, valid - i);
+        if (n > BNORM_MAX_LANES && n % VEC_F)
+            n = (n / VEC_F - 1) * VEC_F; /* and at least a vector afterwards */
+        struct sum_block tile = {sum_rows_from(&k->s, 0, i, 1, i), k->count, n, k->chains, 0};
+        if (n <= BNORM_MAX_LANES)
+            reduce_few(&tile, n, first + i, second + i);
         else
             reduce_tile(&tile, first + i, second + i);
     }
@@ -1567,7 +1593,7 @@ BNORM_INLINE struct sum_rows sum_rows_of(const bnorm_map_args *a, int planes, in
      * of several tiles jump. */
     const int gains = !backward ? 1
                       : planes  ? a->lanes < BNORM_GROUP_SPAN && a->lanes % BNORM_FOUR_SPAN
-                                : a->lanes > BNORM_TILE / 4 && a->lanes <= BNORM_TILE;
+                                : a->lanes > 64 && a->lanes <= BNORM_TILE;
     const unsigned prefetches = gains ? BNORM_PREFETCH_SUMS : BNORM_PREFETCH_IN;
 #define BNORM_STEP(t)   (size * (planes ? a->t.group_stride : a->t.row_stride))
 #define BNORM_OF(value) (backward ? (value) : 0)
