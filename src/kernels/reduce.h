@@ -795,9 +795,10 @@ BNORM_INLINE void sum_planes(const struct sum_form f, int small, const struct su
 #define BNORM_TERMS(row) terms_at(f, s, &p, behind, row, k *VEC_F, VEC_F)
             if (small || count % BNORM_FOUR_SPAN) {
                 const struct cursor behind = cursor_at(f, s, at, 4 * fours, 0);
-                BNORM_VECTORS_OF(rest, (f.g > BNORM_PRE_NONE && k > 0 && !last[k])
-                                           ? no_terms()
-                                           : terms_at(f, s, &p, behind, rows, k * VEC_F, last[k]))
+                BNORM_VECTORS_OF(
+                    rest, ((f.g > BNORM_PRE_NONE || f.plane == BNORM_BLOCK) && k > 0 && !last[k])
+                              ? no_terms()
+                              : terms_at(f, s, &p, behind, rows, k * VEC_F, last[k]))
                 if (rows & 1)
                     BNORM_VECTORS_OF(u, sum_of_two(BNORM_TERMS(rows - 1), rest[k]))
                 else
@@ -1536,9 +1537,13 @@ BNORM_RARE void reduce_blocks(struct sum_block *k, const bnorm_map_args *all, do
         blocks = (channels + c - 1) / c;
         for (size_t j = 0; j < blocks; j++) {
             const char *const x = k->s.x + j * k->s.x_step;
+            const size_t own_channels = lesser(c, channels - j * c);
             float *const own = pivot + j * VEC_F;
-            if (k->s.a)
-                round_centers(&k->s, x, j * c, c, lesser(c, channels - j * c), own);
+            if (k->s.a && own_channels == VEC_F)
+                vec_store(own, rounded_centers(vec_load((const float *)(const void *)x), &k->s,
+                                               j * VEC_F, VEC_F));
+            else if (k->s.a)
+                round_centers(&k->s, x, j * c, c, own_channels, own);
             else
                 sample_rows(row, BNORM_F32, samples, c, own);
             for (size_t q = 0; q < samples; q++)
