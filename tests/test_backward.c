@@ -435,6 +435,39 @@ static void test_empty(struct test *t) {
         }
 }
 
+/* Sums of blocks of zeros, all of them negative, are 0, however few they are. */
+static void test_zeros(struct test *t) {
+    enum { N = 3, C = 16, MOST = 20 };
+    static const size_t blocks[] = {0, 4, 8, 16};
+    const bnorm_exec exec = {.isa = t->isa};
+    const float zeros[C] = {0};
+    float mean[C], invstd[C], dgamma[C], dbeta[C];
+    float x[N * C * MOST], dy[N * C * MOST], dx[N * C * MOST];
+    for (size_t i = 0; i < N * C * MOST; i++) {
+        x[i] = (float)(i % 5);
+        dy[i] = -0.0f;
+    }
+    for (size_t i = 0; i < C; i++) {
+        mean[i] = 2;
+        invstd[i] = 1;
+    }
+    for (size_t b = 0; b < (layout_of(t) == BNORM_NCHW ? COUNT_OF(blocks) : 1); b++)
+        for (size_t hw = 2; hw <= MOST; hw++) {
+            const bnorm_shape shape = {layout_of(t), BNORM_F32, N, C, hw, blocks[b]};
+            const size_t size = bnorm_workspace(BNORM_OP_BACKWARD, &shape);
+            const bnorm_grad grad = {
+                .save_mean = mean, .save_invstd = invstd, .dgamma = dgamma, .dbeta = dbeta};
+            char text[96];
+            test_context(t, "%s", shape_text(&shape, text));
+            check_status(t, "bnorm_backward",
+                         bnorm_backward(&shape, (bnorm_in){x, 0, 0}, (bnorm_in){dy, 0, 0},
+                                        (bnorm_out){dx, 0, 0}, &grad, test_alloc(t, size), size,
+                                        &exec),
+                         BNORM_OK);
+            check_bits(t, "dbeta", dbeta, zeros, C);
+        }
+}
+
 void add_backward(struct suite *s) {
     static const struct layout_case cases[] = {
         {"backward", "sizes", test_sizes},
@@ -445,6 +478,7 @@ void add_backward(struct suite *s) {
         {"backward", "decisions", test_decisions},
         {"backward", "differences", test_differences},
         {"backward", "empty", test_empty},
+        {"backward", "zeros", test_zeros},
     };
     add_layout_cases(s, cases, COUNT_OF(cases));
 }
