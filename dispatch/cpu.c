@@ -53,10 +53,13 @@ static void find_caches(bnorm_cpuid *ask, unsigned leaf, uint64_t *l2, uint64_t 
     *l3 = sane ? sizes[3] : 0;
 }
 
+static unsigned between(uint64_t least, uint64_t n, uint64_t most) {
+    return (unsigned)(n < least ? least : n > most ? most : n);
+}
+
 /* In whole MiB, and such that it can be remembered. */
 static unsigned limit(uint64_t bytes) {
-    const uint64_t least = BNORM_LEAST_PREFETCH, most = 255, n = bytes / MIB;
-    return (unsigned)(n < least ? least : n > most ? most : n);
+    return between(BNORM_LEAST_PREFETCH, bytes / MIB, 255);
 }
 
 /* Strips of rows jump through their tensors, which the L2 must hold: on a Zen 3 of 512 KiB they gained
@@ -76,11 +79,8 @@ static unsigned strips(uint64_t l2) {
  * brings: backward of 32x64x28x28 took 1.23 times as long with waves that stay in the L2. An eighth
  * of the L3 leaves each of its 8 cores its share. */
 static bnorm_limits limits_of_zen(uint64_t l2, uint64_t l3) {
-    const uint64_t wave = l3 / 8 / KIB, most = UINT16_MAX;
     const bnorm_limits limits = {limit(l3 / 2), limit(l3 / 2), (unsigned)(l3 / MIB), strips(l2),
-                                 (unsigned)(wave < BNORM_LEAST_WAVE ? BNORM_LEAST_WAVE
-                                            : wave > most           ? most
-                                                                    : wave)};
+                                 between(BNORM_LEAST_WAVE, l3 / 8 / KIB, UINT16_MAX)};
     return limits;
 }
 

@@ -38,8 +38,8 @@ unsigned bnorm_cpu_features(void);
  * so. */
 unsigned bnorm_cpu_x86(unsigned leaf1_ecx, unsigned leaf7_ebx, unsigned xcr0);
 
-/* MiB of all tensors of a call together from which on elementwise passes do something about the
- * caches, and KiB. */
+/* Bytes of all tensors of a call together at which something changes for the caches' sake; in MiB
+ * where nothing else is said. */
 typedef struct bnorm_limits {
     unsigned prefetch;          /* above: lines are asked for ahead */
     unsigned prefetch_in_place; /* the same where an output is an input */
@@ -48,7 +48,7 @@ typedef struct bnorm_limits {
     unsigned wave;   /* KiB of all tensors that one thread may read twice beyond the L2 */
 } bnorm_limits;
 
-/* No limit of prefetch is lower, on any CPU, and no wave. */
+/* No limit of prefetch and no wave is lower, on any CPU. */
 #define BNORM_LEAST_PREFETCH 2u
 #define BNORM_LEAST_WAVE     512u
 

@@ -93,7 +93,7 @@ struct leaf_floats {
 };
 BNORM_INLINE struct leaf_rows leaf_rows_at(const struct sum_rows *s, size_t row, size_t rows,
                                            size_t c, struct leaf_floats *to) {
-    struct sum_rows from = *s;
+    struct sum_rows from = *s; /* inlined, so that little of it is copied */
     move_rows(&from, row, 0, 0);
     const size_t n = whole_vectors(c);
     if (s->type == BNORM_F32 && (!s->a || s->a->pre == BNORM_PRE_NONE))

@@ -26,8 +26,9 @@
 #define BNORM_PART ((size_t)4096)
 /* Runs of so many elements are aligned to lines of the cache, and follow hints. */
 #define BNORM_LONG_RUN 512
-/* Rows of fewer channels than BNORM_LONG_ROW are joined, for which the parameters are written one
- * behind the other; all arrays together have room for BNORM_ROOM floats. */
+/* Rows that follow one another are joined. Their parameters are written one behind the other, but of
+ * BNORM_LONG_ROW channels and more in whole groups; all arrays together have room for BNORM_ROOM
+ * floats. */
 #define BNORM_LONG_ROW 256
 #define BNORM_ROOM     ((size_t)1536)
 /* Planes of fewer elements are joined to rows: of one image, of several, and of types and

@@ -639,7 +639,7 @@ static size_t chain_count(const struct sum_block *k) {
 }
 BNORM_RARE struct chain_rows chain_at(const struct sum_block *k, size_t chains, size_t j) {
     struct chain_rows r = {.s = sum_rows_from(&k->s, j, 0, k->chains, 0)};
-    if (chains == 1 && k->chains > 1) {
+    if (chains == 1) {
         r.rows = k->count / k->chains;
         r.tail = k->count % k->chains * k->c;
         r.len = r.rows ? k->c * k->chains : r.tail;
