@@ -8,8 +8,11 @@
 #include <time.h>
 
 double bench_seconds(enum bench_clock clock) {
+    static const clockid_t clocks[] = {[BENCH_WALL] = CLOCK_MONOTONIC,
+                                       [BENCH_THREAD] = CLOCK_THREAD_CPUTIME_ID,
+                                       [BENCH_PROCESS] = CLOCK_PROCESS_CPUTIME_ID};
     struct timespec now;
-    clock_gettime(clock == BENCH_THREAD ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC, &now);
+    clock_gettime(clocks[clock], &now);
     return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
 }
 

@@ -10,7 +10,8 @@ enum bench_clock {
     BENCH_WALL,
     /* Only while this thread runs: other programs on the machine cost others' time. For work on one
      * thread; it is also what Google Benchmark calls CPU time and takes for its own rates. */
-    BENCH_THREAD
+    BENCH_THREAD,
+    BENCH_PROCESS /* the same of all threads of this program together */
 };
 
 double bench_seconds(enum bench_clock clock);

@@ -166,10 +166,8 @@ void peers_threads_wake(const contender *of) {
 }
 
 void peers_threads_settle(const contender *of) {
-    if (threads == 1)
-        return;
-    if (of->runtime == PEERS_OWN_POOL)
-        pthreadpool_parallelize_1d(pool, nothing, NULL, threads, PTHREADPOOL_FLAG_YIELD_WORKERS);
-    else
+    if (of->runtime == PEERS_OPENMP) /* with one thread, too: see BENCH_PROCESS in measure.c */
         usleep(SPIN_MICROSECONDS);
+    else if (threads > 1)
+        pthreadpool_parallelize_1d(pool, nothing, NULL, threads, PTHREADPOOL_FLAG_YIELD_WORKERS);
 }
