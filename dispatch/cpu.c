@@ -62,12 +62,6 @@ static unsigned limit(uint64_t bytes) {
     return between(BNORM_LEAST_PREFETCH, bytes / MIB, 255);
 }
 
-/* Strips of rows jump through their tensors, which the L2 must hold: on a Zen 3 of 512 KiB they gained
- * 1.1 to 1.4 times up to 490 KiB and lost up to 2 from 800 KiB on. */
-static unsigned strips(uint64_t l2) {
-    return (unsigned)(l2 / KIB);
-}
-
 /* A core of Zen reaches its L3 at full speed without being told what comes, and a prefetch of what is
  * there costs more than it brings: 1.3 to 2.6 times slower on a Zen 3. Other cores, and strangers on
  * a virtual machine, use the L3, too: from half of it on prefetching gained up to 1.15, in place and
@@ -79,7 +73,8 @@ static unsigned strips(uint64_t l2) {
  * brings: backward of 32x64x28x28 took 1.23 times as long with waves that stay in the L2. An eighth
  * of the L3 leaves each of its 8 cores its share. */
 static bnorm_limits limits_of_zen(uint64_t l2, uint64_t l3) {
-    const bnorm_limits limits = {limit(l3 / 2), limit(l3 / 2), (unsigned)(l3 / MIB), strips(l2),
+    const bnorm_limits limits = {limit(l3 / 2), limit(l3 / 2), (unsigned)(l3 / MIB),
+                                 (unsigned)(l2 / KIB),
                                  between(BNORM_LEAST_WAVE, l3 / 8 / KIB, UINT16_MAX)};
     return limits;
 }
@@ -93,7 +88,8 @@ static bnorm_limits limits_of_zen(uint64_t l2, uint64_t l3) {
  * 1.08 to 1.21 times at 51 MB and gained nowhere. */
 static bnorm_limits limits_of_intel(unsigned model, uint64_t l2, uint64_t l3) {
     const bnorm_limits limits = {limit(6 * l2), limit(16 * l2 < l3 / 2 ? 16 * l2 : l3 / 2),
-                                 model == 0x55 ? 0 : usual.stream, strips(l2), usual.wave};
+                                 model == 0x55 ? 0 : usual.stream, (unsigned)(l2 / KIB),
+                                 usual.wave};
     return limits;
 }
 
@@ -149,7 +145,7 @@ enum {
     PREFETCH_AT = 4,
     IN_PLACE_AT = PREFETCH_AT + 8,
     STREAM_AT = IN_PLACE_AT + 8,
-    STRIPS_AT = 32,
+    L2_AT = 32,
     WAVE_AT = 48
 };
 
@@ -165,7 +161,7 @@ static uint64_t this_cpu(void) {
         const bnorm_limits limits = bnorm_limits_x86(ask_cpuid);
         cpu = bnorm_cpu_x86(leaf1[2], leaf7[1], xcr0_if(leaf1[2] & 1u << 27)) |
               limits.prefetch << PREFETCH_AT | limits.prefetch_in_place << IN_PLACE_AT |
-              limits.stream << STREAM_AT | (uint64_t)limits.strips << STRIPS_AT |
+              limits.stream << STREAM_AT | (uint64_t)limits.l2 << L2_AT |
               (uint64_t)limits.wave << WAVE_AT;
         atomic_store_explicit(&known, cpu, memory_order_relaxed);
     }
@@ -179,7 +175,7 @@ unsigned bnorm_cpu_features(void) {
 bnorm_limits bnorm_cpu_limits(void) {
     const uint64_t cpu = this_cpu();
     const bnorm_limits limits = {cpu >> PREFETCH_AT & 255, cpu >> IN_PLACE_AT & 255,
-                                 cpu >> STREAM_AT & 4095, cpu >> STRIPS_AT & UINT16_MAX,
+                                 cpu >> STREAM_AT & 4095, cpu >> L2_AT & UINT16_MAX,
                                  (unsigned)(cpu >> WAVE_AT)};
     return limits;
 }

@@ -44,7 +44,7 @@ typedef struct bnorm_limits {
     unsigned prefetch;          /* above: lines are asked for ahead */
     unsigned prefetch_in_place; /* the same where an output is an input */
     unsigned stream; /* from there on outputs may be streamed past the caches; 0 = never */
-    unsigned strips; /* KiB of all tensors up to which strips of rows pay */
+    unsigned l2;     /* KiB: above, reductions ask for lines ahead */
     unsigned wave;   /* KiB of all tensors that one thread may read twice beyond the L2 */
 } bnorm_limits;
 

@@ -37,8 +37,7 @@ enum bnorm_hint {
     BNORM_PREFETCH_IN = 1,  /* ask for lines of the inputs ahead of their use */
     BNORM_PREFETCH_OUT = 2, /* and for lines of the outputs */
     BNORM_STREAM = 4,       /* store whole lines past the caches; not for outputs that are inputs */
-    BNORM_STRIPS = 8,       /* rows may be taken a strip of channels at a time */
-    BNORM_PREFETCH_SUMS = 16 /* reductions may ask for lines ahead */
+    BNORM_PREFETCH_SUMS = 8 /* reductions may ask for lines ahead */
 };
 
 /* A tensor, from the check of a call to the kernels. Positions in it are counted along four axes,

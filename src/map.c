@@ -15,10 +15,9 @@ static int is_dense(const bnorm_view *view, const bnorm_tensor *tensor) {
 unsigned bnorm_hints(bnorm_memory memory, bnorm_limits limits, size_t bytes, int in_place) {
     const size_t mib = (size_t)1 << 20,
                  prefetch = in_place ? limits.prefetch_in_place : limits.prefetch;
-    const int strips = bytes <= (size_t)limits.strips << 10;
-    unsigned hints = strips ? BNORM_STRIPS : 0;
+    unsigned hints = 0;
     if (memory == BNORM_MEMORY_AUTO) {
-        if (!strips)
+        if (bytes > (size_t)limits.l2 << 10)
             hints |= BNORM_PREFETCH_SUMS;
         if (limits.stream && !in_place && bytes >= limits.stream * mib)
             memory = BNORM_MEMORY_STREAM;
@@ -45,8 +44,8 @@ static unsigned hints_of(const bnorm_map *map, const bnorm_exec *exec) {
     int in_place = 0;
     /* Below all limits, whatever the tensors. */
     if (memory == BNORM_MEMORY_AUTO &&
-        elements * (MOST_TENSORS * sizeof(float)) <= (size_t)limits.strips << 10)
-        return BNORM_STRIPS;
+        elements * (MOST_TENSORS * sizeof(float)) <= (size_t)limits.l2 << 10)
+        return 0;
     for (size_t i = 0; i < MOST_TENSORS; i++) {
         int again = 0;
         if (!tensors[i]->data)

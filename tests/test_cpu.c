@@ -214,13 +214,12 @@ static void check_limits(struct test *t) {
         asked = &limits[i].answers;
         const bnorm_limits got = bnorm_limits_x86(answer);
         if (got.prefetch != want->prefetch || got.prefetch_in_place != want->prefetch_in_place ||
-            got.stream != want->stream || got.strips != want->strips || got.wave != want->wave)
-            test_fail(
-                t,
-                "prefetch from %u MiB on, in place %u, stream from %u, strips to %u KiB, waves "
-                "of %u KiB, not %u, %u, %u, %u, %u",
-                got.prefetch, got.prefetch_in_place, got.stream, got.strips, got.wave,
-                want->prefetch, want->prefetch_in_place, want->stream, want->strips, want->wave);
+            got.stream != want->stream || got.l2 != want->l2 || got.wave != want->wave)
+            test_fail(t,
+                      "prefetch from %u MiB on, in place %u, stream from %u, L2 of %u KiB, waves "
+                      "of %u KiB, not %u, %u, %u, %u, %u",
+                      got.prefetch, got.prefetch_in_place, got.stream, got.l2, got.wave,
+                      want->prefetch, want->prefetch_in_place, want->stream, want->l2, want->wave);
     }
 }
 
@@ -239,15 +238,14 @@ static const struct {
 #define SOME       4, 8, 64, 384, 512
 #define NO_STREAM  4, 8, 0, 384, 512
 #define MOST       255, 255, 2048, 12288, 512
-#define STRIPS     BNORM_STRIPS
 #define SUMS       BNORM_PREFETCH_SUMS
 #define PREFETCHED (SUMS | BNORM_PREFETCH_IN | BNORM_PREFETCH_OUT)
 #define STREAMED   (SUMS | BNORM_PREFETCH_IN | BNORM_STREAM)
-    {AUTO, {SOME}, 0, 0, STRIPS},
-    {AUTO, {SOME}, 384 * K, 0, STRIPS},
+    {AUTO, {SOME}, 0, 0, 0},
+    {AUTO, {SOME}, 384 * K, 0, 0},
     {AUTO, {SOME}, 384 * K + 1, 0, SUMS},
-    {AUTO, {SOME}, 384 * K, 1, STRIPS},
-    {AUTO, {MOST}, 12 * M, 0, STRIPS},
+    {AUTO, {SOME}, 384 * K, 1, 0},
+    {AUTO, {MOST}, 12 * M, 0, 0},
     {AUTO, {MOST}, 12 * M + 1, 0, SUMS},
     {AUTO, {SOME}, 4 * M, 0, SUMS},
     {AUTO, {SOME}, 4 * M + 1, 0, PREFETCHED},
@@ -272,16 +270,16 @@ static const struct {
     {AUTO, {MOST}, 255 * M, 1, SUMS},
     {AUTO, {MOST}, (size_t)2048 * M - 1, 0, PREFETCHED},
     {AUTO, {MOST}, (size_t)2048 * M, 0, STREAMED},
-    {CACHED, {SOME}, 0, 0, STRIPS},
+    {CACHED, {SOME}, 0, 0, 0},
     {CACHED, {SOME}, SIZE_MAX, 0, 0},
     {CACHED, {SOME}, SIZE_MAX, 1, 0},
-    {PREFETCH, {SOME}, 0, 0, STRIPS | PREFETCHED},
-    {PREFETCH, {SOME}, 0, 1, STRIPS | PREFETCHED},
+    {PREFETCH, {SOME}, 0, 0, PREFETCHED},
+    {PREFETCH, {SOME}, 0, 1, PREFETCHED},
     {PREFETCH, {SOME}, SIZE_MAX, 0, PREFETCHED},
-    {STREAM, {SOME}, 0, 0, STRIPS | STREAMED},
-    {STREAM, {NO_STREAM}, 0, 0, STRIPS | STREAMED},
+    {STREAM, {SOME}, 0, 0, STREAMED},
+    {STREAM, {NO_STREAM}, 0, 0, STREAMED},
     {STREAM, {SOME}, SIZE_MAX, 0, STREAMED},
-    {STREAM, {SOME}, 0, 1, STRIPS | PREFETCHED},
+    {STREAM, {SOME}, 0, 1, PREFETCHED},
     {STREAM, {SOME}, SIZE_MAX, 1, PREFETCHED},
 };
 

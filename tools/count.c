@@ -380,7 +380,6 @@ static bnorm_map_args map_sizes(const struct size *s, const struct variant *v) {
         .scale = scale,
         .shift = shift,
         .mask = mask_of(s, v),
-        .hints = BNORM_STRIPS, /* as of all tensors of these sizes */
     };
 }
 

@@ -55,10 +55,9 @@ static inline vec_f vec_repeat(const float *p, size_t n) {
     return _mm256_permutevar8x32_ps(vec_load_n(p, n),
                                     _mm256_and_si256(lanes, _mm256_set1_epi32((int)n - 1)));
 }
-static inline vec_f vec_one(void) {
-    vec_f one = vec_set1(1);
-    __asm__("" : "+x"(one));
-    return one;
+static inline vec_f vec_keep(vec_f v) {
+    __asm__("" : "+x"(v));
+    return v;
 }
 static inline vec_f vec_sub_times(vec_f a, vec_f one, vec_f b) {
     return _mm256_fmsub_ps(a, one, b);
@@ -96,6 +95,12 @@ static inline vec_f vec_canonical(vec_f v) {
 
 static inline vec_f vec_canonical_result(vec_f v) {
     return vec_canonical(v);
+}
+static inline int vec_are_numbers(const vec_f *v, size_t n) {
+    vec_f nan = _mm256_cmp_ps(v[0], v[1], _CMP_UNORD_Q);
+    for (size_t i = 2; i < n; i += 2)
+        nan = _mm256_or_ps(nan, _mm256_cmp_ps(v[i], v[i + 1], _CMP_UNORD_Q));
+    return _mm256_movemask_ps(nan) == 0;
 }
 /* max and min return their second operand where one is a NaN or both are zeros. */
 static inline vec_f vec_relu(vec_f v) {

@@ -10,7 +10,8 @@
  *   vec_prefetch, vec_prefetch_out      ask for the line of p, to be read or written
  *   vec_repeat                    (p, n): n floats, a power of two, again and again
  *   vec_fma(a, b, c)              a*b + c rounded once
- *   vec_one                       1 in all lanes, which the compiler does not know
+ *   vec_keep                      a vector that the compiler knows nothing about any more, where it
+ *                                 would otherwise fold it, or load it again in place of a register
  *   vec_sub_times(a, one, b)      a - b, where a CPU has other units for products as a*one - b
  *   vec_load_n, vec_store_n       the first n lanes, of 1 when stored; memory behind them is not
  *                                 touched, other lanes load as 0
@@ -23,6 +24,8 @@
  *   vec_canonical                 every NaN becomes 0xffffffff
  *   vec_canonical_result          the same, of what arithmetic gave: no NaN is a signalling one
  *   vec_relu, vec_clamp           vec_canonical_result of these activations
+ *   vec_are_numbers               (v, n): of an even number of vectors, whether none has a NaN; 0 where
+ *                                 vec_canonical_result takes one instruction
  *   vec_div, vec_negate, vec_minus_abs
  *   vec_max, vec_min              (a, b): a where it is greater, or less, else b
  *   vec_power_of_2                v >= 0 with its fraction cut off, 0 for denormals

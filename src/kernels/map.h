@@ -10,9 +10,9 @@
  *   direction   FORWARD, BACKWARD
  *   source      of a vector's parameters: SPREAD, the same for all vectors of a run (planes, and
  *               blocks of channels that fit into a vector);
- *               HELD, those of a group, which are the same in all groups (few channels, or a strip
- *               of channels through all rows); LOADED, from arrays
- *   sloped      whether dx has the terms of batch statistics, of forms of backward with a type
+ *               LOADED, from arrays; TOGETHER, from arrays once for vectors below one another, of
+ *               rows that pass together
+ *   sloped      whether dx has the terms of batch statistics; BNORM_ANY: is asked for
  *   type        of all tensors, without a mask, with IDENTITY, RELU or CLAMP in forward and with
  *               RELU or no activation in backward; BNORM_ANY: everything else */
 
@@ -36,9 +36,13 @@
 #define BNORM_SMALL_PLANE  ((size_t)2 * VEC_F)
 #define BNORM_SMALL_PLANES ((size_t)4 * VEC_F)
 #define BNORM_SMALL_ANY    ((size_t)128)
+/* Rows that pass together, as many as leave room for their parameters in registers; of so many
+ * channels at least, where rows can be joined. */
+#define BNORM_TOGETHER(direction) ((size_t)((direction) == FORWARD ? 4 : 4))
+#define BNORM_FEW_LANES           ((size_t)8 * VEC_F)
 
 enum direction { FORWARD, BACKWARD };
-enum source { SPREAD, HELD, LOADED };
+enum source { SPREAD, TOGETHER, LOADED };
 
 /* No type, no kind. */
 #define BNORM_ANY (-1)
@@ -84,11 +88,10 @@ struct mapping {
     int in_place; /* an output is an input */
     unsigned hints;
     size_t ahead;
-    int strips;
     unsigned char *bits; /* the mask, or NULL */
     struct quant x_quant, argument_quant, out_quant;
     struct parameters p;
-    map_function *spread, *held, *loaded, *any; /* the forms; the first two may be NULL */
+    map_function *spread, *together, *loaded, *any; /* the forms; the first two may be NULL */
 };
 
 /* Where the elements of a run are. Absent tensors are any memory, which is not looked at. */
@@ -119,8 +122,7 @@ struct block {
 
 /* Parameters that stay in registers. */
 struct held {
-    vec_f center[BNORM_VECTORS], scale[BNORM_VECTORS], shift[BNORM_VECTORS];
-    vec_f invstd[BNORM_VECTORS], slope[BNORM_VECTORS], offset[BNORM_VECTORS];
+    vec_f center, scale, shift, invstd, slope, offset;
 };
 
 #define BNORM_EACH                                                                                 \
@@ -197,6 +199,12 @@ BNORM_INLINE void store_vectors(char *p, bnorm_dtype type, const struct quant *q
 #undef BNORM_AT
 }
 
+/* Whether vectors have no NaN to be made canonical: one test for several, where that takes fewer
+ * instructions. */
+BNORM_INLINE int are_numbers(const vec_f *v, size_t count) {
+    return count > 1 && __builtin_expect(vec_are_numbers(v, count), 1);
+}
+
 /* y, canonical. */
 BNORM_INLINE vec_f activate(bnorm_act_kind kind, vec_f v, vec_f a, vec_f b) {
     const vec_f zero = vec_set1(0), three = vec_set1(3);
@@ -235,7 +243,15 @@ BNORM_INLINE void activate_vectors(const struct form f, const bnorm_act *act, ve
     const vec_f a = vec_set1(act->a), b = vec_set1(act->b);
 #define BNORM_OF(kind) v[q] = activate(kind, v[q], a, b)
     if (f.type != BNORM_ANY) {
-        switch (f.kind == BNORM_ANY ? (int)act->kind : f.kind) {
+        const int kind = f.kind == BNORM_ANY ? (int)act->kind : f.kind;
+        if (are_numbers(v, count)) {
+            if (kind != BNORM_ACT_IDENTITY)
+                BNORM_EACH v[q] = vec_max(v[q], kind == BNORM_ACT_RELU ? vec_set1(0) : a);
+            if (kind == BNORM_ACT_CLAMP)
+                BNORM_EACH v[q] = vec_min(v[q], b);
+            return;
+        }
+        switch (kind) {
             BNORM_CASE(BNORM_ACT_RELU)
             BNORM_CASE(BNORM_ACT_CLAMP)
         default:
@@ -313,28 +329,36 @@ struct results {
     uint64_t bits; /* of a mask that is written */
 };
 
-/* `count` vectors from element e of a run on, whose parameters begin with number i. */
+/* Vectors of a run, or of rows that are `stride` bytes apart. */
+BNORM_INLINE void load_inputs(const struct form f, vec_f *to, bnorm_dtype type, const char *p,
+                              size_t stride, const struct quant *quant, size_t count) {
+    if (f.source == TOGETHER)
+        BNORM_EACH to[q] = vec_load((const float *)(const void *)(p + q * stride));
+    else
+        load_vectors(to, type, p, quant, count);
+}
+
+/* `count` vectors from element e of a run on, whose parameters begin with number i; together, of as
+ * many rows. */
 BNORM_INLINE void compute(const struct form f, const struct mapping *m, const struct run *r,
-                          const struct held *h, size_t i, size_t e, size_t count,
-                          struct results *to) {
+                          const struct strides *s, const struct held *h, size_t i, size_t e,
+                          size_t count, struct results *to) {
     vec_f x[BNORM_VECTORS] = {0}, v[BNORM_VECTORS] = {0}, g[BNORM_VECTORS] = {0};
     const int any = f.type == BNORM_ANY, forward = f.direction == FORWARD;
-    const int sloped = any ? m->sloped : f.sloped, centred = any || forward ? m->centred : 1;
+    const int sloped = f.sloped == BNORM_ANY ? m->sloped : f.sloped, centred = any || forward ? m->centred : 1;
     const bnorm_dtype type = type_of(f, m->type);
     const size_t at = e * (any ? m->size : size_of(type));
 #define BNORM_P(name)                                                                              \
-    (f.source == LOADED ? vec_load(m->p.name + i + q * VEC_F)                                      \
-     : f.source == HELD ? h->name[q]                                                               \
-                        : h->name[0])
+    (f.source == LOADED ? vec_load(m->p.name + i + q * VEC_F) : h->name)
     if (forward || sloped || m->reads_x) {
-        load_vectors(x, type, r->x + at, &m->x_quant, count);
+        load_inputs(f, x, type, r->x + at, s->x, &m->x_quant, count);
         if (centred)
             BNORM_EACH x[q] = vec_sub(x[q], BNORM_P(center));
     }
     if (forward) {
         BNORM_EACH v[q] = vec_fma(x[q], BNORM_P(scale), BNORM_P(shift));
         if (BNORM_UNLIKELY(m->pre == BNORM_PRE_RESIDUAL)) {
-            load_vectors(g, type, r->argument + at, &m->argument_quant, count);
+            load_inputs(f, g, type, r->argument + at, s->argument, &m->argument_quant, count);
             BNORM_EACH v[q] = vec_add(v[q], g[q]);
         }
         if (any && m->bits)
@@ -347,23 +371,22 @@ BNORM_INLINE void compute(const struct form f, const struct mapping *m, const st
         (f.kind == BNORM_ANY ? (int)m->act.kind : f.kind) != BNORM_ACT_IDENTITY;
     if (has_argument) {
         if (m->pre == BNORM_PRE_Y) {
-            load_vectors(v, type, r->argument + at, &m->x_quant, count);
+            load_inputs(f, v, type, r->argument + at, s->argument, &m->x_quant, count);
         } else if (any && m->pre == BNORM_PRE_MASK) {
             const uint64_t word = read_bits(m->bits, r->bit + e, count * VEC_F);
             BNORM_EACH v[q] = vec_if_bits((unsigned)(word >> (q * VEC_F)), vec_set1(1));
         } else {
             BNORM_EACH v[q] = vec_fma(x[q], BNORM_P(scale), BNORM_P(shift));
             if (m->pre == BNORM_PRE_RESIDUAL) {
-                load_vectors(g, type, r->argument + at, &m->x_quant, count);
+                load_inputs(f, g, type, r->argument + at, s->argument, &m->x_quant, count);
                 BNORM_EACH v[q] = vec_add(v[q], g[q]);
             }
         }
     }
-    load_vectors(g, type, r->dy + at, &m->x_quant, count);
+    load_inputs(f, g, type, r->dy + at, s->dy, &m->x_quant, count);
     if (has_argument)
         gradient_vectors(f, &m->act, v, g, count);
-    if (has_dresidual(f, m))
-        BNORM_EACH to->dresidual[q] = vec_canonical(g[q]);
+    BNORM_EACH to->dresidual[q] = g[q];
     if (sloped) {
         BNORM_EACH g[q] = vec_fma(g[q], BNORM_P(scale), BNORM_P(offset));
         BNORM_EACH x[q] = vec_mul(x[q], BNORM_P(invstd));
@@ -371,7 +394,12 @@ BNORM_INLINE void compute(const struct form f, const struct mapping *m, const st
     } else {
         BNORM_EACH g[q] = vec_mul(g[q], BNORM_P(scale));
     }
-    BNORM_EACH to->out[q] = vec_canonical_result(g[q]);
+    BNORM_EACH to->out[q] = g[q];
+    if (any || !are_numbers(g, count)) { /* as dx is where dresidual is not */
+        BNORM_EACH to->out[q] = vec_canonical_result(g[q]);
+        if (has_dresidual(f, m))
+            BNORM_EACH to->dresidual[q] = vec_canonical(to->dresidual[q]);
+    }
 #undef BNORM_P
 }
 
@@ -386,18 +414,32 @@ BNORM_INLINE void store_results(const struct form f, const struct mapping *m, co
         store_vectors(r->dresidual + at, type, &m->out_quant, from->dresidual, count, streams);
 }
 
+/* The vectors of as many rows. */
+BNORM_INLINE void store_rows(const struct form f, const struct mapping *m, const struct run *r,
+                             const struct strides *s, size_t e, size_t count,
+                             const struct results *from) {
+    const size_t at = e * sizeof(float);
+    BNORM_EACH vec_store((float *)(void *)(r->out + at + q * s->out), from->out[q]);
+    if (has_dresidual(f, m))
+        BNORM_EACH vec_store((float *)(void *)(r->dresidual + at + q * s->dresidual),
+                             from->dresidual[q]);
+}
+
 /* ---------------------------------------------------------------------------------------------- */
 /* Runs */
 
-BNORM_INLINE void skip_row(const struct form f, struct run *r, const struct strides *s) {
-    r->x += s->x;
-    r->argument += s->argument;
-    r->out += s->out;
-    r->bit += s->bit;
+BNORM_INLINE void skip_rows(const struct form f, struct run *r, const struct strides *s, size_t n) {
+    r->x += n * s->x;
+    r->argument += n * s->argument;
+    r->out += n * s->out;
+    r->bit += n * s->bit;
     if (f.direction == BACKWARD) {
-        r->dy += s->dy;
-        r->dresidual += s->dresidual;
+        r->dy += n * s->dy;
+        r->dresidual += n * s->dresidual;
     }
+}
+BNORM_INLINE void skip_row(const struct form f, struct run *r, const struct strides *s) {
+    skip_rows(f, r, s, 1);
 }
 
 BNORM_INLINE void skip_elements(struct run *r, const struct form f, const struct mapping *m,
@@ -412,34 +454,33 @@ BNORM_INLINE void skip_elements(struct run *r, const struct form f, const struct
     r->bit += n;
 }
 
-/* The parameters of all vectors of a run, or of a group that is repeated: `each` of them, a power of
- * two, from number i on, over and over. */
+/* The parameters of all vectors of a run, `each` of them, a power of two, from number i on, over and
+ * over; together, those of a vector. */
 BNORM_INLINE void hold(const struct form f, const struct parameters *p, size_t i, size_t each,
                        struct held *h) {
-    const size_t count = f.source == HELD ? BNORM_VECTORS : 1;
 #define BNORM_HOLD(load)                                                                           \
     {                                                                                              \
-        BNORM_EACH h->center[q] = load(p->center);                                                 \
-        BNORM_EACH h->scale[q] = load(p->scale);                                                   \
-        BNORM_EACH h->shift[q] = load(p->shift);                                                   \
+        h->center = load(p->center);                                                               \
+        h->scale = load(p->scale);                                                                 \
+        h->shift = load(p->shift);                                                                 \
         if (f.direction == BACKWARD) {                                                             \
-            BNORM_EACH h->invstd[q] = load(p->invstd);                                             \
-            BNORM_EACH h->slope[q] = load(p->slope);                                               \
-            BNORM_EACH h->offset[q] = load(p->offset);                                             \
+            h->invstd = load(p->invstd);                                                           \
+            h->slope = load(p->slope);                                                             \
+            h->offset = load(p->offset);                                                           \
         }                                                                                          \
     }
 #define BNORM_ONE_OF(array)  vec_set1((array)[i])
 #define BNORM_SOME_OF(array) vec_repeat((array) + i, each)
-#define BNORM_MANY_OF(array) vec_load((array) + i + (q * VEC_F & (each - 1)))
-    if (f.source == SPREAD && each == 1)
+#define BNORM_ALL_OF(array)  vec_keep(vec_load((array) + i))
+    if (f.source == TOGETHER)
+        BNORM_HOLD(BNORM_ALL_OF)
+    else if (each == 1)
         BNORM_HOLD(BNORM_ONE_OF)
-    else if (f.source == SPREAD || each < VEC_F)
-        BNORM_HOLD(BNORM_SOME_OF)
     else
-        BNORM_HOLD(BNORM_MANY_OF)
+        BNORM_HOLD(BNORM_SOME_OF)
 #undef BNORM_ONE_OF
 #undef BNORM_SOME_OF
-#undef BNORM_MANY_OF
+#undef BNORM_ALL_OF
 #undef BNORM_HOLD
 }
 
@@ -522,12 +563,12 @@ BNORM_INLINE void map_runs(const struct form f, const struct mapping *given,
         if (tail && any)
             kept = keep_inputs(f, m, r, len - VEC_F, &inputs);
         else if (tail)
-            compute(f, m, &r, &h, BNORM_INDEX(len - VEC_F), len - VEC_F, 1, &last);
+            compute(f, m, &r, &strides, &h, BNORM_INDEX(len - VEC_F), len - VEC_F, 1, &last);
         for (; e < grouped; e += BNORM_GROUP_F) {
             struct results results = {.bits = 0};
             if (BNORM_UNLIKELY(hints))
                 prefetch_group(f, m, &r, e, hints);
-            compute(f, m, &r, &h, i, e, BNORM_VECTORS, &results);
+            compute(f, m, &r, &strides, &h, i, e, BNORM_VECTORS, &results);
             store_results(f, m, &r, e, BNORM_VECTORS, &results, (hints & BNORM_STREAM) != 0);
             if (writes_bits)
                 put_bits(&w, results.bits, BNORM_GROUP_F);
@@ -540,7 +581,8 @@ BNORM_INLINE void map_runs(const struct form f, const struct mapping *given,
             struct results results = {.bits = 0};
             const size_t again = any && e >= whole ? VEC_F - tail : 0;
             e -= again;
-            compute(f, m, again ? &kept : &r, &h, BNORM_INDEX(e), again ? 0 : e, 1, &results);
+            compute(f, m, again ? &kept : &r, &strides, &h, BNORM_INDEX(e), again ? 0 : e, 1,
+                    &results);
             store_results(f, m, &r, e, 1, &results, 0);
             if (writes_bits)
                 put_bits(&w, results.bits >> again, VEC_F - again);
@@ -553,18 +595,31 @@ BNORM_INLINE void map_runs(const struct form f, const struct mapping *given,
 #undef BNORM_INDEX
 }
 
-/* The elements of a group in each row. */
-BNORM_INLINE void map_held(const struct form f, const struct mapping *given,
-                           const struct block *block) {
+/* Rows of floats that pass together: each vector of parameters is loaded once for all of them. Of
+ * rows that end within a vector the last one is computed first and stored last, as in map_runs. */
+BNORM_INLINE void map_together(const struct form f, const struct mapping *given,
+                               const struct block *block) {
     const struct mapping mine = *given, *const m = &mine;
     const struct strides strides = block->strides;
+    const size_t len = block->lanes, tail = len % VEC_F, whole = len - tail;
+    const size_t count = BNORM_TOGETHER(f.direction);
     struct run r = block->run;
-    struct held h;
-    hold(f, &m->p, 0, block->each, &h);
-    for (size_t rows = block->rows; rows > 0; rows--, skip_row(f, &r, &strides)) {
-        struct results results = {.bits = 0};
-        compute(f, m, &r, &h, 0, 0, BNORM_VECTORS, &results);
-        store_results(f, m, &r, 0, BNORM_VECTORS, &results, 0);
+    for (size_t rows = block->rows; rows > 0; rows -= count) {
+        struct results last = {.bits = 0};
+        struct held h;
+        if (tail) {
+            hold(f, &m->p, len - VEC_F, VEC_F, &h);
+            compute(f, m, &r, &strides, &h, 0, len - VEC_F, count, &last);
+        }
+        for (size_t e = 0; e < whole; e += VEC_F) {
+            struct results results = {.bits = 0};
+            hold(f, &m->p, e, VEC_F, &h);
+            compute(f, m, &r, &strides, &h, 0, e, count, &results);
+            store_rows(f, m, &r, &strides, e, count, &results);
+        }
+        if (tail)
+            store_rows(f, m, &r, &strides, len - VEC_F, count, &last);
+        skip_rows(f, &r, &strides, count);
     }
 }
 
@@ -575,41 +630,47 @@ static const struct form all_forms = {BACKWARD, LOADED, BNORM_ANY, BNORM_ANY, 0}
     static void name(const struct mapping *m, const struct block *b) {                             \
         map((struct form){direction, source, type, kind, sloped}, m, b);                           \
     }
-/* Those of one type and kind: of planes and of rows. */
-#define BNORM_FORMS(name, direction, type, kind, sloped)                                           \
-    BNORM_FORM(name##_planes, map_runs, direction, SPREAD, type, kind, sloped)                     \
-    BNORM_FORM(name##_rows, map_runs, direction, LOADED, type, kind, sloped)
-BNORM_FORMS(forward_identity, FORWARD, BNORM_F32, BNORM_ACT_IDENTITY, 0)
-BNORM_FORMS(forward_relu, FORWARD, BNORM_F32, BNORM_ACT_RELU, 0)
-BNORM_FORMS(forward_clamp, FORWARD, BNORM_F32, BNORM_ACT_CLAMP, 0)
-BNORM_FORM(forward_held, map_held, FORWARD, HELD, BNORM_F32, BNORM_ANY, 0)
-BNORM_FORMS(forward_bf16, FORWARD, BNORM_BF16, BNORM_ANY, 0)
-BNORM_FORMS(forward_f16, FORWARD, BNORM_F16, BNORM_ANY, 0)
-BNORM_FORMS(forward_any, FORWARD, BNORM_ANY, BNORM_ANY, 0)
-BNORM_FORMS(backward_identity, BACKWARD, BNORM_F32, BNORM_ACT_IDENTITY, 1)
-BNORM_FORMS(backward_relu, BACKWARD, BNORM_F32, BNORM_ACT_RELU, 1)
-BNORM_FORMS(backward_frozen, BACKWARD, BNORM_F32, BNORM_ANY, 0)
-BNORM_FORMS(backward_bf16, BACKWARD, BNORM_BF16, BNORM_ANY, 1)
-BNORM_FORMS(backward_f16, BACKWARD, BNORM_F16, BNORM_ANY, 1)
-BNORM_FORM(backward_any_rows, map_runs, BACKWARD, LOADED, BNORM_ANY, BNORM_ANY, 0)
+/* Those of floats with one activation: of planes, and of rows together. */
+#define BNORM_FLOAT_FORMS(name, direction, kind)                                                   \
+    BNORM_FORM(name##_planes, map_runs, direction, SPREAD, BNORM_F32, kind, 1)                     \
+    BNORM_FORM(name##_together, map_together, direction, TOGETHER, BNORM_F32, kind, 1)
+/* Those of one type: of planes and of rows. */
+#define BNORM_FORMS(name, direction, type)                                                         \
+    BNORM_FORM(name##_planes, map_runs, direction, SPREAD, type, BNORM_ANY, 1)                     \
+    BNORM_FORM(name##_rows, map_runs, direction, LOADED, type, BNORM_ANY, 1)
+BNORM_FLOAT_FORMS(forward_identity, FORWARD, BNORM_ACT_IDENTITY)
+BNORM_FORM(forward_relu_planes, map_runs, FORWARD, SPREAD, BNORM_F32, BNORM_ACT_RELU, 0)
+BNORM_FORM(forward_clamp_planes, map_runs, FORWARD, SPREAD, BNORM_F32, BNORM_ACT_CLAMP, 0)
+BNORM_FORM(forward_f32_together, map_together, FORWARD, TOGETHER, BNORM_F32, BNORM_ANY, 0)
+BNORM_FORM(forward_f32_rows, map_runs, FORWARD, LOADED, BNORM_F32, BNORM_ANY, 0)
+BNORM_FORMS(forward_bf16, FORWARD, BNORM_BF16)
+BNORM_FORMS(forward_f16, FORWARD, BNORM_F16)
+BNORM_FORMS(forward_any, FORWARD, BNORM_ANY)
+BNORM_FLOAT_FORMS(backward_identity, BACKWARD, BNORM_ACT_IDENTITY)
+BNORM_FLOAT_FORMS(backward_relu, BACKWARD, BNORM_ACT_RELU)
+BNORM_FORM(backward_f32_rows, map_runs, BACKWARD, LOADED, BNORM_F32, BNORM_ANY, BNORM_ANY)
+BNORM_FORM(backward_frozen_planes, map_runs, BACKWARD, SPREAD, BNORM_F32, BNORM_ANY, 0)
+BNORM_FORMS(backward_bf16, BACKWARD, BNORM_BF16)
+BNORM_FORMS(backward_f16, BACKWARD, BNORM_F16)
+BNORM_FORM(backward_any_rows, map_runs, BACKWARD, LOADED, BNORM_ANY, BNORM_ANY, BNORM_ANY)
 
 struct functions {
-    map_function *planes, *rows, *held;
+    map_function *planes, *rows, *together;
 };
 /* Of floats by kind of activation, in backward without slope instead of clamp; of BF16, of F16, of
  * others. */
 #define BNORM_OTHERS 5
 static const struct functions forward_functions[BNORM_OTHERS + 1] = {
-    {forward_identity_planes, forward_identity_rows, forward_held},
-    {forward_relu_planes, forward_relu_rows, forward_held},
-    {forward_clamp_planes, forward_clamp_rows, forward_held},
+    {forward_identity_planes, forward_f32_rows, forward_identity_together},
+    {forward_relu_planes, forward_f32_rows, forward_f32_together},
+    {forward_clamp_planes, forward_f32_rows, forward_f32_together},
     {forward_bf16_planes, forward_bf16_rows, NULL},
     {forward_f16_planes, forward_f16_rows, NULL},
     {forward_any_planes, forward_any_rows, NULL}};
 static const struct functions backward_functions[BNORM_OTHERS + 1] = {
-    {backward_identity_planes, backward_identity_rows, NULL},
-    {backward_relu_planes, backward_relu_rows, NULL},
-    {backward_frozen_planes, backward_frozen_rows, NULL},
+    {backward_identity_planes, backward_f32_rows, backward_identity_together},
+    {backward_relu_planes, backward_f32_rows, backward_relu_together},
+    {backward_frozen_planes, backward_f32_rows, NULL},
     {backward_bf16_planes, backward_bf16_rows, NULL},
     {backward_f16_planes, backward_f16_rows, NULL},
     {NULL, backward_any_rows, NULL}};
@@ -795,16 +856,24 @@ BNORM_RARE void repeat_parameters(struct mapping *m, size_t lanes, size_t end, f
         m->p.center = m->p.scale;
 }
 
+/* How many channels, in whole vectors, rows that follow one another get by being joined; 0 where
+ * their parameters do not fit into `room`. */
+BNORM_INLINE size_t joined_lanes(const struct mapping *m, const struct block *b, size_t least) {
+    size_t lanes = b->lanes;
+    while (lanes % VEC_F || lanes < least)
+        lanes *= 2;
+    return lanes <= room_of(m) - BNORM_GROUP_F ? lanes : 0;
+}
+
 /* Rows that follow one another become one run. The parameters are written one behind the other in
  * `room`, but where groups are whole in each row. */
 BNORM_RARE void join_rows(struct mapping *m, struct block *b, float *room) {
-    const size_t total = b->rows * b->lanes, most = room_of(m) - BNORM_GROUP_F;
+    const size_t total = b->rows * b->lanes;
     size_t period = b->lanes;
     b->exact = b->lanes >= BNORM_LONG_ROW && b->lanes % BNORM_GROUP_F == 0;
     if (!b->exact) {
-        while (period % VEC_F)
-            period *= 2;
-        if (period > most || (b->lanes >= VEC_F && total < 4 * period))
+        period = joined_lanes(m, b, VEC_F);
+        if (!period || (b->lanes >= VEC_F && total < 4 * period))
             return;
         repeat_parameters(m, b->lanes, period + BNORM_GROUP_F, room);
     }
@@ -814,54 +883,48 @@ BNORM_RARE void join_rows(struct mapping *m, struct block *b, float *room) {
     b->step = BNORM_GROUP_F % period;
 }
 
-/* A strip of channels after the other, whose parameters are held while all rows pass. */
-BNORM_RARE void map_strips(struct mapping *m, const struct block *b) {
-    struct block strip = *b;
-    strip.each = BNORM_GROUP_F;
-    for (size_t e = 0; e < b->lanes; e += BNORM_GROUP_F) {
-        m->held(m, &strip);
-        m->p.center += BNORM_GROUP_F;
-        m->p.scale += BNORM_GROUP_F;
-        m->p.shift += BNORM_GROUP_F;
-        skip_elements(&strip.run, all_forms, m, BNORM_GROUP_F);
+/* As many rows as can pass together; short ones and such as end within a vector are joined first, if
+ * they follow one another. Leaves the others, which are one run where they were joined, of nothing or
+ * at least a vector. Changes b, not a copy, which compilers would make by a slow instruction. */
+BNORM_COLD void map_rows_together(struct mapping *m, struct block *b, float *room) {
+    const size_t count = BNORM_TOGETHER(m->direction), given = b->lanes, total = b->rows * given;
+    size_t least = BNORM_FEW_LANES, joined = 0;
+    while (least > VEC_F && total < 8 * count * least)
+        least /= 2;
+    if (b->dense && (given % VEC_F || given < least))
+        joined = joined_lanes(m, b, least);
+    const size_t lanes = joined ? joined : given, left = total % (count * lanes),
+                 times = total / (count * lanes), too_few = left > 0 && left < VEC_F,
+                 rows = (times - (times && too_few)) * count;
+    if (!rows || lanes < VEC_F)
+        return;
+    const size_t others = b->rows - rows;
+    if (joined) {
+        const size_t stride = joined * sizeof(float);
+        repeat_parameters(m, given, joined + BNORM_GROUP_F, room);
+        b->strides = (struct strides){stride, stride, stride, stride, stride, 0};
     }
-}
-
-/* Groups that have whole rows. Leaves nothing, or at least a vector, of what follows them, as one
- * row. Changes b, not a copy, which compilers would make by a slow instruction. */
-BNORM_COLD void map_whole_rows(struct mapping *m, struct block *b, float *room) {
-    const size_t lanes = b->lanes, each = b->each, total = b->rows * lanes,
-                 times = BNORM_GROUP_F / lanes, left = total % BNORM_GROUP_F ? VEC_F : 0;
-    b->rows = (total - left) / BNORM_GROUP_F;
-    b->each = lanes;
-    b->strides.x *= times;
-    b->strides.argument *= times;
-    b->strides.out *= times;
-    m->held(m, b);
-    b->each = each;
-    b->lanes = total - b->rows * BNORM_GROUP_F;
-    skip_elements(&b->run, all_forms, m, total - b->lanes);
-    if (left)
-        repeat_parameters(m, lanes, 2 * BNORM_GROUP_F, room);
-    b->rows = 1;
-    b->period = BNORM_GROUP_F;
-    b->step = 0;
+    b->rows = rows;
+    b->lanes = lanes;
+    m->together(m, b);
+    skip_rows(all_forms, &b->run, &b->strides, rows);
+    if (joined) {
+        b->rows = 1;
+        b->lanes = total - rows * joined;
+        b->period = joined;
+        b->step = BNORM_GROUP_F % joined;
+    } else {
+        b->rows = others;
+        b->lanes = others ? given : 0;
+    }
 }
 
 static void map_rows(struct mapping *m, struct block *b, float *room) {
     const struct parameters p = m->p;
-    const size_t total = b->rows * b->lanes;
-    if (m->held && b->lanes % BNORM_GROUP_F == 0 && b->rows >= 4 && m->strips) {
-        map_strips(m, b);
-        m->p = p;
-        return;
-    }
-    if (b->dense && b->rows > 1) {
-        if (m->held && m->hints == 0 && BNORM_GROUP_F % b->lanes == 0 && total >= 2 * BNORM_GROUP_F)
-            map_whole_rows(m, b, room);
-        else
-            join_rows(m, b, room);
-    }
+    if (m->together && m->hints == 0)
+        map_rows_together(m, b, room);
+    if (b->dense && b->rows > 1)
+        join_rows(m, b, room);
     if (b->lanes >= VEC_F)
         map_form(m->loaded, m, b);
     else if (b->lanes > 0)
@@ -985,7 +1048,6 @@ BNORM_INLINE void begin_mapping(struct mapping *m, const bnorm_map_args *a,
     m->has_dresidual = backward && a->dresidual.data;
     m->hints = a->hints & (BNORM_PREFETCH_IN | BNORM_PREFETCH_OUT | BNORM_STREAM);
     m->ahead = a->ahead ? a->ahead : BNORM_AHEAD;
-    m->strips = (a->hints & BNORM_STRIPS) != 0;
     m->in_place = 0;
     const void *const outs[2] = {a->out.data, a->dresidual.data};
     for (size_t k = 0; k < 2; k++)
@@ -1016,7 +1078,7 @@ BNORM_INLINE void begin_mapping(struct mapping *m, const bnorm_map_args *a,
     const struct functions *const functions = functions_of(m, all);
     m->spread = functions->planes;
     m->loaded = functions->rows;
-    m->held = functions->held;
+    m->together = functions->together;
 }
 
 /* Axes of a tensor. */

@@ -117,7 +117,7 @@ BNORM_INLINE struct sum_parameters sum_parameters_at(const struct sum_form f,
     struct sum_parameters p;
     const int reads_all = f.g == BNORM_PRE_X || f.g == BNORM_PRE_RESIDUAL;
     p.pivot = p.center = p.scale = p.shift = p.low = p.high = vec_set1(0);
-    p.one = vec_one();
+    p.one = vec_keep(vec_set1(1));
     if (f.g > BNORM_PRE_NONE && f.g != BNORM_PRE_MASK)
         set_limits(&s->a->act, &p);
 #define BNORM_PARAMETERS(load)                                                                     \

@@ -75,8 +75,8 @@ static inline vec_f vec_add(vec_f a, vec_f b) {
 static inline vec_f vec_sub(vec_f a, vec_f b) {
     return vsubq_f32(a, b);
 }
-static inline vec_f vec_one(void) {
-    return vec_set1(1);
+static inline vec_f vec_keep(vec_f v) {
+    return v;
 }
 static inline vec_f vec_sub_times(vec_f a, vec_f one, vec_f b) {
     (void)one;
@@ -104,6 +104,10 @@ static inline vec_f vec_zero_from(vec_f v, vec_f limit, vec_f x) {
 }
 static inline vec_f vec_zero_unless_gt(vec_f a, vec_f b, vec_f v) {
     return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(v), vcgtq_f32(a, b)));
+}
+static inline int vec_are_numbers(const vec_f *v, size_t n) {
+    (void)v, (void)n;
+    return 0;
 }
 static inline vec_f vec_relu(vec_f v) {
     return vec_canonical_result(vmaxq_f32(v, vdupq_n_f32(0)));
