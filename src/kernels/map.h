@@ -386,7 +386,8 @@ BNORM_INLINE void compute(const struct form f, const struct mapping *m, const st
     load_inputs(f, g, type, r->dy + at, s->dy, &m->x_quant, count);
     if (has_argument)
         gradient_vectors(f, &m->act, v, g, count);
-    BNORM_EACH to->dresidual[q] = g[q];
+    if (has_dresidual(f, m))
+        BNORM_EACH to->dresidual[q] = vec_canonical(g[q]);
     if (sloped) {
         BNORM_EACH g[q] = vec_fma(g[q], BNORM_P(scale), BNORM_P(offset));
         BNORM_EACH x[q] = vec_mul(x[q], BNORM_P(invstd));
@@ -395,11 +396,8 @@ BNORM_INLINE void compute(const struct form f, const struct mapping *m, const st
         BNORM_EACH g[q] = vec_mul(g[q], BNORM_P(scale));
     }
     BNORM_EACH to->out[q] = g[q];
-    if (any || !are_numbers(g, count)) { /* as dx is where dresidual is not */
+    if (any || !are_numbers(g, count))
         BNORM_EACH to->out[q] = vec_canonical_result(g[q]);
-        if (has_dresidual(f, m))
-            BNORM_EACH to->dresidual[q] = vec_canonical(to->dresidual[q]);
-    }
 #undef BNORM_P
 }
 
