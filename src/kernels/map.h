@@ -731,7 +731,7 @@ static void map_form(map_function *form, const struct mapping *m, struct block *
     const size_t least = form == m->spread ? 4 * BNORM_LONG_RUN : BNORM_LONG_RUN;
     const int streams = (m->hints & BNORM_STREAM) != 0,
               splits = !b->exact && !m->in_place && !m->writes_bits;
-    b->hints = b->lanes * m->out_size > BNORM_PART || streams ? m->hints : 0;
+    b->hints = b->dense || b->lanes * m->out_size > BNORM_PART || streams ? m->hints : 0;
     if (b->lanes < BNORM_LONG_RUN)
         b->hints &= ~(unsigned)BNORM_STREAM;
     if (b->lanes < (streams ? BNORM_LONG_RUN : least) || begins_lines(m, b)) {
@@ -1082,7 +1082,7 @@ BNORM_INLINE void begin_mapping(struct mapping *m, const bnorm_map_args *a,
 /* Axes of a tensor. */
 enum axis { IMAGES, GROUPS, ROWS };
 
-/* Element 0 of a group, and runs of `lanes` that follow one another along an axis. */
+/* Element 0 of a group, and runs that follow one another along an axis: rows, or whole groups. */
 static void begin_block(struct block *b, const struct mapping *m, const bnorm_map_args *a,
                         enum axis axis, size_t image, size_t group) {
 #define BNORM_STRIDE(t)                                                                            \
@@ -1094,9 +1094,9 @@ static void begin_block(struct block *b, const struct mapping *m, const bnorm_ma
         b->run.t =                                                                                 \
             (char *)a->t.data + (image * a->t.image_stride + group * a->t.group_stride) * (size);  \
         b->strides.t = stride * (size);                                                            \
-        b->dense &= stride == a->lanes;                                                            \
+        b->dense &= stride == b->lanes;                                                            \
     }
-    b->lanes = a->lanes;
+    b->lanes = axis == GROUPS ? a->rows * a->lanes : a->lanes;
     b->rows = axis == IMAGES ? a->images : axis == GROUPS ? a->groups : a->rows;
     b->dense = 1;
     BNORM_TENSOR(x, 1, m->size)
@@ -1153,7 +1153,6 @@ static void map_all_rows(const bnorm_map_args *a, enum direction direction,
     if (are_short_rows(&m, a)) {
         for (size_t image = 0; image < a->images; image++) {
             begin_block(&b, &m, a, GROUPS, image, 0);
-            b.lanes = a->rows * a->lanes;
             b.each = a->lanes;
             map_form(m.spread, &m, &b);
         }
