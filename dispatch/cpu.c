@@ -69,11 +69,14 @@ static unsigned limit(uint64_t bytes) {
  * next call comes to read it, so that outputs are streamed past the caches: of two calls that take
  * turns in writing what the other reads, NHWC, inference gained 1.04 at the size of the L3 and 1.25
  * from 1.5 times of it on, training lost 1.08 and gained 1.15; at 0.7 of it both lost 1.1 to 1.3.
- * Its core reads from the L3 so fast that few pages of many images at a time cost more than the L2
+ * A core of Zen 1 gets less from its L3: at three quarters of it inference in turn gained 1.05 to 1.17
+ * and just below its size 1.3 to 1.5, a call alone 1.07 to 1.57, training 1.11.
+ * A core of Zen 3 reads from the L3 so fast that few pages of many images at a time cost more than the L2
  * brings: backward of 32x64x28x28 took 1.23 times as long with waves that stay in the L2. An eighth
  * of the L3 leaves each of its 8 cores its share. */
-static bnorm_limits limits_of_zen(uint64_t l2, uint64_t l3) {
-    const bnorm_limits limits = {limit(l3 / 2), limit(l3 / 2), (unsigned)(l3 / MIB),
+static bnorm_limits limits_of_zen(int first, uint64_t l2, uint64_t l3) {
+    const uint64_t stream = first ? l3 / 4 * 3 : l3;
+    const bnorm_limits limits = {limit(l3 / 2), limit(l3 / 2), (unsigned)(stream / MIB),
                                  (unsigned)(l2 / KIB),
                                  between(BNORM_LEAST_WAVE, l3 / 8 / KIB, UINT16_MAX)};
     return limits;
@@ -116,7 +119,7 @@ bnorm_limits bnorm_limits_x86(bnorm_cpuid *ask) {
     if (first[EBX] == 0x68747541u && first[EDX] == 0x69746e65u && first[ECX] == 0x444d4163u &&
         extended[EAX] >= 0x8000001du && family >= 0x17) {
         find_caches(ask, 0x8000001du, &l2, &l3);
-        return l3 ? limits_of_zen(l2, l3) : usual;
+        return l3 ? limits_of_zen(family == 0x17 && model < 0x30, l2, l3) : usual;
     }
     return usual;
 }

@@ -152,8 +152,8 @@ static const struct {
     {"Zen 3", {ON_AMD(ZEN3, {L2(512 * K)}, {L3(32 * M)})}, {16, 16, 32, 512, 4096}},
     {"Zen 3 with more L3", {ON_AMD(ZEN3, {L2(512 * K)}, {L3(96 * M)})}, {48, 48, 96, 512, 12288}},
     {"Zen 4", {ON_AMD(ZEN4, {L2(M)}, {L3(32 * M)})}, {16, 16, 32, 1024, 4096}},
-    {"the least L3", {ON_AMD(ZEN1, {L2(512 * K)}, {L3(2 * M)})}, {2, 2, 2, 512, 512}},
-    {"Zen 1", {ON_AMD(ZEN1, {L2(512 * K)}, {L3(8 * M)})}, {4, 4, 8, 512, 1024}},
+    {"the least L3", {ON_AMD(ZEN1, {L2(512 * K)}, {L3(2 * M)})}, {2, 2, 1, 512, 512}},
+    {"Zen 1", {ON_AMD(ZEN1, {L2(512 * K)}, {L3(8 * M)})}, {4, 4, 6, 512, 1024}},
     /* 35.75 and 105 MiB of L3, of 11 and 15 ways, as they answer. */
     {"Cascade Lake",
      {ON_INTEL(CASCADE_LAKE, {L2(M)}, {0x1c03c163, 0x0280003f, 0xcfff, 4})},

@@ -345,11 +345,11 @@ BNORM_INLINE void compute(const struct form f, const struct mapping *m, const st
                           size_t count, struct results *to) {
     vec_f x[BNORM_VECTORS] = {0}, v[BNORM_VECTORS] = {0}, g[BNORM_VECTORS] = {0};
     const int any = f.type == BNORM_ANY, forward = f.direction == FORWARD;
-    const int sloped = f.sloped == BNORM_ANY ? m->sloped : f.sloped, centred = any || forward ? m->centred : 1;
+    const int sloped = f.sloped == BNORM_ANY ? m->sloped : f.sloped,
+              centred = any || forward ? m->centred : 1;
     const bnorm_dtype type = type_of(f, m->type);
     const size_t at = e * (any ? m->size : size_of(type));
-#define BNORM_P(name)                                                                              \
-    (f.source == LOADED ? vec_load(m->p.name + i + q * VEC_F) : h->name)
+#define BNORM_P(name) (f.source == LOADED ? vec_load(m->p.name + i + q * VEC_F) : h->name)
     if (forward || sloped || m->reads_x) {
         load_inputs(f, x, type, r->x + at, s->x, &m->x_quant, count);
         if (centred)
