@@ -6,15 +6,17 @@
  * asked for once a group. Where a run ends within a vector, the last vector begins so much earlier
  * that it is whole.
  *
- * There is one loop, map_runs, of which a form is an instance. It has three parameters:
+ * There are two loops, of which a form is an instance: map_runs, and map_together for rows of floats
+ * in a cache, of which several pass at once, so that their parameters are loaded once. A form has
+ * five parameters:
  *   direction   FORWARD, BACKWARD
  *   source      of a vector's parameters: SPREAD, the same for all vectors of a run (planes, and
- *               blocks of channels that fit into a vector);
- *               LOADED, from arrays; TOGETHER, from arrays once for vectors below one another, of
- *               rows that pass together
- *   sloped      whether dx has the terms of batch statistics; BNORM_ANY: is asked for
- *   type        of all tensors, without a mask, with IDENTITY, RELU or CLAMP in forward and with
- *               RELU or no activation in backward; BNORM_ANY: everything else */
+ *               blocks of channels that fit into a vector); LOADED, from arrays; TOGETHER, from
+ *               arrays for the vectors of several rows
+ *   type        of all tensors, without a mask; BNORM_ANY: is asked for
+ *   kind        of activation; BNORM_ANY: is asked for, of IDENTITY, RELU and CLAMP in forward and
+ *               IDENTITY and RELU in backward, but of all where types are asked for, too
+ *   sloped      whether dx has the terms of batch statistics; BNORM_ANY: is asked for */
 
 /* Vectors of a group: their latencies overlap, also where a compiler must assume that a store
  * changes what a later load reads. */
@@ -36,10 +38,9 @@
 #define BNORM_SMALL_PLANE  ((size_t)2 * VEC_F)
 #define BNORM_SMALL_PLANES ((size_t)4 * VEC_F)
 #define BNORM_SMALL_ANY    ((size_t)128)
-/* Rows that pass together, as many as leave room for their parameters in registers; of so many
- * channels at least, where rows can be joined. */
-#define BNORM_TOGETHER(direction) ((size_t)((direction) == FORWARD ? 4 : 4))
-#define BNORM_FEW_LANES           ((size_t)8 * VEC_F)
+/* Rows that pass together, BNORM_VECTORS of them, have so many channels at least, where they can be
+ * joined. */
+#define BNORM_FEW_LANES ((size_t)8 * VEC_F)
 
 enum direction { FORWARD, BACKWARD };
 enum source { SPREAD, TOGETHER, LOADED };
@@ -600,7 +601,7 @@ BNORM_INLINE void map_together(const struct form f, const struct mapping *given,
     const struct mapping mine = *given, *const m = &mine;
     const struct strides strides = block->strides;
     const size_t len = block->lanes, tail = len % VEC_F, whole = len - tail;
-    const size_t count = BNORM_TOGETHER(f.direction);
+    const size_t count = BNORM_VECTORS;
     struct run r = block->run;
     for (size_t rows = block->rows; rows > 0; rows -= count) {
         struct results last = {.bits = 0};
@@ -882,18 +883,16 @@ BNORM_RARE void join_rows(struct mapping *m, struct block *b, float *room) {
 }
 
 /* As many rows as can pass together; short ones and such as end within a vector are joined first, if
- * they follow one another. Leaves the others, which are one run where they were joined, of nothing or
- * at least a vector. Changes b, not a copy, which compilers would make by a slow instruction. */
+ * they follow one another. Leaves the others, which are one run where they were joined. Changes b,
+ * not a copy, which compilers would make by a slow instruction. */
 BNORM_COLD void map_rows_together(struct mapping *m, struct block *b, float *room) {
-    const size_t count = BNORM_TOGETHER(m->direction), given = b->lanes, total = b->rows * given;
+    const size_t count = BNORM_VECTORS, given = b->lanes, total = b->rows * given;
     size_t least = BNORM_FEW_LANES, joined = 0;
     while (least > VEC_F && total < 8 * count * least)
         least /= 2;
     if (b->dense && (given % VEC_F || given < least))
         joined = joined_lanes(m, b, least);
-    const size_t lanes = joined ? joined : given, left = total % (count * lanes),
-                 times = total / (count * lanes), too_few = left > 0 && left < VEC_F,
-                 rows = (times - (times && too_few)) * count;
+    const size_t lanes = joined ? joined : given, rows = total / lanes / count * count;
     if (!rows || lanes < VEC_F)
         return;
     const size_t others = b->rows - rows;
