@@ -305,12 +305,16 @@ static inline void vec_load_fours(const float *p, vec_f v[4]) {
     v[2] = _mm256_unpacklo_ps(c, d);
     v[3] = _mm256_unpackhi_ps(c, d);
 }
-/* double -> float, rounded: VEC_D floats to memory. */
+/* double -> float, rounded and canonical: VEC_D floats to memory. */
+static inline __m128 vec_narrow(vec_d v) {
+    const __m128 floats = _mm256_cvtpd_ps(v);
+    return _mm_or_ps(floats, _mm_cmp_ps(floats, floats, _CMP_UNORD_Q));
+}
 static inline void vec_narrow_store(float *p, vec_d v) {
-    _mm_storeu_ps(p, _mm256_cvtpd_ps(v));
+    _mm_storeu_ps(p, vec_narrow(v));
 }
 static inline void vec_narrow_store_n(float *p, vec_d v, size_t n) {
-    _mm_maskstore_ps(p, vec_mask_half(n), _mm256_cvtpd_ps(v));
+    _mm_maskstore_ps(p, vec_mask_half(n), vec_narrow(v));
 }
 /* Rounded to floats, and back. */
 static inline vec_d vec_round_d(vec_d v) {

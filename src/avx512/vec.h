@@ -301,10 +301,10 @@ static inline void vec_load_fours(const float *p, vec_f v[4]) {
 }
 /* double -> float, rounded: VEC_D floats to memory. */
 static inline void vec_narrow_store(float *p, vec_d v) {
-    _mm256_storeu_ps(p, _mm512_cvtpd_ps(v));
+    _mm256_storeu_ps(p, _mm512_cvtpd_ps(vec_canonical_d(v)));
 }
 static inline void vec_narrow_store_n(float *p, vec_d v, size_t n) {
-    _mm256_mask_storeu_ps(p, vec_mask_d(n), _mm512_cvtpd_ps(v));
+    _mm256_mask_storeu_ps(p, vec_mask_d(n), _mm512_cvtpd_ps(vec_canonical_d(v)));
 }
 /* Rounded to floats, and back. */
 static inline vec_d vec_round_d(vec_d v) {

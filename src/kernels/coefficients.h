@@ -8,13 +8,13 @@
  * results. */
 #define BNORM_SIDE 4
 
-/* Rounded to floats, n of them. */
+/* Rounded to floats, n of them, canonical. What is rounded for other uses, too, is given unrounded:
+ * one conversion then serves both. */
 BNORM_INLINE void narrow_lanes(float *p, vec_d v, size_t n) {
-    const vec_d canonical = vec_canonical_d(v);
     if (n == VEC_D)
-        vec_narrow_store(p, canonical);
+        vec_narrow_store(p, v);
     else
-        vec_narrow_store_n(p, canonical, n);
+        vec_narrow_store_n(p, v, n);
 }
 
 /* A parameter, or its default where the array is absent. */
@@ -185,10 +185,10 @@ static void merge_pair(const bnorm_pair_args *a, size_t c) {
 /* scale = gamma*invstd and shift = beta - mean_lo*scale; a product of two floats is exact. */
 BNORM_INLINE void scale_and_shift(vec_d gamma, vec_d beta, vec_d mean_lo, vec_d invstd,
                                   float *scale, float *shift, size_t n) {
-    const vec_d rounded = vec_round_d(vec_mul_d(gamma, invstd));
+    const vec_d product = vec_mul_d(gamma, invstd);
     const vec_d minus_low = vec_mul_d(vec_set1_d(-1), mean_lo);
-    narrow_lanes(scale, rounded, n);
-    narrow_lanes(shift, plus_product(minus_low, rounded, beta), n);
+    narrow_lanes(scale, product, n);
+    narrow_lanes(shift, plus_product(minus_low, vec_round_d(product), beta), n);
 }
 
 /* old + rate*(batch - old) */
@@ -240,17 +240,17 @@ BNORM_INLINE void coefficient_lanes(const bnorm_coefficient_args *a, size_t i, s
     const vec_d variance = vec_div_d(m2, count);
 
     if (a->scale) {
-        const vec_d high = vec_round_d(mean), low = vec_round_d(vec_sub_d(mean, high));
+        const vec_d low = vec_sub_d(mean, vec_round_d(mean));
         const vec_d one = vec_set1_d(1);
         const vec_d spread = or_one(vec_add_d(variance, vec_set1_d(a->eps)), n);
         /* 0/1 where the root is 0 */
         const vec_d root = vec_if_eq_d(spread, zero, one, vec_sqrt_d(spread));
-        const vec_d invstd = vec_round_d(vec_div_d(vec_if_eq_d(spread, zero, zero, one), root));
-        narrow_lanes(a->center + i, high, n);
-        scale_and_shift(parameter_d(a->gamma, i, n, 1), parameter_d(a->beta, i, n, 0), low, invstd,
-                        a->scale + i, a->shift + i, n);
+        const vec_d invstd = vec_div_d(vec_if_eq_d(spread, zero, zero, one), root);
+        narrow_lanes(a->center + i, mean, n);
+        scale_and_shift(parameter_d(a->gamma, i, n, 1), parameter_d(a->beta, i, n, 0),
+                        vec_round_d(low), vec_round_d(invstd), a->scale + i, a->shift + i, n);
         if (a->save_mean)
-            narrow_lanes(a->save_mean + i, high, n);
+            narrow_lanes(a->save_mean + i, mean, n);
         if (a->save_mean_lo)
             narrow_lanes(a->save_mean_lo + i, low, n);
         if (a->save_invstd)

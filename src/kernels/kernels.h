@@ -41,7 +41,7 @@
  *                                 vec_if_lt_d, vec_outside_d
  *   vec_widen, vec_widen_n        floats from memory as doubles
  *   vec_low, vec_high             the halves of a vec_f as doubles
- *   vec_narrow_store, ..._n       VEC_D doubles rounded to floats, or the first n of them
+ *   vec_narrow_store, ..._n       VEC_D doubles rounded to floats, or the first n of them, canonical
  *   vec_round_d                   doubles rounded to floats, and back
  *   vec_fold_fours                (to_a, to_b, a, b): the lanes of each folded to 4, upper half onto
  *                                 lower half, to aligned memory

@@ -107,13 +107,13 @@ static inline vec_d vec_high(vec_f v) {
 }
 /* double -> float, rounded: VEC_D floats to memory. */
 static inline void vec_narrow_store(float *p, vec_d v) {
-    vst1_f32(p, vcvt_f32_f64(v));
+    vst1_f32(p, vcvt_f32_f64(vec_canonical_d(v)));
 }
 static inline void vec_narrow_store_n(float *p, vec_d v, size_t n) {
     if (n >= 2)
-        vst1_f32(p, vcvt_f32_f64(v));
+        vst1_f32(p, vcvt_f32_f64(vec_canonical_d(v)));
     else
-        vst1_lane_f32(p, vcvt_f32_f64(v), 0);
+        vst1_lane_f32(p, vcvt_f32_f64(vec_canonical_d(v)), 0);
 }
 /* Rounded to floats, and back. */
 static inline vec_d vec_round_d(vec_d v) {

@@ -121,10 +121,12 @@ static inline vec_d vec_high(vec_f v) {
 }
 /* double -> float, rounded: VEC_D floats to memory. */
 static inline void vec_narrow_store(float *p, vec_d v) {
+    v = vec_canonical_d(v);
     p[0] = (float)v.a;
     p[1] = (float)v.b;
 }
 static inline void vec_narrow_store_n(float *p, vec_d v, size_t n) {
+    v = vec_canonical_d(v);
     p[0] = (float)v.a;
     if (n >= 2)
         p[1] = (float)v.b;
