@@ -112,8 +112,9 @@ struct block {
     struct run run;
     struct strides strides;
     size_t rows, lanes;
-    unsigned hints; /* those that are followed */
-    int dense;      /* rows follow one another without a gap */
+    unsigned hints;  /* those that are followed */
+    int dense;       /* rows follow one another without a gap */
+    int streams_all; /* with BNORM_STREAM: of floats single vectors, too */
     /* The parameters of the first element have number `first`. Loaded ones repeat after `period`
      * elements, and `step` = BNORM_GROUP_F % period. Where nothing can be read behind these (exact),
      * groups begin with the first element. Spread ones are `each` per run. */
@@ -582,7 +583,7 @@ BNORM_INLINE void map_runs(const struct form f, const struct mapping *given,
             e -= again;
             compute(f, m, again ? &kept : &r, &strides, &h, BNORM_INDEX(e), again ? 0 : e, 1,
                     &results);
-            store_results(f, m, &r, e, 1, &results, 0);
+            store_results(f, m, &r, e, 1, &results, f.type == BNORM_F32 && block->streams_all);
             if (writes_bits)
                 put_bits(&w, results.bits >> again, VEC_F - again);
         }
@@ -727,12 +728,26 @@ BNORM_COLD void map_long(map_function *form, const struct mapping *m, const stru
     form(m, &b);
 }
 
+/* Whether runs follow one another in whole vectors, so that where one ends within a line the next one
+ * goes on with it. */
+BNORM_INLINE int fills_lines(const struct mapping *m, const struct block *b) {
+    const size_t out = m->has_out ? (uintptr_t)b->run.out : 0,
+                 dresidual = m->has_dresidual ? (uintptr_t)b->run.dresidual : 0;
+    return b->dense && m->out_type == BNORM_F32 && b->lanes % VEC_F == 0 &&
+           (out | dresidual) % (VEC_F * sizeof(float)) == 0;
+}
+
 /* Runs of at least a vector. */
 static void map_form(map_function *form, const struct mapping *m, struct block *b) {
     const size_t least = form == m->spread ? 4 * BNORM_LONG_RUN : BNORM_LONG_RUN;
     const int streams = (m->hints & BNORM_STREAM) != 0,
               splits = !b->exact && !m->in_place && !m->writes_bits;
     b->hints = b->dense || b->lanes * m->out_size > BNORM_PART || streams ? m->hints : 0;
+    b->streams_all = streams && fills_lines(m, b);
+    if (b->streams_all) {
+        form(m, b);
+        return;
+    }
     if (b->lanes < BNORM_LONG_RUN)
         b->hints &= ~(unsigned)BNORM_STREAM;
     if (b->lanes < (streams ? BNORM_LONG_RUN : least) || begins_lines(m, b)) {
