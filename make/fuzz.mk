@@ -40,11 +40,17 @@ $(BUILD)/bnorm-fuzz: $(fuzz_objects) $(static_lib)
 # masked stores of AVX2: it gets the scalar set alone, and what is not instrumented, SLEEF, is left out. valgrind
 # knows them, and gets all sets. The tests are not run so, as cmocka is not instrumented either.
 msan = -O1 -g1 -fno-omit-frame-pointer -fsanitize=memory
-memcheck: $(BUILD)/bnorm-soak ## the fuzzer's stored inputs under MemorySanitizer and valgrind: is anything read that was not written?
+memcheck: memcheck-sanitizer memcheck-valgrind ## the fuzzer's stored inputs under MemorySanitizer and valgrind: is anything read that was not written?
+
+memcheck-seeds:
+	@fuzz/run --seeds $(BUILD)/memcheck
+
+memcheck-sanitizer: memcheck-seeds
 	$(MAKE) BUILD=$(BUILD)/msan CC='$(fuzz_cc)' CFLAGS='$(msan)' LDFLAGS= SLEEF=0 $(BUILD)/msan/bnorm-soak
-	@fuzz/run --seeds $(BUILD)/msan/seeds
-	BNORM_ISA=scalar $(BUILD)/msan/bnorm-soak $(BUILD)/msan/seeds/*
-	valgrind -q --error-exitcode=1 $< $(BUILD)/msan/seeds/*
+	BNORM_ISA=scalar $(BUILD)/msan/bnorm-soak $(BUILD)/memcheck/*
+
+memcheck-valgrind: $(BUILD)/bnorm-soak memcheck-seeds
+	valgrind -q --error-exitcode=1 $< $(BUILD)/memcheck/*
 
 soak: $(BUILD)/bnorm-soak ## random calls on two threads against the scalar set, memory flat, for TIME=120 seconds
 	$(RUN) $< $(TIME)
@@ -71,4 +77,4 @@ mutants: ## small changes of FILES='src/*.c dispatch/*.c', which tests have to n
 	tools/mutants.py --make '$(MAKE) CC="$(CC)"' --jobs $(JOBS) --folder $(BUILD)/mutants \
 		--seed $(SEED) --count $(COUNT) $(patsubst %,'%',$(FILES))
 
-.PHONY: deps-fuzz fuzz fuzz-corpus fuzzer memcheck soak coverage mutants
+.PHONY: deps-fuzz fuzz fuzz-corpus fuzzer memcheck memcheck-seeds memcheck-sanitizer memcheck-valgrind soak coverage mutants
