@@ -15,7 +15,7 @@ deps_deb_packages = dpkg-dev debhelper lintian libsleef-dev
 deps_packages_packages = cmake clang
 deps_wheel_packages = libsleef-dev patchelf python3-venv ca-certificates
 deps_mpi_packages = libopenmpi-dev openmpi-bin libmpich-dev mpich libcmocka-dev
-deps_cross_packages = gcc-mingw-w64-x86-64-posix wine64 qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross libcmocka-dev:arm64 \
+deps_cross_packages = gcc-mingw-w64-x86-64-posix wine wine64 qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross libcmocka-dev:arm64 \
 	libsleef-dev:arm64 gcc-riscv64-linux-gnu libc6-dev-riscv64-cross gcc-s390x-linux-gnu libc6-dev-s390x-cross
 deps_armhf_packages = gcc-arm-linux-gnueabihf libc6-dev-armhf-cross libcmocka-dev:armhf libsleef-dev:armhf
 deps_platforms_packages = clang cmake llvm musl-tools python3-venv ca-certificates
