@@ -24,7 +24,7 @@
 #define BNORM_GROUP_F (BNORM_VECTORS * VEC_F)
 /* The same of lines of outputs. */
 #define BNORM_AHEAD_OUT 1024
-/* Bytes of output that pass the caches at a time. Lines of runs of more bytes are asked for. */
+/* Bytes of output of runs between gaps whose lines are not asked for. */
 #define BNORM_PART ((size_t)4096)
 /* Runs of so many elements are aligned to lines of the cache, and follow hints. */
 #define BNORM_LONG_RUN 512
