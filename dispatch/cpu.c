@@ -69,11 +69,11 @@ static unsigned limit(uint64_t bytes) {
  * next call comes to read it, so that outputs are streamed past the caches: of two calls that take
  * turns in writing what the other reads, NHWC, inference gained 1.04 at the size of the L3 and 1.25
  * from 1.5 times of it on, training lost 1.08 and gained 1.15; at 0.7 of it both lost 1.1 to 1.3.
- * A core of Zen 1 gets less from its L3: at three quarters of it inference in turn gained 1.05 to 1.17
- * and just below its size 1.3 to 1.5, a call alone 1.07 to 1.57, training 1.11.
- * A core of Zen 3 reads from the L3 so fast that few pages of many images at a time cost more than the L2
- * brings: backward of 32x64x28x28 took 1.23 times as long with waves that stay in the L2. An eighth
- * of the L3 leaves each of its 8 cores its share. */
+ * A core of Zen 1 gets less from its L3: at three quarters of it inference in turn gained 1.05 to
+ * 1.17 and just below its size 1.3 to 1.5, a call alone 1.07 to 1.57, training 1.11.
+ * Both read from the L3 so fast that few pages of many images at a time cost more than the L2 brings:
+ * with waves that stay in the L2 backward of 32x64x28x28 took 1.23 times as long on a Zen 3, 1.1 on a
+ * Zen 1. An eighth of the L3 leaves each of its 8 cores its share. */
 static bnorm_limits limits_of_zen(int first, uint64_t l2, uint64_t l3) {
     const uint64_t stream = first ? l3 / 4 * 3 : l3;
     const bnorm_limits limits = {limit(l3 / 2), limit(l3 / 2), (unsigned)(stream / MIB),

@@ -144,8 +144,8 @@ static double sample_once(const session *s, const entry *e, enum bench_clock clo
 /* Adds the seconds per call. With one thread other programs' time does not count, but for single
  * cold calls: that clock is slow to read. It counts what other threads of this program do, too:
  * oneDNN 3.2 takes as many as fit its blocks to the caches, seven for NHWC 32x20x28x28, however few
- * it is allowed. By the wall clock a sample that another program disturbed
- * is taken again while there is time, and counts only where there is no better one. */
+ * it is allowed. By the wall clock a sample that another program disturbed is taken again while
+ * there is time, and counts only where there is no better one. */
 static void sample(const session *s, entry *e) {
     const int cold = s->plan->cache == PEERS_COLD;
     const enum bench_clock clock = s->line->threads == 1 && !cold ? BENCH_PROCESS : BENCH_WALL;

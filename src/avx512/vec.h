@@ -299,7 +299,7 @@ static inline void vec_load_fours(const float *p, vec_f v[4]) {
     v[2] = _mm512_shuffle_f32x4(low_3, high_3, 0x44);
     v[3] = _mm512_shuffle_f32x4(low_3, high_3, 0xee);
 }
-/* double -> float, rounded: VEC_D floats to memory. */
+/* double -> float, rounded and canonical: VEC_D floats to memory. */
 static inline void vec_narrow_store(float *p, vec_d v) {
     _mm256_storeu_ps(p, _mm512_cvtpd_ps(vec_canonical_d(v)));
 }

@@ -26,7 +26,7 @@
 #define BNORM_AHEAD_OUT 1024
 /* Bytes of output of runs between gaps whose lines are not asked for. */
 #define BNORM_PART ((size_t)4096)
-/* Runs of so many elements are aligned to lines of the cache, and follow hints. */
+/* Runs of so many elements are aligned to lines of the cache, and streamed. */
 #define BNORM_LONG_RUN 512
 /* Rows that follow one another are joined. Their parameters are written one behind the other, but of
  * BNORM_LONG_ROW channels and more in whole groups; all arrays together have room for BNORM_ROOM
@@ -744,13 +744,9 @@ static void map_form(map_function *form, const struct mapping *m, struct block *
               splits = !b->exact && !m->in_place && !m->writes_bits;
     b->hints = b->dense || b->lanes * m->out_size > BNORM_PART || streams ? m->hints : 0;
     b->streams_all = streams && fills_lines(m, b);
-    if (b->streams_all) {
-        form(m, b);
-        return;
-    }
-    if (b->lanes < BNORM_LONG_RUN)
+    if (!b->streams_all && b->lanes < BNORM_LONG_RUN)
         b->hints &= ~(unsigned)BNORM_STREAM;
-    if (b->lanes < (streams ? BNORM_LONG_RUN : least) || begins_lines(m, b)) {
+    if (b->streams_all || b->lanes < (streams ? BNORM_LONG_RUN : least) || begins_lines(m, b)) {
         form(m, b);
         return;
     }

@@ -105,15 +105,16 @@ static inline vec_d vec_low(vec_f v) {
 static inline vec_d vec_high(vec_f v) {
     return vcvt_high_f64_f32(v);
 }
-/* double -> float, rounded: VEC_D floats to memory. */
+/* double -> float, rounded and canonical: VEC_D floats to memory. */
 static inline void vec_narrow_store(float *p, vec_d v) {
     vst1_f32(p, vcvt_f32_f64(vec_canonical_d(v)));
 }
 static inline void vec_narrow_store_n(float *p, vec_d v, size_t n) {
+    const float32x2_t floats = vcvt_f32_f64(vec_canonical_d(v));
     if (n >= 2)
-        vst1_f32(p, vcvt_f32_f64(vec_canonical_d(v)));
+        vst1_f32(p, floats);
     else
-        vst1_lane_f32(p, vcvt_f32_f64(vec_canonical_d(v)), 0);
+        vst1_lane_f32(p, floats, 0);
 }
 /* Rounded to floats, and back. */
 static inline vec_d vec_round_d(vec_d v) {

@@ -119,7 +119,7 @@ static inline vec_d vec_low(vec_f v) {
 static inline vec_d vec_high(vec_f v) {
     return (vec_d){(double)vgetq_lane_f32(v, 2), (double)vgetq_lane_f32(v, 3)};
 }
-/* double -> float, rounded: VEC_D floats to memory. */
+/* double -> float, rounded and canonical: VEC_D floats to memory. */
 static inline void vec_narrow_store(float *p, vec_d v) {
     v = vec_canonical_d(v);
     p[0] = (float)v.a;
