@@ -299,6 +299,15 @@ BNORM_INLINE struct sums sum_rest(BNORM_SUM_ARGS, size_t rows, size_t tail) {
     return rows & 2 ? add_sums(two, one) : one;
 }
 
+/* The same by less code: of terms that are made one row at a time. */
+BNORM_INLINE struct sums sum_few(BNORM_SUM_ARGS, size_t rows, size_t tail) {
+    struct terms t[4] = {no_terms(), no_terms(), no_terms(), no_terms()};
+    BNORM_NO_UNROLL
+    for (size_t j = 0; j < rows + (tail > 0); j++)
+        t[j] = terms_at(f, s, p, from, row + j, i, j < rows ? VEC_F : tail);
+    return add_sums(sum_of_two(t[0], t[1]), sum_of_two(t[2], t[3]));
+}
+
 /* ---------------------------------------------------------------------------------------------- */
 /* Everything, by way of memory */
 
@@ -465,7 +474,10 @@ BNORM_INLINE void add_other_rows(const struct sum_form f, const struct sum_rows 
     for (size_t i = 0; i < len; i += VEC_F) {
         const size_t lane = lesser(i, len - VEC_F), in_tail = lanes_before(tail, lane);
         const struct sum_parameters p = sum_parameters_at(f, s, lane);
-        add_to_group(sum_rest(f, s, &p, at, 0, lane, rows, in_tail), first, to + 2 * i);
+        const struct sums rest = f.g > BNORM_PRE_NONE
+                                     ? sum_few(f, s, &p, at, 0, lane, rows, in_tail)
+                                     : sum_rest(f, s, &p, at, 0, lane, rows, in_tail);
+        add_to_group(rest, first, to + 2 * i);
     }
 }
 
@@ -487,7 +499,9 @@ BNORM_INLINE void add_lanes(const struct sum_form f, const struct sum_rows *from
         struct cursor at = cursor_at(f, s, cursor_of(s), r, 0);
         size_t q = 0;
         for (; q + 4 <= count; q += 4, at = cursor_at(f, s, at, 4, 0)) {
-            if (q == 0)
+            if (f.g > BNORM_PRE_NONE)
+                add_fours_of_rows(f, s, at, len, ahead, q == 0, group);
+            else if (q == 0)
                 add_fours_of_rows(f, s, at, len, ahead, 1, group);
             else
                 add_fours_of_rows(f, s, at, len, ahead, 0, group);
