@@ -14,8 +14,9 @@
  *               blocks of channels that fit into a vector); LOADED, from arrays; TOGETHER, from
  *               arrays for the vectors of several rows
  *   type        of all tensors, without a mask; BNORM_ANY: is asked for
- *   kind        of activation; BNORM_ANY: is asked for, of IDENTITY, RELU and CLAMP in forward and
- *               IDENTITY and RELU in backward, but of all where types are asked for, too
+ *   kind        of activation. CLAMP together has RELU, too, BNORM_CURVE is LEAKY_RELU and HARD_SWISH.
+ *               BNORM_ANY: is asked for, of all where types are asked for, too, else of IDENTITY, RELU,
+ *               in forward CLAMP, and what has_curves says
  *   sloped      whether dx has the terms of batch statistics; BNORM_ANY: is asked for */
 
 /* Vectors of a group: their latencies overlap, also where a compiler must assume that a store
@@ -45,8 +46,8 @@
 enum direction { FORWARD, BACKWARD };
 enum source { SPREAD, TOGETHER, LOADED };
 
-/* No type, no kind. */
-#define BNORM_ANY (-1)
+#define BNORM_ANY   (-1)
+#define BNORM_CURVE (-2)
 
 struct form {
     enum direction direction;
@@ -207,26 +208,18 @@ BNORM_INLINE int are_numbers(const vec_f *v, size_t count) {
     return count > 1 && __builtin_expect(vec_are_numbers(v, count), 1);
 }
 
-/* y, canonical. */
-BNORM_INLINE vec_f activate(bnorm_act_kind kind, vec_f v, vec_f a, vec_f b) {
-    const vec_f zero = vec_set1(0), three = vec_set1(3);
-    switch (kind) {
-    case BNORM_ACT_RELU:
-        return vec_relu(v);
-    case BNORM_ACT_CLAMP:
-        return vec_clamp(v, a, b);
-    case BNORM_ACT_LEAKY_RELU:
-        v = vec_mul(v, vec_if_gt(v, zero, vec_set1(1), a));
-        break;
-    case BNORM_ACT_HARD_SWISH: {
-        const vec_f m = within_three(v);
-        v = vec_if_le(three, v, v, vec_mul(vec_mul(m, vec_add(m, three)), vec_set1(1.0f / 6)));
-        break;
-    }
-    default:
-        break;
-    }
-    return vec_canonical_result(v);
+BNORM_INLINE vec_f leaky_relu(vec_f v, vec_f a) {
+    return vec_mul(v, vec_if_gt(v, vec_set1(0), vec_set1(1), a));
+}
+BNORM_INLINE vec_f hard_swish(vec_f v) {
+    const vec_f m = within_three(v), three = vec_set1(3);
+    return vec_if_le(three, v, v, vec_mul(vec_mul(m, vec_add(m, three)), vec_set1(1.0f / 6)));
+}
+
+/* Whether a form has LEAKY_RELU and HARD_SWISH, and in backward CLAMP. */
+BNORM_INLINE int has_curves(const struct form f) {
+    const int floats = f.type == BNORM_F32 && (f.direction == FORWARD || f.source == SPREAD);
+    return f.kind == BNORM_CURVE || (f.kind == BNORM_ANY && (f.type == BNORM_ANY || floats));
 }
 
 /* Out of line, as are SLEEF's functions. */
@@ -235,56 +228,58 @@ BNORM_RARE void smooth_values(bnorm_act_kind kind, float a, float *v, size_t n) 
         vec_store(v + i, vec_canonical(smooth_value(kind, vec_load(v + i), vec_set1(a))));
 }
 
+/* y, canonical; RELU has the limits of a CLAMP, too. */
+BNORM_INLINE void activate_vectors(const struct form f, const bnorm_act *act, vec_f *v,
+                                   size_t count) {
+    const vec_f a = vec_set1(act->a), b = vec_set1(act->b);
+    const int kind = f.kind == BNORM_ANY ? (int)act->kind : f.kind,
+              clamps = kind == BNORM_ACT_RELU || kind == BNORM_ACT_CLAMP;
+    if (has_curves(f)) {
+        if (act->kind == BNORM_ACT_LEAKY_RELU) {
+            BNORM_EACH v[q] = leaky_relu(v[q], a);
+        } else if (act->kind == BNORM_ACT_HARD_SWISH) {
+            BNORM_EACH v[q] = hard_swish(v[q]);
+        } else if (f.type == BNORM_ANY && act->kind > BNORM_ACT_HARD_SWISH) {
+            float values[BNORM_GROUP_F];
+            BNORM_EACH vec_store(values + q * VEC_F, v[q]);
+            smooth_values(act->kind, act->a, values, count * VEC_F);
+            BNORM_EACH v[q] = vec_load(values + q * VEC_F);
+            return;
+        }
+    }
+    if (are_numbers(v, count)) {
+        if (clamps)
+            BNORM_EACH v[q] = vec_max(v[q], a);
+        if (clamps && f.kind != BNORM_ACT_RELU && act->kind == BNORM_ACT_CLAMP)
+            BNORM_EACH v[q] = vec_min(v[q], b);
+    } else if (f.kind == BNORM_ACT_RELU) {
+        BNORM_EACH v[q] = vec_relu(v[q]);
+    } else if (clamps) {
+        BNORM_EACH v[q] = vec_clamp(v[q], a, b);
+    } else {
+        BNORM_EACH v[q] = vec_canonical_result(v[q]);
+    }
+}
+
 #define BNORM_CASE(kind)                                                                           \
     case kind:                                                                                     \
         BNORM_EACH BNORM_OF(kind);                                                                 \
         break;
-
-BNORM_INLINE void activate_vectors(const struct form f, const bnorm_act *act, vec_f *v,
-                                   size_t count) {
-    const vec_f a = vec_set1(act->a), b = vec_set1(act->b);
-#define BNORM_OF(kind) v[q] = activate(kind, v[q], a, b)
-    if (f.type != BNORM_ANY) {
-        const int kind = f.kind == BNORM_ANY ? (int)act->kind : f.kind;
-        if (are_numbers(v, count)) {
-            if (kind != BNORM_ACT_IDENTITY)
-                BNORM_EACH v[q] = vec_max(v[q], kind == BNORM_ACT_RELU ? vec_set1(0) : a);
-            if (kind == BNORM_ACT_CLAMP)
-                BNORM_EACH v[q] = vec_min(v[q], b);
-            return;
-        }
-        switch (kind) {
-            BNORM_CASE(BNORM_ACT_RELU)
-            BNORM_CASE(BNORM_ACT_CLAMP)
-        default:
-            BNORM_EACH BNORM_OF(BNORM_ACT_IDENTITY);
-        }
-        return;
-    }
-    switch (act->kind) {
-        BNORM_PLAIN_KINDS(BNORM_CASE)
-    default: {
-        float values[BNORM_GROUP_F];
-        BNORM_EACH vec_store(values + q * VEC_F, v[q]);
-        smooth_values(act->kind, act->a, values, count * VEC_F);
-        BNORM_EACH v[q] = vec_load(values + q * VEC_F);
-    }
-    }
-#undef BNORM_OF
-}
 
 /* g = dy*act'(v) */
 BNORM_INLINE void gradient_vectors(const struct form f, const bnorm_act *act, const vec_f *v,
                                    vec_f *g, size_t count) {
     const vec_f a = vec_set1(act->a), b = vec_set1(act->b);
 #define BNORM_OF(kind) g[q] = gradient(kind, v[q], g[q], a, b)
-    if (f.type != BNORM_ANY) {
+    if (!has_curves(f)) {
         BNORM_EACH BNORM_OF(BNORM_ACT_RELU);
         return;
     }
     switch (act->kind) {
         BNORM_PLAIN_KINDS(BNORM_CASE)
     default: {
+        if (f.type == BNORM_F32)
+            __builtin_unreachable();
         float values[2][BNORM_GROUP_F];
         BNORM_EACH vec_store(values[0] + q * VEC_F, v[q]);
         BNORM_EACH vec_store(values[1] + q * VEC_F, g[q]);
@@ -641,7 +636,8 @@ static const struct form all_forms = {BACKWARD, LOADED, BNORM_ANY, BNORM_ANY, 0}
 BNORM_FLOAT_FORMS(forward_identity, FORWARD, BNORM_ACT_IDENTITY)
 BNORM_FORM(forward_relu_planes, map_runs, FORWARD, SPREAD, BNORM_F32, BNORM_ACT_RELU, 0)
 BNORM_FORM(forward_clamp_planes, map_runs, FORWARD, SPREAD, BNORM_F32, BNORM_ACT_CLAMP, 0)
-BNORM_FORM(forward_f32_together, map_together, FORWARD, TOGETHER, BNORM_F32, BNORM_ANY, 0)
+BNORM_FORM(forward_clamp_together, map_together, FORWARD, TOGETHER, BNORM_F32, BNORM_ACT_CLAMP, 0)
+BNORM_FLOAT_FORMS(forward_curve, FORWARD, BNORM_CURVE)
 BNORM_FORM(forward_f32_rows, map_runs, FORWARD, LOADED, BNORM_F32, BNORM_ANY, 0)
 BNORM_FORMS(forward_bf16, FORWARD, BNORM_BF16)
 BNORM_FORMS(forward_f16, FORWARD, BNORM_F16)
@@ -649,7 +645,7 @@ BNORM_FORMS(forward_any, FORWARD, BNORM_ANY)
 BNORM_FLOAT_FORMS(backward_identity, BACKWARD, BNORM_ACT_IDENTITY)
 BNORM_FLOAT_FORMS(backward_relu, BACKWARD, BNORM_ACT_RELU)
 BNORM_FORM(backward_f32_rows, map_runs, BACKWARD, LOADED, BNORM_F32, BNORM_ANY, BNORM_ANY)
-BNORM_FORM(backward_frozen_planes, map_runs, BACKWARD, SPREAD, BNORM_F32, BNORM_ANY, 0)
+BNORM_FORM(backward_f32_planes, map_runs, BACKWARD, SPREAD, BNORM_F32, BNORM_ANY, BNORM_ANY)
 BNORM_FORMS(backward_bf16, BACKWARD, BNORM_BF16)
 BNORM_FORMS(backward_f16, BACKWARD, BNORM_F16)
 BNORM_FORM(backward_any_rows, map_runs, BACKWARD, LOADED, BNORM_ANY, BNORM_ANY, BNORM_ANY)
@@ -657,39 +653,49 @@ BNORM_FORM(backward_any_rows, map_runs, BACKWARD, LOADED, BNORM_ANY, BNORM_ANY, 
 struct functions {
     map_function *planes, *rows, *together;
 };
-/* Of floats by kind of activation, in backward without slope instead of clamp; of BF16, of F16, of
- * others. */
-#define BNORM_OTHERS 5
-static const struct functions forward_functions[BNORM_OTHERS + 1] = {
+/* Of floats by kind of activation; of BF16, of F16; of others; in backward of floats without slope. */
+enum {
+    BNORM_OF_TYPE = BNORM_ACT_HARD_SWISH,
+    BNORM_OTHERS = BNORM_OF_TYPE + BNORM_F16 + 1,
+    BNORM_FROZEN
+};
+static const struct functions forward_functions[] = {
     {forward_identity_planes, forward_f32_rows, forward_identity_together},
-    {forward_relu_planes, forward_f32_rows, forward_f32_together},
-    {forward_clamp_planes, forward_f32_rows, forward_f32_together},
+    {forward_relu_planes, forward_f32_rows, forward_clamp_together},
+    {forward_clamp_planes, forward_f32_rows, forward_clamp_together},
+    {forward_curve_planes, forward_f32_rows, forward_curve_together},
+    {forward_curve_planes, forward_f32_rows, forward_curve_together},
     {forward_bf16_planes, forward_bf16_rows, NULL},
     {forward_f16_planes, forward_f16_rows, NULL},
     {forward_any_planes, forward_any_rows, NULL}};
-static const struct functions backward_functions[BNORM_OTHERS + 1] = {
+static const struct functions backward_functions[] = {
     {backward_identity_planes, backward_f32_rows, backward_identity_together},
     {backward_relu_planes, backward_f32_rows, backward_relu_together},
-    {backward_frozen_planes, backward_f32_rows, NULL},
+    {backward_f32_planes, backward_any_rows, NULL},
+    {backward_f32_planes, backward_any_rows, NULL},
+    {backward_f32_planes, backward_any_rows, NULL},
     {backward_bf16_planes, backward_bf16_rows, NULL},
     {backward_f16_planes, backward_f16_rows, NULL},
-    {NULL, backward_any_rows, NULL}};
+    {NULL, backward_any_rows, NULL},
+    {backward_f32_planes, backward_f32_rows, NULL}};
 
 /* The forms of a call. */
 BNORM_INLINE const struct functions *functions_of(const struct mapping *m,
                                                   const struct functions *functions) {
-    const int identity = m->act.kind == BNORM_ACT_IDENTITY, float32 = m->type == BNORM_F32;
-    const int frozen = m->direction == BACKWARD && !m->sloped;
-    size_t which = float32 ? (size_t)m->act.kind : 2 + (size_t)m->type;
-    int typed = m->type <= BNORM_F16 && m->type == m->out_type && !m->bits;
-    if (m->direction == FORWARD)
-        typed &= m->act.kind <= BNORM_ACT_CLAMP;
-    else
-        typed &= m->act.kind <= BNORM_ACT_RELU && m->has_out && m->centred &&
-                 !(identity && float32 && m->has_dresidual) && (float32 || !frozen);
-    if (frozen)
-        which = BNORM_ACT_CLAMP;
-    return &functions[typed ? which : BNORM_OTHERS];
+    const bnorm_act_kind kind = m->act.kind;
+    const int backward = m->direction == BACKWARD, float32 = m->type == BNORM_F32,
+              two = kind <= BNORM_ACT_RELU, frozen = backward && !m->sloped;
+    int typed = m->type <= BNORM_F16 && m->type == m->out_type && !m->bits &&
+                kind <= (float32    ? BNORM_ACT_HARD_SWISH
+                         : backward ? BNORM_ACT_RELU
+                                    : BNORM_ACT_CLAMP);
+    if (backward)
+        typed &= m->has_out && m->centred && (float32 || !frozen) &&
+                 !(kind == BNORM_ACT_IDENTITY && float32 && m->has_dresidual);
+    return &functions[!typed          ? BNORM_OTHERS
+                      : !float32      ? BNORM_OF_TYPE + (size_t)m->type
+                      : frozen && two ? BNORM_FROZEN
+                                      : (size_t)kind];
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -1080,6 +1086,10 @@ BNORM_INLINE void begin_mapping(struct mapping *m, const bnorm_map_args *a,
     const bnorm_act_kind kind =
         backward && m->pre == BNORM_PRE_NONE ? BNORM_ACT_IDENTITY : m->act.kind;
     m->act.kind = kind;
+    if (kind == BNORM_ACT_RELU) {
+        m->act.a = 0;
+        m->act.b = INFINITY;
+    }
     m->direction = direction;
     m->writes_bits = !backward && m->bits;
     m->any = all[BNORM_OTHERS].rows;
@@ -1154,13 +1164,34 @@ BNORM_INLINE void map_groups(struct mapping *m, const bnorm_map_args *a, float *
     }
 }
 
-static void map_all_rows(const bnorm_map_args *a, enum direction direction,
-                         const struct functions *all) {
+/* Planes of an image after the other, or small ones as rows. */
+BNORM_INLINE void map_images(struct mapping *m, const bnorm_map_args *a, float *room) {
+    struct block b;
+    const size_t small = m->loaded == m->any ? BNORM_SMALL_ANY
+                         : a->images > 1     ? BNORM_SMALL_PLANES
+                                             : BNORM_SMALL_PLANE;
+    begin_block(&b, m, a, GROUPS, 0, 0);
+    if (a->lanes < small && b.dense) {
+        struct block images;
+        begin_block(&images, m, a, IMAGES, 0, 0);
+        map_small_planes(m, &b, &images, room);
+        return;
+    }
+    for (size_t image = 0; image < a->images; image++) {
+        begin_block(&b, m, a, GROUPS, image, 0);
+        map_planes(m, &b, room);
+    }
+}
+
+static void map_all(const bnorm_map_args *a, int planes, enum direction direction,
+                    const struct functions *all) {
     _Alignas(64) float room[BNORM_ROOM + BNORM_PAD];
     struct mapping m;
     struct block b;
     begin_mapping(&m, a, direction, all);
-    if (are_short_rows(&m, a)) {
+    if (planes) {
+        map_images(&m, a, room);
+    } else if (are_short_rows(&m, a)) {
         for (size_t image = 0; image < a->images; image++) {
             begin_block(&b, &m, a, GROUPS, image, 0);
             b.each = a->lanes;
@@ -1171,45 +1202,18 @@ static void map_all_rows(const bnorm_map_args *a, enum direction direction,
     }
     if (m.hints & BNORM_STREAM)
         vec_fence();
-}
-
-static void map_all_planes(const bnorm_map_args *a, enum direction direction,
-                           const struct functions *all) {
-    _Alignas(64) float room[BNORM_ROOM + BNORM_PAD];
-    struct mapping m;
-    struct block b;
-    begin_mapping(&m, a, direction, all);
-    const size_t small = m.loaded == m.any ? BNORM_SMALL_ANY
-                         : a->images > 1   ? BNORM_SMALL_PLANES
-                                           : BNORM_SMALL_PLANE;
-    begin_block(&b, &m, a, GROUPS, 0, 0);
-    if (a->lanes < small && b.dense) {
-        struct block images;
-        begin_block(&images, &m, a, IMAGES, 0, 0);
-        map_small_planes(&m, &b, &images, room);
-    } else {
-        for (size_t image = 0; image < a->images; image++) {
-            begin_block(&b, &m, a, GROUPS, image, 0);
-            map_planes(&m, &b, room);
-        }
-    }
-    if (m.hints & BNORM_STREAM)
-        vec_fence();
+    vec_zeroupper();
 }
 
 static void apply_rows(const bnorm_map_args *a) {
-    map_all_rows(a, FORWARD, forward_functions);
-    vec_zeroupper();
+    map_all(a, 0, FORWARD, forward_functions);
 }
 static void apply_span(const bnorm_map_args *a) {
-    map_all_planes(a, FORWARD, forward_functions);
-    vec_zeroupper();
+    map_all(a, 1, FORWARD, forward_functions);
 }
 static void dx_rows(const bnorm_map_args *a) {
-    map_all_rows(a, BACKWARD, backward_functions);
-    vec_zeroupper();
+    map_all(a, 0, BACKWARD, backward_functions);
 }
 static void dx_span(const bnorm_map_args *a) {
-    map_all_planes(a, BACKWARD, backward_functions);
-    vec_zeroupper();
+    map_all(a, 1, BACKWARD, backward_functions);
 }

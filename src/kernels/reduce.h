@@ -299,6 +299,12 @@ BNORM_INLINE struct sums sum_rest(BNORM_SUM_ARGS, size_t rows, size_t tail) {
     return rows & 2 ? add_sums(two, one) : one;
 }
 
+/* Whether a form takes less code, which costs it a few percent at most: those of backward with more
+ * than a load of dy do. */
+BNORM_INLINE int is_short(const struct sum_form f) {
+    return f.g > BNORM_PRE_NONE || (f.g == BNORM_PRE_NONE && f.type != BNORM_F32);
+}
+
 /* The same by less code: of terms that are made one row at a time. */
 BNORM_INLINE struct sums sum_few(BNORM_SUM_ARGS, size_t rows, size_t tail) {
     struct terms t[4] = {no_terms(), no_terms(), no_terms(), no_terms()};
@@ -311,37 +317,38 @@ BNORM_INLINE struct sums sum_few(BNORM_SUM_ARGS, size_t rows, size_t tail) {
 /* ---------------------------------------------------------------------------------------------- */
 /* Everything, by way of memory */
 
-/* What load_rows makes of a column of a vector's lanes. */
+/* What load_rows makes of vectors with the same parameters: of a column of rows, or of a plane. */
 struct column {
     const struct sum_rows *s;
     struct sum_parameters p;
     struct cursor at;
-    size_t row, end; /* floats of a row, and of all rows from x and g on */
+    size_t x_step, dy_step, argument_step, bit_step; /* from a vector to the next */
+    size_t step, end;                                /* floats in x and g, and of all vectors */
     float *x, *g;
 };
 
-/* n <= VEC_F lanes of all rows; limits: the activation is RELU or CLAMP, else any. */
+/* n <= VEC_F lanes of each; limits: the activation is RELU or CLAMP, else any. */
 BNORM_INLINE void load_column(const struct column *of, int limits, size_t n) {
     const struct column own = *of, *const c = &own; /* that no store can change */
-    const struct sum_rows *const s = c->s;
-    const enum bnorm_pre pre = s->a ? s->a->pre : BNORM_PRE_NONE;
-    const bnorm_dtype type = s->type;
+    const bnorm_map_args *const a = c->s->a;
+    const enum bnorm_pre pre = a ? a->pre : BNORM_PRE_NONE;
+    const bnorm_dtype type = c->s->type;
     struct cursor at = c->at;
-    for (size_t k = 0; k < c->end; k += c->row) {
+    for (size_t k = 0; k < c->end; k += c->step) {
         const vec_f x = widened_lanes(at.x, type, n);
         vec_store(c->x + k, x);
-        at.x += s->x_step;
-        if (!limits && !s->a)
+        at.x += c->x_step;
+        if (!limits && !a)
             continue;
         vec_f g = widened_lanes(at.dy, type, n), v = vec_set1(0);
-        at.dy += s->dy_step;
+        at.dy += c->dy_step;
         if (reads_argument(pre)) {
             v = widened_lanes(at.argument, type, n);
-            at.argument += s->argument_step;
+            at.argument += c->argument_step;
         }
         if (pre == BNORM_PRE_MASK) {
-            v = vec_if_bits(bit_window(s->a->mask.bits, at.bit, n) & ((1u << n) - 1), vec_set1(1));
-            at.bit += s->bit_step;
+            v = vec_if_bits(bit_window(a->mask.bits, at.bit, n) & ((1u << n) - 1), vec_set1(1));
+            at.bit += c->bit_step;
         } else if (pre != BNORM_PRE_Y) {
             const vec_f d = first_lanes(vec_sub(x, c->p.center), n),
                         of_x = vec_fma(d, c->p.scale, c->p.shift);
@@ -350,7 +357,7 @@ BNORM_INLINE void load_column(const struct column *of, int limits, size_t n) {
         if (limits)
             g = limited(&c->p, v, g);
         else if (pre != BNORM_PRE_NONE)
-            g = gradient_of(&s->a->act, v, g);
+            g = gradient_of(&a->act, v, g);
         vec_store(c->g + k, g);
     }
 }
@@ -362,12 +369,19 @@ static void load_rows(const struct sum_rows *s, size_t rows, size_t n, float *x,
     const size_t size = size_of(s->type);
     const int limits = pre != BNORM_PRE_NONE &&
                        (s->a->act.kind == BNORM_ACT_RELU || s->a->act.kind == BNORM_ACT_CLAMP);
-    struct column c = {.s = s, .at = cursor_of(s), .row = whole_vectors(n), .x = x, .g = g};
-    c.end = rows * c.row;
+    const size_t next = VEC_F * size;
+    struct column c = {.s = s, .at = cursor_of(s), .x = x, .g = g};
+    c.x_step = s->spread ? next : s->x_step;
+    c.dy_step = s->spread ? next : s->dy_step;
+    c.argument_step = s->spread ? next : s->argument_step;
+    c.bit_step = s->spread ? VEC_F : s->bit_step;
+    c.step = s->spread ? VEC_F : whole_vectors(n);
     if (limits)
         set_limits(&s->a->act, &c.p);
-    for (size_t i = 0; i < n; i += VEC_F, c.x += VEC_F, c.g += VEC_F) {
+    for (size_t i = 0, vectors; i < n; i += vectors * VEC_F) {
         const size_t lanes = lesser(VEC_F, n - i);
+        vectors = s->spread && lanes == VEC_F ? (n - i) / VEC_F : 1;
+        c.end = s->spread ? vectors * VEC_F : rows * c.step;
         if (reads_x(pre)) {
             c.p.center = parameter_lanes(s->center, s->spread, i, lanes);
             c.p.scale = parameter_lanes(s->scale, s->spread, i, lanes);
@@ -375,14 +389,19 @@ static void load_rows(const struct sum_rows *s, size_t rows, size_t n, float *x,
         }
         if (limits && lanes == VEC_F)
             load_column(&c, 1, VEC_F);
+        else if (lanes == VEC_F)
+            load_column(&c, 0, VEC_F);
         else
             load_column(&c, 0, lanes);
-        c.at.x += VEC_F * size;
-        c.at.bit += VEC_F;
+        const size_t done = vectors * VEC_F;
+        c.x += done;
+        c.g += done;
+        c.at.x += done * size;
+        c.at.bit += done;
         if (s->a)
-            c.at.dy += VEC_F * size;
+            c.at.dy += done * size;
         if (reads_argument(pre))
-            c.at.argument += VEC_F * size;
+            c.at.argument += done * size;
     }
 }
 
@@ -474,9 +493,8 @@ BNORM_INLINE void add_other_rows(const struct sum_form f, const struct sum_rows 
     for (size_t i = 0; i < len; i += VEC_F) {
         const size_t lane = lesser(i, len - VEC_F), in_tail = lanes_before(tail, lane);
         const struct sum_parameters p = sum_parameters_at(f, s, lane);
-        const struct sums rest = f.g > BNORM_PRE_NONE
-                                     ? sum_few(f, s, &p, at, 0, lane, rows, in_tail)
-                                     : sum_rest(f, s, &p, at, 0, lane, rows, in_tail);
+        const struct sums rest = is_short(f) ? sum_few(f, s, &p, at, 0, lane, rows, in_tail)
+                                             : sum_rest(f, s, &p, at, 0, lane, rows, in_tail);
         add_to_group(rest, first, to + 2 * i);
     }
 }
@@ -499,7 +517,7 @@ BNORM_INLINE void add_lanes(const struct sum_form f, const struct sum_rows *from
         struct cursor at = cursor_at(f, s, cursor_of(s), r, 0);
         size_t q = 0;
         for (; q + 4 <= count; q += 4, at = cursor_at(f, s, at, 4, 0)) {
-            if (f.g > BNORM_PRE_NONE)
+            if (is_short(f))
                 add_fours_of_rows(f, s, at, len, ahead, q == 0, group);
             else if (q == 0)
                 add_fours_of_rows(f, s, at, len, ahead, 1, group);
