@@ -38,14 +38,15 @@ unsigned bnorm_cpu_features(void);
  * so. */
 unsigned bnorm_cpu_x86(unsigned leaf1_ecx, unsigned leaf7_ebx, unsigned xcr0);
 
-/* Bytes of all tensors of a call together at which something changes for the caches' sake; in MiB
- * where nothing else is said. */
+/* Bytes of all tensors of a call together at which something changes for the caches' sake, in MiB
+ * where nothing else is said, and what is worth another thread. */
 typedef struct bnorm_limits {
     unsigned prefetch;          /* above: lines are asked for ahead */
     unsigned prefetch_in_place; /* the same where an output is an input */
     unsigned stream; /* from there on outputs may be streamed past the caches; 0 = never */
     unsigned l2;     /* KiB: above, reductions ask for lines ahead */
     unsigned wave;   /* KiB of all tensors that one thread may read twice beyond the L2 */
+    unsigned work;   /* 1024 floats, read or written, from which on a call is shared */
 } bnorm_limits;
 
 /* No limit of prefetch and no wave is lower, on any CPU. */

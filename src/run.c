@@ -40,11 +40,8 @@ void bnorm_run(const bnorm_exec *exec, void (*task)(void *arg, size_t i), void *
         task(arg, i);
 }
 
-/* Work is counted in floats of the tensors that are read or written, one of which takes 0.05 to 0.1
- * ns on one thread. Waking a pool that spins takes about 1 us, and passing on what another core has
- * in its cache as long again, so that calls of 10 us gain from a second thread. */
-#define CALL_WORK ((size_t)131072)
-/* A task that is as good as any other, and one that is too small: 2 us and half of one. */
+/* Work is counted in floats of the tensors that are read or written. A task that is as good as any
+ * other takes 2 us or more, and one that is too small half of one. */
 #define TASK_WORK  ((size_t)32768)
 #define LEAST_WORK ((size_t)8192)
 /* Tasks per thread, of which those that are ahead take more. */
@@ -56,7 +53,8 @@ void bnorm_run(const bnorm_exec *exec, void (*task)(void *arg, size_t i), void *
 #define SOME_TASKS   ((size_t)256)
 
 size_t bnorm_parts(const bnorm_exec *exec, size_t work) {
-    if (!exec || !exec->parallel || exec->threads == 1 || work < CALL_WORK)
+    if (!exec || !exec->parallel || exec->threads == 1 ||
+        work < (size_t)bnorm_cpu_limits().work * 1024)
         return 1;
     const size_t threads = bnorm_min(exec->threads, MOST_THREADS);
     if (!threads)

@@ -148,31 +148,36 @@ static const struct {
     16, {AMD}, model, 0x80000021, 0x8000001d, {                                                    \
         {L1D}, {L1I}, __VA_ARGS__                                                                  \
     }
-#define USUAL 2, 2, 48, 256, 512
-    {"Zen 3", {ON_AMD(ZEN3, {L2(512 * K)}, {L3(32 * M)})}, {16, 16, 32, 512, 4096}},
-    {"Zen 3 with more L3", {ON_AMD(ZEN3, {L2(512 * K)}, {L3(96 * M)})}, {48, 48, 96, 512, 12288}},
-    {"Zen 4", {ON_AMD(ZEN4, {L2(M)}, {L3(32 * M)})}, {16, 16, 32, 1024, 4096}},
-    {"the least L3", {ON_AMD(ZEN1, {L2(512 * K)}, {L3(2 * M)})}, {2, 2, 1, 512, 512}},
-    {"Zen 1", {ON_AMD(ZEN1, {L2(512 * K)}, {L3(8 * M)})}, {4, 4, 6, 512, 1024}},
+#define USUAL 2, 2, 48, 256, 512, 128
+    {"Zen 3", {ON_AMD(ZEN3, {L2(512 * K)}, {L3(32 * M)})}, {16, 16, 32, 512, 4096, 128}},
+    {"Zen 3 with more L3",
+     {ON_AMD(ZEN3, {L2(512 * K)}, {L3(96 * M)})},
+     {48, 48, 96, 512, 12288, 128}},
+    {"Zen 4", {ON_AMD(ZEN4, {L2(M)}, {L3(32 * M)})}, {16, 16, 32, 1024, 4096, 128}},
+    {"the least L3", {ON_AMD(ZEN1, {L2(512 * K)}, {L3(2 * M)})}, {2, 2, 1, 512, 512, 48}},
+    {"Zen 3 with an L3 that is no multiple of 512 KiB",
+     {ON_AMD(ZEN3, {L2(512 * K)}, {L3(33000 * K)})},
+     {16, 16, 32, 512, 4096, 128}},
+    {"Zen 1", {ON_AMD(ZEN1, {L2(512 * K)}, {L3(8 * M)})}, {4, 4, 6, 512, 1024, 48}},
     /* 35.75 and 105 MiB of L3, of 11 and 15 ways, as they answer. */
     {"Cascade Lake",
      {ON_INTEL(CASCADE_LAKE, {L2(M)}, {0x1c03c163, 0x0280003f, 0xcfff, 4})},
-     {6, 16, 0, 1024, 512}},
+     {6, 16, 0, 1024, 512, 128}},
     {"Sapphire Rapids",
      {ON_INTEL(SAPPHIRE_RAPIDS, {L2(2 * M)}, {0x1c03c163, 0x0380003f, 0x1bfff, 4})},
-     {12, 32, 48, 2048, 512}},
+     {12, 32, 48, 2048, 512, 128}},
     {"a desktop, half of whose L3 is less than 16 times the L2 and whose L2 is small",
      {ON_INTEL(SKYLAKE, {L2(256 * K)}, {L3(6 * M)})},
-     {2, 3, 48, 256, 512}},
+     {2, 3, 48, 256, 512, 128}},
     {"the largest caches, as far as they are remembered",
      {ON_INTEL(SAPPHIRE_RAPIDS, {L2(16 * M)}, {L3(1024 * M)})},
-     {96, 255, 48, 16384, 512}},
+     {96, 255, 48, 16384, 512, 128}},
     {"an AMD with the most L3",
      {ON_AMD(ZEN4, {L2(M)}, {L3(1024 * M)})},
-     {255, 255, 1024, 1024, 65535}},
+     {255, 255, 1024, 1024, 65472, 128}},
     {"Zen 3, other leaves of caches first",
      {ON_AMD(ZEN3, {L3(32 * M)}, {L2(512 * K)})},
-     {16, 16, 32, 512, 4096}},
+     {16, 16, 32, 512, 4096, 128}},
 
     {"nothing", {0}, {USUAL}},
     {"another vendor",
@@ -214,12 +219,14 @@ static void check_limits(struct test *t) {
         asked = &limits[i].answers;
         const bnorm_limits got = bnorm_limits_x86(answer);
         if (got.prefetch != want->prefetch || got.prefetch_in_place != want->prefetch_in_place ||
-            got.stream != want->stream || got.l2 != want->l2 || got.wave != want->wave)
+            got.stream != want->stream || got.l2 != want->l2 || got.wave != want->wave ||
+            got.work != want->work)
             test_fail(t,
                       "prefetch from %u MiB on, in place %u, stream from %u, L2 of %u KiB, waves "
-                      "of %u KiB, not %u, %u, %u, %u, %u",
-                      got.prefetch, got.prefetch_in_place, got.stream, got.l2, got.wave,
-                      want->prefetch, want->prefetch_in_place, want->stream, want->l2, want->wave);
+                      "of %u KiB, work of %u Ki, not %u, %u, %u, %u, %u, %u",
+                      got.prefetch, got.prefetch_in_place, got.stream, got.l2, got.wave, got.work,
+                      want->prefetch, want->prefetch_in_place, want->stream, want->l2, want->wave,
+                      want->work);
     }
 }
 
@@ -235,9 +242,9 @@ static const struct {
 #define CACHED     BNORM_MEMORY_CACHED
 #define PREFETCH   BNORM_MEMORY_PREFETCH
 #define STREAM     BNORM_MEMORY_STREAM
-#define SOME       4, 8, 64, 384, 512
-#define NO_STREAM  4, 8, 0, 384, 512
-#define MOST       255, 255, 2048, 12288, 512
+#define SOME       4, 8, 64, 384, 512, 128
+#define NO_STREAM  4, 8, 0, 384, 512, 128
+#define MOST       255, 255, 2048, 12288, 512, 128
 #define SUMS       BNORM_PREFETCH_SUMS
 #define PREFETCHED (SUMS | BNORM_PREFETCH_IN | BNORM_PREFETCH_OUT)
 #define STREAMED   (SUMS | BNORM_PREFETCH_IN | BNORM_STREAM)
@@ -312,7 +319,8 @@ static void check_these_limits(struct test *t) {
     for (int i = 0; i < 2; i++) {
         const bnorm_limits got = bnorm_cpu_limits();
         if (memcmp(&got, &want, sizeof got) != 0 || got.prefetch < BNORM_LEAST_PREFETCH ||
-            got.prefetch_in_place < BNORM_LEAST_PREFETCH || got.wave < BNORM_LEAST_WAVE)
+            got.prefetch_in_place < BNORM_LEAST_PREFETCH || got.wave < BNORM_LEAST_WAVE ||
+            got.work == 0)
             test_fail(t, "prefetch from %u MiB on, in place %u, stream from %u", got.prefetch,
                       got.prefetch_in_place, got.stream);
     }
