@@ -149,19 +149,21 @@ static inline vec_f vec_load_bf16(const uint16_t *p) {
 static inline __m128i vec_pack_16(__m256i v) {
     return _mm_packus_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
 }
-/* Rounded; a NaN, all of whose bits are set, would overflow. */
+/* Rounded in the upper halves; a NaN, all of whose bits are set, would overflow. */
 static inline __m256i vec_round_bf16(vec_f v) {
     const __m256i bits = _mm256_castps_si256(v),
                   odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1)),
-                  least = _mm256_min_epu32(bits, _mm256_set1_epi32(-0x8001)),
-                  sum = _mm256_add_epi32(_mm256_add_epi32(least, _mm256_set1_epi32(0x7fff)), odd);
-    return _mm256_srli_epi32(sum, 16);
+                  least = _mm256_min_epu32(bits, _mm256_set1_epi32(-0x8001));
+    return _mm256_add_epi32(_mm256_add_epi32(least, _mm256_set1_epi32(0x7fff)), odd);
+}
+static inline __m256i vec_narrow_bf16(vec_f v) {
+    return _mm256_srli_epi32(vec_round_bf16(v), 16);
 }
 static inline void vec_store_bf16(uint16_t *p, vec_f v) {
-    _mm_storeu_si128((__m128i *)(void *)p, vec_pack_16(vec_round_bf16(v)));
+    _mm_storeu_si128((__m128i *)(void *)p, vec_pack_16(vec_narrow_bf16(v)));
 }
 static inline __m256i vec_pair_bf16(vec_f a, vec_f b) {
-    const __m256i both = _mm256_packus_epi32(vec_round_bf16(a), vec_round_bf16(b));
+    const __m256i both = _mm256_packus_epi32(vec_narrow_bf16(a), vec_narrow_bf16(b));
     return _mm256_permute4x64_epi64(both, 0xd8);
 }
 static inline void vec_store_bf16_2(uint16_t *p, vec_f a, vec_f b) {
@@ -169,6 +171,20 @@ static inline void vec_store_bf16_2(uint16_t *p, vec_f a, vec_f b) {
 }
 static inline void vec_stream_bf16_2(uint16_t *p, vec_f a, vec_f b) {
     _mm256_stream_si256((__m256i *)(void *)p, vec_pair_bf16(a, b));
+}
+static inline void vec_load_bf16_apart(vec_f v[2], const uint16_t *p) {
+    const __m256i h = _mm256_loadu_si256((const __m256i *)(const void *)p);
+    v[0] = _mm256_castsi256_ps(_mm256_slli_epi32(h, 16));
+    v[1] = _mm256_castsi256_ps(_mm256_and_si256(h, _mm256_set1_epi32(-0x10000)));
+}
+static inline __m256i vec_join_bf16(vec_f even, vec_f odd) {
+    return _mm256_blend_epi16(vec_narrow_bf16(even), vec_round_bf16(odd), 0xaa);
+}
+static inline void vec_store_bf16_apart(uint16_t *p, vec_f even, vec_f odd) {
+    _mm256_storeu_si256((__m256i *)(void *)p, vec_join_bf16(even, odd));
+}
+static inline void vec_stream_bf16_apart(uint16_t *p, vec_f even, vec_f odd) {
+    _mm256_stream_si256((__m256i *)(void *)p, vec_join_bf16(even, odd));
 }
 static inline vec_f vec_load_f16(const uint16_t *p) {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p));

@@ -164,6 +164,21 @@ static inline void vec_store_bf16_2(uint16_t *p, vec_f a, vec_f b) {
 static inline void vec_stream_bf16_2(uint16_t *p, vec_f a, vec_f b) {
     _mm512_stream_si512((__m512i *)(void *)p, vec_pair_bf16(a, b));
 }
+static inline void vec_load_bf16_apart(vec_f v[2], const uint16_t *p) {
+    const __m512i h = _mm512_loadu_si512(p);
+    v[0] = _mm512_castsi512_ps(_mm512_slli_epi32(h, 16));
+    v[1] = _mm512_castsi512_ps(_mm512_and_si512(h, _mm512_set1_epi32(-0x10000)));
+}
+static inline __m512i vec_join_bf16(vec_f even, vec_f odd) {
+    return _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(vec_round_bf16(even), 16),
+                                   vec_round_bf16(odd));
+}
+static inline void vec_store_bf16_apart(uint16_t *p, vec_f even, vec_f odd) {
+    _mm512_storeu_si512(p, vec_join_bf16(even, odd));
+}
+static inline void vec_stream_bf16_apart(uint16_t *p, vec_f even, vec_f odd) {
+    _mm512_stream_si512((__m512i *)(void *)p, vec_join_bf16(even, odd));
+}
 static inline vec_f vec_load_f16(const uint16_t *p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p));
 }

@@ -156,6 +156,19 @@ static inline void vec_store_bf16_2(uint16_t *p, vec_f a, vec_f b) {
 static inline void vec_stream_bf16_2(uint16_t *p, vec_f a, vec_f b) {
     vec_store_bf16_2(p, a, b);
 }
+static inline void vec_load_bf16_apart(vec_f v[2], const uint16_t *p) {
+    const uint32x4_t h = vreinterpretq_u32_u16(vld1q_u16(p));
+    v[0] = vreinterpretq_f32_u32(vshlq_n_u32(h, 16));
+    v[1] = vreinterpretq_f32_u32(vandq_u32(h, vdupq_n_u32(0xffff0000)));
+}
+static inline void vec_store_bf16_apart(uint16_t *p, vec_f even, vec_f odd) {
+    const uint32x4_t h = vsriq_n_u32(vreinterpretq_u32_u16(vec_round_bf16(odd)),
+                                     vreinterpretq_u32_u16(vec_round_bf16(even)), 16);
+    vst1q_u16(p, vreinterpretq_u16_u32(h));
+}
+static inline void vec_stream_bf16_apart(uint16_t *p, vec_f even, vec_f odd) {
+    vec_store_bf16_apart(p, even, odd);
+}
 static inline void vec_stream_f16_2(uint16_t *p, vec_f a, vec_f b) {
     vec_store_f16(p, a);
     vec_store_f16(p + VEC_F, b);
