@@ -149,11 +149,10 @@ bnorm_status bnorm_apply(const bnorm_shape *shape, bnorm_in x, bnorm_out y,
         .self = &map,
         .view = &map.view,
         .map_view = &map.view,
-        .tensors = 1,
         .map_work = bnorm_map_work(2, map.args.act.kind),
         .map = complete ? map_part : map_with_defaults,
         .map_whole = complete ? map_whole : NULL,
     };
-    bnorm_run_pass(&pass, exec);
+    bnorm_run_map_pass(&pass, exec);
     return BNORM_OK;
 }

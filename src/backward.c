@@ -343,7 +343,7 @@ void bnorm_run_backward(bnorm_backward_plan *b, const bnorm_exec *exec) {
         .tensors = 2,
         .reduce_work = bnorm_reduce_work(2, args->act.kind),
         .map_work = bnorm_map_work(3, args->act.kind),
-        .reduce = has_sums ? reduce : NULL,
+        .reduce = reduce,
         .finish = finish,
         .map = args->out.data || args->dresidual.data ? map : NULL,
         .map_whole = args->dy.same_lanes || b->weights.values ? NULL : map_whole,
@@ -352,7 +352,10 @@ void bnorm_run_backward(bnorm_backward_plan *b, const bnorm_exec *exec) {
         bnorm_weigh(&b->weights, &b->sums, exec);
     if (b->stage != BNORM_STAGE_MAP)
         bnorm_run(exec, prepare, b, 1);
-    bnorm_run_pass(&pass, exec);
+    if (has_sums)
+        bnorm_run_pass(&pass, exec);
+    else
+        bnorm_run_map_pass(&pass, exec);
 }
 
 /* ---------------------------------------------------------------------------------------------- */

@@ -113,6 +113,7 @@ __attribute__((used)) static void bnorm_refuse_no_honor_nans(float x) {
 #define bnorm_run_backward          BNORM_NAME(bnorm_run_backward)
 #define bnorm_run_forward           BNORM_NAME(bnorm_run_forward)
 #define bnorm_run_map               BNORM_NAME(bnorm_run_map)
+#define bnorm_run_map_pass          BNORM_NAME(bnorm_run_map_pass)
 #define bnorm_run_pass              BNORM_NAME(bnorm_run_pass)
 #define bnorm_running_divisor       BNORM_NAME(bnorm_running_divisor)
 #define bnorm_set_bits              BNORM_NAME(bnorm_set_bits)

@@ -252,13 +252,11 @@ static void map_whole_task(void *arg, size_t i) {
 /* All phases on one thread, while everything is in cache. */
 static void small_task(void *arg, size_t i) {
     const bnorm_pass *pass = arg;
+    const size_t c = pass->view->c;
     (void)i;
-    if (pass->reduce) {
-        const size_t c = pass->view->c;
-        for (size_t b = 0; b < pass->blocks->count; b++)
-            pass->reduce(pass->self, b, 0, c);
-        pass->finish(pass->self, 0, c);
-    }
+    for (size_t b = 0; b < pass->blocks->count; b++)
+        pass->reduce(pass->self, b, 0, c);
+    pass->finish(pass->self, 0, c);
     map_whole(pass);
 }
 
@@ -373,43 +371,57 @@ static void run_map(struct shares *shares, const bnorm_exec *exec) {
     bnorm_run(exec, map_task, shares, parts);
 }
 
+/* Threads that share so much work, 0 where it is left to this one. */
+static size_t threads_for(const bnorm_exec *exec, size_t work, size_t least) {
+    if (bnorm_parts(exec, work / least) <= 1)
+        return 0;
+    const size_t threads =
+        bnorm_min(exec->threads ? exec->threads : SOME_THREADS, work / LEAST_WORK);
+    return bnorm_min(threads, MOST_THREADS);
+}
+
+void bnorm_run_map_pass(const bnorm_pass *pass, const bnorm_exec *exec) {
+    struct shares shares;
+    if (!pass->map)
+        return;
+    shares.pass = pass;
+    shares.first = 0;
+    shares.threads = threads_for(exec, elements_of(pass->map_view) * pass->map_work, 1);
+    if (shares.threads)
+        run_map(&shares, exec);
+    else
+        bnorm_run(exec, map_whole_task, &shares, 1);
+}
+
 void bnorm_run_pass(const bnorm_pass *pass, const bnorm_exec *exec) {
     const size_t elements = elements_of(pass->map_view);
-    if (bnorm_is_plain(exec) && elements * pass->tensors <= WAVE_ELEMENTS) {
+    const int small = elements * pass->tensors <= WAVE_ELEMENTS;
+    if (bnorm_is_plain(exec) && small) {
         small_task((void *)(uintptr_t)pass, 0);
         return;
     }
-    const size_t work = (pass->reduce ? pass->reduce_work : 0) + (pass->map ? pass->map_work : 0);
     /* Rows of few images are reduced by channels and mapped by positions, so that the coefficients go
      * from core to core. */
-    const int crosses =
-        pass->reduce && !bnorm_counts_groups(pass->view) && pass->view->images < SHARED_IMAGES;
-    const int shared = bnorm_parts(exec, elements * work / (crosses ? 2 : 1)) > 1;
+    const int crosses = !bnorm_counts_groups(pass->view) && pass->view->images < SHARED_IMAGES;
     struct shares shares;
-    if (!shared && (!pass->reduce || elements * pass->tensors <= WAVE_ELEMENTS)) {
+    shares.pass = pass;
+    shares.threads = threads_for(
+        exec, elements * (pass->reduce_work + (pass->map ? pass->map_work : 0)), crosses ? 2 : 1);
+    if (!shares.threads && small) {
         bnorm_run(exec, small_task, (void *)(uintptr_t)pass, 1);
         return;
     }
-    shares.pass = pass;
-    shares.threads = 0;
-    if (shared) {
-        const size_t most = elements * work / LEAST_WORK;
-        shares.threads = bnorm_min(exec->threads ? exec->threads : SOME_THREADS, most);
-        shares.threads = bnorm_min(shares.threads, MOST_THREADS);
-    }
     shares.first = shares.waves = shares.unit_parts = 0;
-    if (pass->reduce) {
-        cut_waves(&shares, shared && exec->threads);
-        if (shares.first < pass->view->c)
-            cut_units(&shares);
-        bnorm_run(exec, reduce_task, &shares, shares.waves + shares.unit_parts);
-        if (shares.first < pass->view->c)
-            run_finish(&shares, exec);
-        else if (shares.maps_waves)
-            return;
-        else
-            shares.first = 0;
-    }
+    cut_waves(&shares, shares.threads && exec->threads);
+    if (shares.first < pass->view->c)
+        cut_units(&shares);
+    bnorm_run(exec, reduce_task, &shares, shares.waves + shares.unit_parts);
+    if (shares.first < pass->view->c)
+        run_finish(&shares, exec);
+    else if (shares.maps_waves)
+        return;
+    else
+        shares.first = 0;
     if (pass->map)
         run_map(&shares, exec);
 }

@@ -172,6 +172,12 @@ static inline void vec_store_bf16_2(uint16_t *p, vec_f a, vec_f b) {
 static inline void vec_stream_bf16_2(uint16_t *p, vec_f a, vec_f b) {
     _mm256_stream_si256((__m256i *)(void *)p, vec_pair_bf16(a, b));
 }
+static inline void vec_apart(vec_f v[2], vec_f a, vec_f b) {
+    const __m256d even = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0x88)),
+                  odd = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0xdd));
+    v[0] = _mm256_castpd_ps(_mm256_permute4x64_pd(even, 0xd8));
+    v[1] = _mm256_castpd_ps(_mm256_permute4x64_pd(odd, 0xd8));
+}
 static inline void vec_load_bf16_apart(vec_f v[2], const uint16_t *p) {
     const __m256i h = _mm256_loadu_si256((const __m256i *)(const void *)p);
     v[0] = _mm256_castsi256_ps(_mm256_slli_epi32(h, 16));

@@ -164,6 +164,12 @@ static inline void vec_store_bf16_2(uint16_t *p, vec_f a, vec_f b) {
 static inline void vec_stream_bf16_2(uint16_t *p, vec_f a, vec_f b) {
     _mm512_stream_si512((__m512i *)(void *)p, vec_pair_bf16(a, b));
 }
+static inline void vec_apart(vec_f v[2], vec_f a, vec_f b) {
+    const __m512i even =
+        _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    v[0] = _mm512_permutex2var_ps(a, even, b);
+    v[1] = _mm512_permutex2var_ps(a, _mm512_add_epi32(even, _mm512_set1_epi32(1)), b);
+}
 static inline void vec_load_bf16_apart(vec_f v[2], const uint16_t *p) {
     const __m512i h = _mm512_loadu_si512(p);
     v[0] = _mm512_castsi512_ps(_mm512_slli_epi32(h, 16));

@@ -35,7 +35,7 @@
  *   vec_store_8                   (p, v, zero_point, is_signed): v of at most 2^14 rounded to whole
  *                                 numbers, ties to even, zero_point added, limited to s8 or u8
  *   vec_store_bf16_2, ..._8_4     two or four vectors, one behind the other
- *   vec_..._bf16_apart            two vectors, of the even and of the odd elements of 2*VEC_F
+ *   vec_apart, ..._bf16_apart     two vectors, of the even and of the odd elements of 2*VEC_F
  *   vec_if_bits                   (bits, v): v where one of the lowest VEC_F bits is set, else 0
  *   vec_bits_gt                   (a, b): a bit per lane
  *   ..._d                         the same for doubles, and vec_div_d, vec_sqrt_d, vec_if_eq_d,

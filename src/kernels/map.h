@@ -6,13 +6,13 @@
  * asked for once a group. Where a run ends within a vector, the last vector begins so much earlier
  * that it is whole.
  *
- * There are two loops, of which a form is an instance: map_runs, and map_together for rows of floats
- * in a cache, of which several pass at once, so that their parameters are loaded once. A form has
- * five parameters:
+ * There are three loops, of which a form is an instance: map_runs; map_together for rows of floats
+ * in a cache, of which several pass at once, so that their parameters are loaded once; and map_apart for
+ * rows of BF16, whose even and odd elements come apart. A form has five parameters:
  *   direction   FORWARD, BACKWARD
  *   source      of a vector's parameters: SPREAD, the same for all vectors of a run (planes, and
  *               blocks of channels that fit into a vector); LOADED, from arrays; TOGETHER, from
- *               arrays for the vectors of several rows
+ *               arrays for the vectors of several rows; APART, from arrays in another order
  *   type        of all tensors, without a mask; BNORM_ANY: is asked for
  *   kind        of activation. CLAMP together has RELU, too, BNORM_CURVE is LEAKY_RELU and HARD_SWISH.
  *               BNORM_ANY: is asked for, of all where types are asked for, too, else of IDENTITY, RELU,
@@ -44,7 +44,7 @@
 #define BNORM_FEW_LANES ((size_t)8 * VEC_F)
 
 enum direction { FORWARD, BACKWARD };
-enum source { SPREAD, TOGETHER, LOADED };
+enum source { SPREAD, TOGETHER, LOADED, APART };
 
 #define BNORM_ANY   (-1)
 #define BNORM_CURVE (-2)
@@ -93,7 +93,7 @@ struct mapping {
     unsigned char *bits; /* the mask, or NULL */
     struct quant x_quant, argument_quant, out_quant;
     struct parameters p;
-    map_function *spread, *together, *loaded, *any; /* the forms; the first two may be NULL */
+    map_function *spread, *several, *loaded, *any; /* the forms; the first two may be NULL */
 };
 
 /* Where the elements of a run are. Absent tensors are any memory, which is not looked at. */
@@ -138,10 +138,10 @@ struct held {
 /* ---------------------------------------------------------------------------------------------- */
 /* Groups */
 
-/* Where all lanes have the same parameters, those of BF16 may come in any order, and go in the same:
- * even and odd elements apart, which takes half the instructions. */
+/* Where all lanes have the same parameters, or these are in that order, BF16 comes and goes with even and
+ * odd elements apart, which takes half the instructions. */
 BNORM_INLINE int goes_apart(const struct form f, size_t count) {
-    return f.source == SPREAD && f.type == BNORM_BF16 && count % 2 == 0;
+    return f.source == APART || (f.source == SPREAD && f.type == BNORM_BF16 && count % 2 == 0);
 }
 
 BNORM_INLINE void load_vectors(vec_f *to, bnorm_dtype type, const char *p,
@@ -359,7 +359,7 @@ BNORM_INLINE void compute(const struct form f, const struct mapping *m, const st
               centred = any || forward ? m->centred : 1;
     const bnorm_dtype type = type_of(f, m->type);
     const size_t at = e * (any ? m->size : size_of(type));
-#define BNORM_P(name) (f.source == LOADED ? vec_load(m->p.name + i + q * VEC_F) : h->name)
+#define BNORM_P(name) (f.source >= LOADED ? vec_load(m->p.name + i + q * VEC_F) : h->name)
     if (forward || sloped || m->reads_x) {
         load_inputs(f, x, type, r->x + at, s->x, &m->x_quant, count);
         if (centred)
@@ -632,6 +632,25 @@ BNORM_INLINE void map_together(const struct form f, const struct mapping *given,
     }
 }
 
+/* Rows of whole groups of BF16. */
+BNORM_INLINE void map_apart(const struct form f, const struct mapping *given,
+                            const struct block *block) {
+    const struct mapping mine = *given, *const m = &mine;
+    const struct strides strides = block->strides;
+    const size_t len = block->lanes;
+    const unsigned hints = block->hints;
+    const struct held none = {0};
+    struct run r = block->run;
+    for (size_t row = 0; row < block->rows; row++, skip_row(f, &r, &strides))
+        for (size_t e = 0; e < len; e += BNORM_GROUP_F) {
+            struct results results = {.bits = 0};
+            if (BNORM_UNLIKELY(hints))
+                prefetch_group(f, m, &r, e, hints);
+            compute(f, m, &r, &strides, &none, e, e, BNORM_VECTORS, &results);
+            store_results(f, m, &r, e, BNORM_VECTORS, &results, (hints & BNORM_STREAM) != 0);
+        }
+}
+
 /* What moves by the size of elements that a call has. */
 static const struct form all_forms = {BACKWARD, LOADED, BNORM_ANY, BNORM_ANY, 0};
 
@@ -643,29 +662,32 @@ static const struct form all_forms = {BACKWARD, LOADED, BNORM_ANY, BNORM_ANY, 0}
 #define BNORM_FLOAT_FORMS(name, direction, kind)                                                   \
     BNORM_FORM(name##_planes, map_runs, direction, SPREAD, BNORM_F32, kind, 1)                     \
     BNORM_FORM(name##_together, map_together, direction, TOGETHER, BNORM_F32, kind, 1)
-/* Those of one type: of planes and of rows. */
+/* Those of one type: of planes and of rows; those of BF16 are apart. */
 #define BNORM_FORMS(name, direction, type)                                                         \
     BNORM_FORM(name##_planes, map_runs, direction, SPREAD, type, BNORM_ANY, 1)                     \
     BNORM_FORM(name##_rows, map_runs, direction, LOADED, type, BNORM_ANY, 1)
+#define BNORM_BF16_FORMS(name, direction)                                                          \
+    BNORM_FORM(name##_planes, map_runs, direction, SPREAD, BNORM_BF16, BNORM_ANY, 1)               \
+    BNORM_FORM(name##_apart, map_apart, direction, APART, BNORM_BF16, BNORM_ANY, 1)
 BNORM_FLOAT_FORMS(forward_identity, FORWARD, BNORM_ACT_IDENTITY)
 BNORM_FORM(forward_relu_planes, map_runs, FORWARD, SPREAD, BNORM_F32, BNORM_ACT_RELU, 0)
 BNORM_FORM(forward_clamp_planes, map_runs, FORWARD, SPREAD, BNORM_F32, BNORM_ACT_CLAMP, 0)
 BNORM_FORM(forward_clamp_together, map_together, FORWARD, TOGETHER, BNORM_F32, BNORM_ACT_CLAMP, 0)
 BNORM_FLOAT_FORMS(forward_curve, FORWARD, BNORM_CURVE)
 BNORM_FORM(forward_f32_rows, map_runs, FORWARD, LOADED, BNORM_F32, BNORM_ANY, 0)
-BNORM_FORMS(forward_bf16, FORWARD, BNORM_BF16)
+BNORM_BF16_FORMS(forward_bf16, FORWARD)
 BNORM_FORMS(forward_f16, FORWARD, BNORM_F16)
 BNORM_FORMS(forward_any, FORWARD, BNORM_ANY)
 BNORM_FLOAT_FORMS(backward_identity, BACKWARD, BNORM_ACT_IDENTITY)
 BNORM_FLOAT_FORMS(backward_relu, BACKWARD, BNORM_ACT_RELU)
 BNORM_FORM(backward_f32_rows, map_runs, BACKWARD, LOADED, BNORM_F32, BNORM_ANY, BNORM_ANY)
 BNORM_FORM(backward_f32_planes, map_runs, BACKWARD, SPREAD, BNORM_F32, BNORM_ANY, BNORM_ANY)
-BNORM_FORMS(backward_bf16, BACKWARD, BNORM_BF16)
+BNORM_BF16_FORMS(backward_bf16, BACKWARD)
 BNORM_FORMS(backward_f16, BACKWARD, BNORM_F16)
 BNORM_FORM(backward_any_rows, map_runs, BACKWARD, LOADED, BNORM_ANY, BNORM_ANY, BNORM_ANY)
 
 struct functions {
-    map_function *planes, *rows, *together;
+    map_function *planes, *rows, *several; /* most rows of a block: together or apart */
 };
 /* Of floats by kind of activation; of BF16, of F16; of others; in backward of floats without slope. */
 enum {
@@ -679,7 +701,7 @@ static const struct functions forward_functions[] = {
     {forward_clamp_planes, forward_f32_rows, forward_clamp_together},
     {forward_curve_planes, forward_f32_rows, forward_curve_together},
     {forward_curve_planes, forward_f32_rows, forward_curve_together},
-    {forward_bf16_planes, forward_bf16_rows, NULL},
+    {forward_bf16_planes, forward_any_rows, forward_bf16_apart},
     {forward_f16_planes, forward_f16_rows, NULL},
     {forward_any_planes, forward_any_rows, NULL}};
 static const struct functions backward_functions[] = {
@@ -688,7 +710,7 @@ static const struct functions backward_functions[] = {
     {backward_f32_planes, backward_any_rows, NULL},
     {backward_f32_planes, backward_any_rows, NULL},
     {backward_f32_planes, backward_any_rows, NULL},
-    {backward_bf16_planes, backward_bf16_rows, NULL},
+    {backward_bf16_planes, backward_any_rows, backward_bf16_apart},
     {backward_f16_planes, backward_f16_rows, NULL},
     {NULL, backward_any_rows, NULL},
     {backward_f32_planes, backward_f32_rows, NULL}};
@@ -886,11 +908,21 @@ BNORM_RARE void repeat_parameters(struct mapping *m, size_t lanes, size_t end, f
         m->p.center = m->p.scale;
 }
 
-/* How many channels, in whole vectors, rows that follow one another get by being joined; 0 where
- * their parameters do not fit into `room`. */
-BNORM_INLINE size_t joined_lanes(const struct mapping *m, const struct block *b, size_t least) {
+BNORM_INLINE void skip_parameters(struct parameters *p, size_t n) {
+    p->center += n;
+    p->scale += n;
+    p->shift += n;
+    p->invstd += n;
+    p->slope += n;
+    p->offset += n;
+}
+
+/* How many channels, in whole units, rows that follow one another get by being joined; 0 where their
+ * parameters do not fit into `room`. */
+BNORM_INLINE size_t joined_lanes(const struct mapping *m, const struct block *b, size_t unit,
+                                 size_t least) {
     size_t lanes = b->lanes;
-    while (lanes % VEC_F || lanes < least)
+    while (lanes % unit || lanes < least)
         lanes *= 2;
     return lanes <= room_of(m) - BNORM_GROUP_F ? lanes : 0;
 }
@@ -902,7 +934,7 @@ BNORM_RARE void join_rows(struct mapping *m, struct block *b, float *room) {
     size_t period = b->lanes;
     b->exact = b->lanes >= BNORM_LONG_ROW && b->lanes % BNORM_GROUP_F == 0;
     if (!b->exact) {
-        period = joined_lanes(m, b, VEC_F);
+        period = joined_lanes(m, b, VEC_F, VEC_F);
         if (!period || (b->lanes >= VEC_F && total < 4 * period))
             return;
         repeat_parameters(m, b->lanes, period + BNORM_GROUP_F, room);
@@ -922,7 +954,7 @@ BNORM_COLD void map_rows_together(struct mapping *m, struct block *b, float *roo
     while (least > VEC_F && total < 8 * count * least)
         least /= 2;
     if (b->dense && (given % VEC_F || given < least))
-        joined = joined_lanes(m, b, least);
+        joined = joined_lanes(m, b, VEC_F, least);
     const size_t lanes = joined ? joined : given, rows = total / lanes / count * count;
     if (!rows || lanes < VEC_F)
         return;
@@ -934,7 +966,7 @@ BNORM_COLD void map_rows_together(struct mapping *m, struct block *b, float *roo
     }
     b->rows = rows;
     b->lanes = lanes;
-    m->together(m, b);
+    m->several(m, b);
     skip_rows(all_forms, &b->run, &b->strides, rows);
     if (joined) {
         b->rows = 1;
@@ -947,9 +979,71 @@ BNORM_COLD void map_rows_together(struct mapping *m, struct block *b, float *roo
     }
 }
 
+/* n parameters in whole groups, even and odd ones apart; may be in place. */
+BNORM_COLD void take_apart(float *to, const float *p, size_t n) {
+    for (size_t i = 0; i < n; i += 2 * VEC_F) {
+        vec_f v[2];
+        vec_apart(v, vec_load(p + i), vec_load(p + i + VEC_F));
+        vec_store(to + i, v[0]);
+        vec_store(to + i + VEC_F, v[1]);
+    }
+}
+
+/* All rows, joined to whole groups, or to whole vectors, where they follow one another, and in strips of
+ * whole groups. Leaves the last rows that are too few to be joined, or all. */
+BNORM_RARE void map_rows_apart(struct mapping *m, struct block *b, float *room) {
+    const size_t each = room_of(m), given = b->lanes;
+    const struct parameters p = m->p;
+    struct block these = *b;
+    size_t joined = 0;
+    for (size_t unit = BNORM_GROUP_F; b->dense && given % BNORM_GROUP_F && !joined && unit >= VEC_F;
+         unit /= BNORM_VECTORS)
+        joined = joined_lanes(m, b, unit, BNORM_GROUP_F);
+    const size_t lanes = joined ? joined : given, rest = lanes % BNORM_GROUP_F,
+                 whole = lanes - rest, rows = b->rows * given / lanes,
+                 end = whole && rest && rest < VEC_F ? whole - BNORM_GROUP_F : whole;
+    if (joined) {
+        const size_t stride = joined * m->size;
+        these.strides = (struct strides){stride, stride, stride, stride, stride, 0};
+    }
+    these.rows = rows;
+    these.hints =
+        b->dense || given * m->size > BNORM_PART || (m->hints & BNORM_STREAM) ? m->hints : 0;
+    if (!end || rows < BNORM_VECTORS || ((these.hints & BNORM_STREAM) && !begins_lines(m, &these)))
+        return;
+    if (joined)
+        repeat_parameters(m, given, lanes, room);
+    const struct parameters from = m->p;
+    for (size_t i = 0; i < end; i += these.lanes) {
+        these.lanes = lesser(each / BNORM_GROUP_F * BNORM_GROUP_F, end - i);
+#define BNORM_APART(k, name)                                                                       \
+    take_apart(room + (k)*each, from.name + i, these.lanes);                                       \
+    m->p.name = room + (k)*each;
+        BNORM_FOR_PARAMETERS(m, BNORM_APART)
+#undef BNORM_APART
+        if (!m->centred)
+            m->p.center = m->p.scale;
+        m->several(m, &these);
+        skip_elements(&these.run, all_forms, m, these.lanes);
+    }
+    if (end < lanes) {
+        m->p = from;
+        skip_parameters(&m->p, end);
+        these.lanes = lanes - end;
+        these.dense = 0;
+        map_form(m->loaded, m, &these);
+    }
+    m->p = p;
+    skip_elements(&b->run, all_forms, m, rows * lanes);
+    b->rows -= rows * lanes / given;
+    b->lanes = b->rows ? given : 0;
+}
+
 static void map_rows(struct mapping *m, struct block *b, float *room) {
     const struct parameters p = m->p;
-    if (m->together && m->hints == 0)
+    if (m->several && m->type == BNORM_BF16)
+        map_rows_apart(m, b, room);
+    else if (m->several && m->hints == 0)
         map_rows_together(m, b, room);
     if (b->dense && b->rows > 1)
         join_rows(m, b, room);
@@ -1110,7 +1204,7 @@ BNORM_INLINE void begin_mapping(struct mapping *m, const bnorm_map_args *a,
     const struct functions *const functions = functions_of(m, all);
     m->spread = functions->planes;
     m->loaded = functions->rows;
-    m->together = functions->together;
+    m->several = functions->several;
 }
 
 /* Axes of a tensor. */
@@ -1170,21 +1264,16 @@ BNORM_INLINE void map_groups(struct mapping *m, const bnorm_map_args *a, float *
             else
                 map_rows(m, &b, room);
         }
-        m->p.center += a->lanes;
-        m->p.scale += a->lanes;
-        m->p.shift += a->lanes;
-        m->p.invstd += a->lanes;
-        m->p.slope += a->lanes;
-        m->p.offset += a->lanes;
+        skip_parameters(&m->p, a->lanes);
     }
 }
 
 /* Planes of an image after the other, or small ones as rows. */
 BNORM_INLINE void map_images(struct mapping *m, const bnorm_map_args *a, float *room) {
     struct block b;
-    const size_t small = m->loaded == m->any ? BNORM_SMALL_ANY
-                         : a->images > 1     ? BNORM_SMALL_PLANES
-                                             : BNORM_SMALL_PLANE;
+    const size_t small = m->loaded == m->any && !m->several ? BNORM_SMALL_ANY
+                         : a->images > 1                    ? BNORM_SMALL_PLANES
+                                                            : BNORM_SMALL_PLANE;
     begin_block(&b, m, a, GROUPS, 0, 0);
     if (a->lanes < small && b.dense) {
         struct block images;

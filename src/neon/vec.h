@@ -156,6 +156,11 @@ static inline void vec_store_bf16_2(uint16_t *p, vec_f a, vec_f b) {
 static inline void vec_stream_bf16_2(uint16_t *p, vec_f a, vec_f b) {
     vec_store_bf16_2(p, a, b);
 }
+static inline void vec_apart(vec_f v[2], vec_f a, vec_f b) {
+    const float32x4x2_t both = vuzpq_f32(a, b);
+    v[0] = both.val[0];
+    v[1] = both.val[1];
+}
 static inline void vec_load_bf16_apart(vec_f v[2], const uint16_t *p) {
     const uint32x4_t h = vreinterpretq_u32_u16(vld1q_u16(p));
     v[0] = vreinterpretq_f32_u32(vshlq_n_u32(h, 16));
