@@ -96,6 +96,7 @@ static inline vec_f vec_canonical(vec_f v) {
 static inline vec_f vec_canonical_result(vec_f v) {
     return vec_canonical(v);
 }
+enum { VEC_TESTS_NAN = 1 };
 static inline int vec_are_numbers(const vec_f *v, size_t n) {
     vec_f nan = _mm256_cmp_ps(v[0], v[1], _CMP_UNORD_Q);
     for (size_t i = 2; i < n; i += 2)

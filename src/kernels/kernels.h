@@ -24,8 +24,8 @@
  *   vec_canonical                 every NaN becomes 0xffffffff
  *   vec_canonical_result          the same, of what arithmetic gave: no NaN is a signalling one
  *   vec_relu, vec_clamp           vec_canonical_result of these activations
- *   vec_are_numbers               (v, n): of an even number of vectors, whether none has a NaN; 0 where
- *                                 vec_canonical_result takes one instruction
+ *   vec_are_numbers               (v, n): of an even number of vectors, whether none has a NaN; 0, as is
+ *                                 VEC_TESTS_NAN, where vec_canonical_result takes one instruction
  *   vec_div, vec_negate, vec_minus_abs
  *   vec_max, vec_min              (a, b): a where it is greater, or less, else b
  *   vec_power_of_2                v >= 0 with its fraction cut off, 0 for denormals

@@ -246,7 +246,8 @@ BNORM_INLINE void activate_vectors(const struct form f, const bnorm_act *act, ve
                                    size_t count) {
     const vec_f a = vec_set1(act->a), b = vec_set1(act->b);
     const int kind = f.kind == BNORM_ANY ? (int)act->kind : f.kind,
-              clamps = kind == BNORM_ACT_RELU || kind == BNORM_ACT_CLAMP;
+              clamps = kind == BNORM_ACT_RELU || kind == BNORM_ACT_CLAMP,
+              relu = f.kind == BNORM_ACT_RELU || act->kind == BNORM_ACT_RELU;
     if (has_curves(f)) {
         if (act->kind == BNORM_ACT_LEAKY_RELU) {
             BNORM_EACH v[q] = leaky_relu(v[q], a);
@@ -263,9 +264,9 @@ BNORM_INLINE void activate_vectors(const struct form f, const bnorm_act *act, ve
     if (are_numbers(v, count)) {
         if (clamps)
             BNORM_EACH v[q] = vec_max(v[q], a);
-        if (clamps && f.kind != BNORM_ACT_RELU && act->kind == BNORM_ACT_CLAMP)
+        if (clamps && !relu)
             BNORM_EACH v[q] = vec_min(v[q], b);
-    } else if (f.kind == BNORM_ACT_RELU) {
+    } else if (clamps && relu && (f.kind == BNORM_ACT_RELU || !VEC_TESTS_NAN)) {
         BNORM_EACH v[q] = vec_relu(v[q]);
     } else if (clamps) {
         BNORM_EACH v[q] = vec_clamp(v[q], a, b);

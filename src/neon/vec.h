@@ -105,6 +105,7 @@ static inline vec_f vec_zero_from(vec_f v, vec_f limit, vec_f x) {
 static inline vec_f vec_zero_unless_gt(vec_f a, vec_f b, vec_f v) {
     return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(v), vcgtq_f32(a, b)));
 }
+enum { VEC_TESTS_NAN = 0 };
 static inline int vec_are_numbers(const vec_f *v, size_t n) {
     (void)v, (void)n;
     return 0;
