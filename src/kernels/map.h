@@ -231,7 +231,7 @@ BNORM_INLINE vec_f hard_swish(vec_f v) {
 
 /* Whether a form has LEAKY_RELU and HARD_SWISH, and in backward CLAMP. */
 BNORM_INLINE int has_curves(const struct form f) {
-    const int floats = f.type == BNORM_F32 && (f.direction == FORWARD || f.source == SPREAD);
+    const int floats = f.type == BNORM_F32 && f.direction == FORWARD;
     return f.kind == BNORM_CURVE || (f.kind == BNORM_ANY && (f.type == BNORM_ANY || floats));
 }
 
@@ -289,10 +289,12 @@ BNORM_INLINE void gradient_vectors(const struct form f, const bnorm_act *act, co
         BNORM_EACH BNORM_OF(BNORM_ACT_RELU);
         return;
     }
+    if (f.kind == BNORM_CURVE && act->kind <= BNORM_ACT_RELU)
+        __builtin_unreachable();
     switch (act->kind) {
         BNORM_PLAIN_KINDS(BNORM_CASE)
     default: {
-        if (f.type == BNORM_F32)
+        if (f.kind == BNORM_CURVE)
             __builtin_unreachable();
         float values[2][BNORM_GROUP_F];
         BNORM_EACH vec_store(values[0] + q * VEC_F, v[q]);
@@ -682,7 +684,8 @@ BNORM_FORMS(forward_any, FORWARD, BNORM_ANY)
 BNORM_FLOAT_FORMS(backward_identity, BACKWARD, BNORM_ACT_IDENTITY)
 BNORM_FLOAT_FORMS(backward_relu, BACKWARD, BNORM_ACT_RELU)
 BNORM_FORM(backward_f32_rows, map_runs, BACKWARD, LOADED, BNORM_F32, BNORM_ANY, BNORM_ANY)
-BNORM_FORM(backward_f32_planes, map_runs, BACKWARD, SPREAD, BNORM_F32, BNORM_ANY, BNORM_ANY)
+BNORM_FORM(backward_curve_planes, map_runs, BACKWARD, SPREAD, BNORM_F32, BNORM_CURVE, 1)
+BNORM_FORM(backward_frozen_planes, map_runs, BACKWARD, SPREAD, BNORM_F32, BNORM_ANY, 0)
 BNORM_BF16_FORMS(backward_bf16, BACKWARD)
 BNORM_FORMS(backward_f16, BACKWARD, BNORM_F16)
 BNORM_FORM(backward_any_rows, map_runs, BACKWARD, LOADED, BNORM_ANY, BNORM_ANY, BNORM_ANY)
@@ -708,13 +711,13 @@ static const struct functions forward_functions[] = {
 static const struct functions backward_functions[] = {
     {backward_identity_planes, backward_f32_rows, backward_identity_together},
     {backward_relu_planes, backward_f32_rows, backward_relu_together},
-    {backward_f32_planes, backward_any_rows, NULL},
-    {backward_f32_planes, backward_any_rows, NULL},
-    {backward_f32_planes, backward_any_rows, NULL},
+    {backward_curve_planes, backward_any_rows, NULL},
+    {backward_curve_planes, backward_any_rows, NULL},
+    {backward_curve_planes, backward_any_rows, NULL},
     {backward_bf16_planes, backward_any_rows, backward_bf16_apart},
     {backward_f16_planes, backward_f16_rows, NULL},
     {NULL, backward_any_rows, NULL},
-    {backward_f32_planes, backward_f32_rows, NULL}};
+    {backward_frozen_planes, backward_f32_rows, NULL}};
 
 /* The forms of a call. */
 BNORM_INLINE const struct functions *functions_of(const struct mapping *m,
@@ -727,7 +730,7 @@ BNORM_INLINE const struct functions *functions_of(const struct mapping *m,
                          : backward ? BNORM_ACT_RELU
                                     : BNORM_ACT_CLAMP);
     if (backward)
-        typed &= m->has_out && m->centred && (float32 || !frozen) &&
+        typed &= m->has_out && m->centred && !(frozen && !(float32 && two)) &&
                  !(kind == BNORM_ACT_IDENTITY && float32 && m->has_dresidual);
     return &functions[!typed          ? BNORM_OTHERS
                       : !float32      ? BNORM_OF_TYPE + (size_t)m->type
@@ -992,7 +995,7 @@ BNORM_COLD void take_apart(float *to, const float *p, size_t n) {
 
 /* All rows, joined to whole groups, or to whole vectors, where they follow one another, and in strips of
  * whole groups. Leaves the last rows that are too few to be joined, or all. */
-BNORM_RARE void map_rows_apart(struct mapping *m, struct block *b, float *room) {
+BNORM_COLD void map_rows_apart(struct mapping *m, struct block *b, float *room) {
     const size_t each = room_of(m), given = b->lanes;
     const struct parameters p = m->p;
     struct block these = *b;

@@ -601,7 +601,7 @@ BNORM_RARE void stage_parameters(struct sum_rows *s, size_t i, size_t n,
 }
 
 /* What has none, and any len: a group of few lanes at a time. */
-BNORM_RARE void add_staged(const struct sum_rows *s, size_t rows, size_t tail, size_t len,
+BNORM_COLD void add_staged(const struct sum_rows *s, size_t rows, size_t tail, size_t len,
                            double *a, double *b) {
     enum { ROOM = BNORM_GROUP * BNORM_STAGE_LANES };
     float x[ROOM], g[ROOM], pivot[BNORM_STAGE_LANES], group[2 * BNORM_STAGE_LANES];
