@@ -1310,18 +1310,21 @@ static void map_all(const bnorm_map_args *a, int planes, enum direction directio
     }
     if (m.hints & BNORM_STREAM)
         vec_fence();
-    vec_zeroupper();
 }
 
 static void apply_rows(const bnorm_map_args *a) {
     map_all(a, 0, FORWARD, forward_functions);
+    vec_zeroupper();
 }
 static void apply_span(const bnorm_map_args *a) {
     map_all(a, 1, FORWARD, forward_functions);
+    vec_zeroupper();
 }
 static void dx_rows(const bnorm_map_args *a) {
     map_all(a, 0, BACKWARD, backward_functions);
+    vec_zeroupper();
 }
 static void dx_span(const bnorm_map_args *a) {
     map_all(a, 1, BACKWARD, backward_functions);
+    vec_zeroupper();
 }

@@ -319,12 +319,12 @@ BNORM_INLINE struct sums sum_few(BNORM_SUM_ARGS, size_t rows, size_t tail) {
 
 /* What load_rows makes of vectors with the same parameters: of a column of rows, or of a plane. */
 struct column {
-    const struct sum_rows *s;
     struct sum_parameters p;
-    struct cursor at;
+    const struct sum_rows *s;
     size_t x_step, dy_step, argument_step, bit_step; /* from a vector to the next */
     size_t step, end;                                /* floats in x and g, and of all vectors */
     float *x, *g;
+    struct cursor at;
 };
 
 /* n <= VEC_F lanes of each; limits: the activation is RELU or CLAMP, else any. */
