@@ -31,8 +31,12 @@ enum { QUICK_WORK = 128, SLOW_WORK = 48 };
 
 /* Of CPUs that nothing is known about. Few have more than 2 MiB of L2; outputs that are streamed past
  * the caches began to gain between 48 and 96 MiB on a Sapphire Rapids, 1.15 to 1.3 times there. */
-static const bnorm_limits usual = {
-    BNORM_LEAST_PREFETCH, BNORM_LEAST_PREFETCH, 48, 256, BNORM_LEAST_WAVE, QUICK_WORK};
+static const bnorm_limits usual = {BNORM_LEAST_PREFETCH,
+                                   BNORM_LEAST_PREFETCH,
+                                   48,
+                                   256,
+                                   BNORM_LEAST_WAVE,
+                                   BNORM_HAVE_X86 ? QUICK_WORK : SLOW_WORK};
 
 #define KIB ((uint64_t)1 << 10)
 #define MIB ((uint64_t)1 << 20)
@@ -107,7 +111,7 @@ static bnorm_limits limits_of_intel(unsigned model, uint64_t l2, uint64_t l3) {
                                  model == 0x55 ? 0 : usual.stream,
                                  (unsigned)(l2 / KIB),
                                  usual.wave,
-                                 usual.work};
+                                 QUICK_WORK};
     return limits;
 }
 
@@ -226,9 +230,7 @@ unsigned bnorm_cpu_features(void) {
 }
 
 bnorm_limits bnorm_cpu_limits(void) {
-    bnorm_limits limits = usual;
-    limits.work = SLOW_WORK;
-    return limits;
+    return usual;
 }
 
 #endif

@@ -338,7 +338,7 @@ typedef enum BNORM_INT bnorm_memory {
  * best kernel set. The result has the same bits whatever parallel, pool, threads, isa and memory
  * are. threads is how many threads work for `parallel`, the caller's included; 0 = not known, 1 =
  * parallel is not called. With it the work is cut so that every thread gets an equal share, without
- * it into pieces of about 64 KiB. Calls of less than about 10 us are not shared. */
+ * it into pieces of about 64 KiB. Calls of less than 5 to 10 us are not shared. */
 struct bnorm_exec {
     bnorm_parallel parallel;
     void *pool; /* first argument of parallel */

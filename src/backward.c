@@ -343,7 +343,7 @@ void bnorm_run_backward(bnorm_backward_plan *b, const bnorm_exec *exec) {
         .tensors = 2,
         .reduce_work = bnorm_reduce_work(2, args->act.kind),
         .map_work = bnorm_map_work(3, args->act.kind),
-        .reduce = reduce,
+        .reduce = has_sums ? reduce : NULL,
         .finish = finish,
         .map = args->out.data || args->dresidual.data ? map : NULL,
         .map_whole = args->dy.same_lanes || b->weights.values ? NULL : map_whole,

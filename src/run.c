@@ -81,9 +81,14 @@ static struct cut cut_view(const bnorm_view *view, size_t first_group, size_t pa
     cut.runs = one ? view->rows : view->groups - first_group;
     cut.len = one ? view->lanes : view->rows * view->lanes;
     cut.total = view->images * cut.runs * cut.len;
-    /* Whole runs where they are short. */
-    if (cut.len <= cut.total / parts / 16)
-        cut.step = cut.len;
+    /* Whole runs where they are short, and so many that the next part begins a line as the first one
+     * does. */
+    const size_t most = cut.total / parts / 16;
+    size_t runs = 1;
+    while (cut.len * runs % 64 && cut.len * runs <= most / 2)
+        runs *= 2;
+    if (cut.len <= most)
+        cut.step = cut.len * runs;
     return cut;
 }
 

@@ -148,7 +148,7 @@ static const struct {
     16, {AMD}, model, 0x80000021, 0x8000001d, {                                                    \
         {L1D}, {L1I}, __VA_ARGS__                                                                  \
     }
-#define USUAL 2, 2, 48, 256, 512, 128
+#define USUAL 2, 2, 48, 256, 512, BNORM_HAVE_X86 ? 128 : 48
     {"Zen 3", {ON_AMD(ZEN3, {L2(512 * K)}, {L3(32 * M)})}, {16, 16, 32, 512, 4096, 128}},
     {"Zen 3 with more L3",
      {ON_AMD(ZEN3, {L2(512 * K)}, {L3(96 * M)})},

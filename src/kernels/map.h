@@ -14,7 +14,8 @@
  *               blocks of channels that fit into a vector); LOADED, from arrays; TOGETHER, from
  *               arrays for the vectors of several rows; APART, from arrays in another order
  *   type        of all tensors, without a mask; BNORM_ANY: is asked for
- *   kind        of activation. CLAMP together has RELU, too, BNORM_CURVE is LEAKY_RELU and HARD_SWISH.
+ *   kind        of activation. CLAMP together has RELU, too; BNORM_CURVE is LEAKY_RELU and HARD_SWISH,
+ *               in backward CLAMP, too.
  *               BNORM_ANY: is asked for, of all where types are asked for, too, else of IDENTITY, RELU,
  *               in forward CLAMP, and what has_curves says
  *   sloped      whether dx has the terms of batch statistics; BNORM_ANY: is asked for */
