@@ -352,7 +352,7 @@ void bnorm_run_backward(bnorm_backward_plan *b, const bnorm_exec *exec) {
         bnorm_weigh(&b->weights, &b->sums, exec);
     if (b->stage != BNORM_STAGE_MAP)
         bnorm_run(exec, prepare, b, 1);
-    if (has_sums)
+    if (pass.reduce)
         bnorm_run_pass(&pass, exec);
     else
         bnorm_run_map_pass(&pass, exec);

@@ -376,9 +376,10 @@ static void run_map(struct shares *shares, const bnorm_exec *exec) {
     bnorm_run(exec, map_task, shares, parts);
 }
 
-/* Threads that share so much work, 0 where it is left to this one. */
-static size_t threads_for(const bnorm_exec *exec, size_t work, size_t least) {
-    if (bnorm_parts(exec, work / least) <= 1)
+/* Threads that share so much work, 0 where it is left to this one; so many times as much as usual has
+ * to be worth it. */
+static size_t threads_for(const bnorm_exec *exec, size_t work, size_t times) {
+    if (bnorm_parts(exec, work / times) <= 1)
         return 0;
     const size_t threads =
         bnorm_min(exec->threads ? exec->threads : SOME_THREADS, work / LEAST_WORK);

@@ -59,7 +59,8 @@ typedef struct bnorm_pass {
     const bnorm_view *map_view;
     size_t tensors;               /* that reduce reads: 1 or 2 */
     size_t reduce_work, map_work; /* per element */
-    /* Table entries of block b for channels [channel, channel + channels). */
+    /* Table entries of block b for channels [channel, channel + channels); NULL = nothing to reduce,
+     * which is for bnorm_run_map_pass. */
     void (*reduce)(const void *self, size_t b, size_t channel, size_t channels);
     void (*finish)(const void *self, size_t channel, size_t channels);
     /* NULL = nothing. near: the part has just been reduced. */
@@ -69,7 +70,7 @@ typedef struct bnorm_pass {
 } bnorm_pass;
 
 void bnorm_run_pass(const bnorm_pass *pass, const bnorm_exec *exec);
-/* The same where there is nothing to reduce: view, map and what belongs to it. */
+/* The same where reduce is NULL: it reads no more than self, view, map and what belongs to map. */
 void bnorm_run_map_pass(const bnorm_pass *pass, const bnorm_exec *exec);
 
 #pragma GCC visibility pop
